@@ -1,0 +1,16 @@
+"""What happens beside the training step: refreshing the index, measuring, keeping a run resumable.
+
+The folder is the subpackage openbook.callbacks. Imported under another name its classes would exist twice, and Lightning
+would not find a callback's saved state again: so that is refused.
+"""
+
+if __name__ != "openbook.callbacks":
+    raise ImportError(f"import openbook.callbacks, not {__name__}: each class would exist twice")
+
+from openbook.callbacks.index_refresh import IndexRefresh
+from openbook.callbacks.interrupt import StopOnSignal
+from openbook.callbacks.provenance import Provenance
+from openbook.callbacks.staleness import Staleness
+from openbook.callbacks.throughput import Throughput
+
+__all__ = ["IndexRefresh", "Provenance", "Staleness", "StopOnSignal", "Throughput"]

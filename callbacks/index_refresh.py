@@ -1,0 +1,197 @@
+"""Re-encode the corpus every N optimizer steps and swap the index on all ranks at the same step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from openbook.distributed import concatenate_shards, raise_together, rank, shard, world_size
+from openbook.encode_corpus import encode_passages
+from openbook.encoders import TextEncoder
+from openbook.mips import Snapshot, build_index
+from openbook.progress import progress, say
+from openbook.retriever import Retriever
+
+
+@dataclass(frozen=True)
+class IndexOptions:
+    """How a snapshot is made: FAISS factory string, where it is searched, its search depth, the encoding's batches."""
+
+    factory: str = "Flat"
+    device: Literal["cpu", "gpu"] = "cpu"
+    nprobe: int = 16
+    ef_search: int = 64
+    tokens_per_batch: int = 8192
+    autocast: torch.dtype | None = None
+
+
+def refresh_due(step: int, last_refresh: int, every: int) -> bool:
+    """Whether a refresh is due once `step` optimizer steps are done. A function of (step, last_refresh) and not of a
+    modulus: with accumulated gradients one step is seen several times."""
+    return every > 0 and step - last_refresh >= every
+
+
+class IndexRefresh(L.Callback):
+    """Owns the snapshot of a module's retriever: builds it before the first search, refreshes it every N steps.
+
+    A refresh: every rank encodes its shard of the corpus with today's passage encoder, the shards are exchanged, each
+    rank builds the same index, measures it against the old one on probe questions, and rebinds `retriever.snapshot`.
+    A frozen passage encoder is never encoded again.
+
+    fresh_test: re-encode before a test when the passage encoder has moved since the last refresh.
+
+    A checkpoint keeps the passage encoder as it was at the last refresh, so that a resumed run searches the very
+    index that the interrupted one searched.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        options: IndexOptions,
+        corpus_fingerprint: str,
+        probes: tuple[Tensor, Tensor] | None = None,
+        overlap_k: int = 10,
+        fresh_test: bool = True,
+    ):
+        self.every = every
+        self.options = options
+        self.corpus_fingerprint = corpus_fingerprint
+        self.probes = probes
+        self.overlap_k = overlap_k
+        self.fresh_test = fresh_test
+        self.generation = -1
+        self.last_refresh = 0
+        self.seconds = 0.0
+        self._encoder_then: dict[str, Tensor] | None = None
+
+    # Weights are in place by the sanity check; a resumed run skips it and comes to on_train_start with them.
+    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure(pl_module)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure(pl_module)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure(pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._ensure(pl_module)
+        retriever: Retriever = pl_module.retriever  # type: ignore[assignment]
+        stale = retriever.snapshot.encoder_fingerprint != retriever.passage_encoder.fingerprint()  # type: ignore[union-attr]
+        if self.fresh_test and stale:
+            self.refresh(retriever)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        retriever: Retriever = pl_module.retriever  # type: ignore[assignment]
+        trains = any(parameter.requires_grad for parameter in retriever.passage_encoder.parameters())
+        if trains and refresh_due(trainer.global_step, self.last_refresh, self.every):
+            measured = self.refresh(retriever)
+            measured["refresh/steps_since_last"] = float(trainer.global_step - self.last_refresh)
+            self.last_refresh = trainer.global_step
+            for name, value in measured.items():
+                pl_module.log(name, value, rank_zero_only=True)
+
+    def refresh(self, retriever: Retriever) -> dict[str, float]:
+        """Encode, build, measure, swap; returns what was measured, by the name it is logged under."""
+        started = time.perf_counter()
+        old = retriever.snapshot
+        new, embeddings = self._make(retriever, retriever.passage_encoder)
+        measured = {} if old is None else self._compare(retriever, old, new, embeddings)
+        retriever.snapshot = new
+        self.generation = new.generation
+        if any(parameter.requires_grad for parameter in retriever.passage_encoder.parameters()):
+            self._encoder_then = _copied_state(retriever.passage_encoder)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        measured |= {
+            "refresh/seconds": seconds,
+            "refresh/passages_per_second": new.n_passages / seconds,
+            "refresh/generation": float(new.generation),
+        }
+        if old is not None and "refresh/overlap_at_k" in measured:
+            say(f"index generation {new.generation}: overlap@{self.overlap_k} with the last one "
+                f"{measured['refresh/overlap_at_k']:.2f}, score drift {measured['refresh/score_drift']:.3f}")  # fmt: skip
+        return measured
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generation": self.generation, "last_refresh": self.last_refresh, "seconds": self.seconds,
+                "passage_encoder": self._encoder_then}  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.generation = int(state_dict["generation"])
+        self.last_refresh = int(state_dict["last_refresh"])
+        self.seconds = float(state_dict["seconds"])
+        self._encoder_then = state_dict["passage_encoder"]
+
+    def _ensure(self, module: L.LightningModule) -> None:
+        """Build the snapshot where there is none: of the weights a checkpoint kept for it, else of today's."""
+        retriever: Retriever = module.retriever  # type: ignore[assignment]
+        if retriever.snapshot is not None:
+            return
+        if self._encoder_then is None:
+            self.refresh(retriever)
+            return
+        started = time.perf_counter()
+        encoder = copy.deepcopy(retriever.passage_encoder)
+        encoder.load_state_dict(self._encoder_then)
+        self.generation -= 1  # the same generation is made again
+        retriever.snapshot, _ = self._make(retriever, encoder)
+        self.generation = retriever.snapshot.generation
+        self.seconds += time.perf_counter() - started
+
+    def _make(self, retriever: Retriever, encoder: TextEncoder) -> tuple[Snapshot, Tensor]:
+        """A new snapshot of the whole corpus under `encoder`, and its embeddings [n_passages, dim]."""
+        options, n_passages = self.options, len(retriever.tokens.lengths)
+        error: Exception | None = None
+        embeddings = torch.empty(0)
+        try:
+            with progress("encoding the corpus", "passages") as done:
+                embeddings = encode_passages(
+                    encoder, retriever.tokens, shard(n_passages, rank(), world_size()), retriever.special,
+                    retriever.max_passage_tokens, options.tokens_per_batch, options.autocast, done,
+                )  # fmt: skip
+        except Exception as caught:  # exchanged before it is raised: a rank alone would leave the others waiting
+            error = caught
+        raise_together(error)
+        embeddings = concatenate_shards(embeddings, n_passages)
+        try:
+            index = build_index(embeddings.numpy(), options.factory, options.device, options.nprobe, options.ef_search)
+        except Exception as caught:
+            error = caught
+        raise_together(error)
+        snapshot = Snapshot(index, self.generation + 1, encoder.fingerprint(), self.corpus_fingerprint, options.factory)
+        return snapshot, embeddings
+
+    @torch.inference_mode()
+    def _compare(self, retriever: Retriever, old: Snapshot, new: Snapshot, embeddings: Tensor) -> dict[str, float]:
+        """overlap@k: the share of the old top-k that is still in the new one, under today's question encoder. Score
+        drift: mean |new - old| inner product of the old top-k."""
+        if self.probes is None:
+            return {}
+        ids, mask = self.probes
+        device = next(retriever.parameters()).device
+        was_training = retriever.question_encoder.training
+        retriever.question_encoder.eval()
+        with torch.autocast(device.type, self.options.autocast, enabled=self.options.autocast is not None):
+            questions = retriever.question_encoder(ids.to(device), mask.to(device)).cpu()
+        retriever.question_encoder.train(was_training)
+        before, after = old.search(questions, self.overlap_k), new.search(questions, self.overlap_k)
+        kept = (before.rows[:, :, None] == after.rows[:, None, :]).any(-1) & before.mask
+        again = torch.einsum("bd,bkd->bk", questions, embeddings[before.rows.clamp(min=0)])
+        drift = (again - before.index_scores).abs()[before.mask]
+        return {
+            "refresh/overlap_at_k": (kept.sum() / before.mask.sum().clamp(min=1)).item(),
+            "refresh/score_drift": drift.mean().item(),
+        }
+
+
+def _copied_state(encoder: TextEncoder) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in encoder.state_dict().items()}

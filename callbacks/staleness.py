@@ -1,0 +1,44 @@
+"""How stale the index is at every step, and what the marginal makes of the passages: measured for free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from openbook.callbacks.index_refresh import IndexRefresh
+from openbook.distributed import sum_over_ranks
+from openbook.objectives import doc_logprobs, posterior
+
+
+class Staleness(L.Callback):
+    """Logs, as means over the questions of all ranks:
+
+    train/staleness            |doc_scores - index_scores| of the passages read, in units of the inner product
+    train/prior_entropy        of p(z|x), nats; log(n_docs) is a retriever without opinion, 0 one without doubt
+    train/posterior_entropy    of p(z|x,y), nats
+    train/steps_since_refresh  optimizer steps
+    """
+
+    def __init__(self, refresh: IndexRefresh):
+        self.refresh = refresh
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        doc_scores, index_scores = outputs["doc_scores"].float(), outputs["index_scores"]
+        present = index_scores.isfinite()
+        drift = torch.where(present, doc_scores * pl_module.retriever.temperature - index_scores, 0.0).abs()  # type: ignore[union-attr, operator]
+        after = posterior(outputs["token_logprobs"], doc_scores, batch.target_mask, pl_module.objective)  # type: ignore[arg-type]
+        per_question = torch.stack([
+            drift.sum(-1) / present.sum(-1).clamp(min=1),
+            torch.special.entr(doc_logprobs(doc_scores).exp()).sum(-1),
+            torch.special.entr(after).sum(-1),
+            torch.ones_like(batch.weight),
+        ])  # fmt: skip
+        *sums, questions = sum_over_ranks((per_question * batch.weight).sum(-1)).tolist()
+        for name, value in zip(("staleness", "prior_entropy", "posterior_entropy"), sums, strict=True):
+            pl_module.log(f"train/{name}", value / max(questions, 1.0), rank_zero_only=True)
+        since = float(trainer.global_step - self.refresh.last_refresh)
+        pl_module.log("train/steps_since_refresh", since, rank_zero_only=True)

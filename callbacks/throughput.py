@@ -1,0 +1,35 @@
+"""Where the time goes: questions per second, seconds per step, seconds of each stage."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+
+from openbook.distributed import world_size
+
+
+class Throughput(L.Callback):
+    """Logs throughput/step_seconds (forward passes of one optimizer step, without refresh or validation) and
+    throughput/questions_per_second over all ranks. Put it before IndexRefresh, so that a refresh is not counted."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._seconds = 0.0
+        self._questions = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seconds += time.perf_counter() - self._started
+        self._questions += len(batch.examples) * world_size()
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            pl_module.log("throughput/step_seconds", self._seconds, rank_zero_only=True)
+            pl_module.log("throughput/questions_per_second", self._questions / self._seconds, rank_zero_only=True)
+            self._seconds, self._questions = 0.0, 0

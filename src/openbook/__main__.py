@@ -1,0 +1,97 @@
+"""The command line: python -m openbook COMMAND EXPERIMENT [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from openbook.errors import OpenBookError
+
+HELP = """\
+Train retrieval-augmented generation end to end: retriever, index and generator under one likelihood.
+
+commands:
+  train EXPERIMENT [key=value ...]     train, evaluate, write runs/EXPERIMENT/NAME/
+  resume RUN [key=value ...]           continue an interrupted run from its last checkpoint
+  evaluate RUN [key=value ...]         answer the test questions with a trained run
+  list                                 the experiments and what each one shows
+  keys [TEXT]                          every key with its unit and default (holding TEXT)
+  show EXPERIMENT [key=value ...]      the whole configuration an experiment comes to
+  data [EXPERIMENT] [key=value ...]    build and check the data only
+
+EXPERIMENT is a file of experiments/ without .yaml; RUN a run folder, or an experiment for its newest run.
+
+examples:
+  python -m openbook train rag_token trainer.max_steps=50 seed=1
+  python -m openbook train rag_token data.corpus=passages.jsonl data.train=train.jsonl \\
+      data.validation=validation.jsonl data.test=test.jsonl
+  python -m openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 2 on bad input (one line says what to do)."""
+    parser = argparse.ArgumentParser("openbook", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     usage="python -m openbook COMMAND [EXPERIMENT or RUN] [key=value ...] [--debug]")  # fmt: skip
+    parser.add_argument("command", choices=["train", "resume", "evaluate", "list", "keys", "show", "data"], help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    chosen = parser.parse_args(arguments)
+    try:
+        _run(chosen.command, chosen.words)
+    except OpenBookError as error:
+        if chosen.debug:
+            raise
+        from openbook.hardware import rank_from_environment
+
+        if rank_from_environment() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(command: str, words: list[str]) -> None:
+    """Heavy imports wait until a command needs them: bad input is answered at once."""
+    from openbook.experiment import described_keys, list_experiments, load_experiment, to_yaml
+
+    subject = words[0] if words and "=" not in words[0] else ""
+    overrides = words[1:] if subject else words
+    if command in ("train", "resume", "evaluate", "show") and not subject:
+        wanted = "a run folder" if command in ("resume", "evaluate") else "an experiment"
+        raise OpenBookError(f"`{command}` needs {wanted}", action=f"python -m openbook {command} NAME")
+    match command:
+        case "list":
+            for name, shows in list_experiments().items():
+                print(f"{name:<20} {shows}")
+        case "keys":
+            for key, default, unit in described_keys():
+                if subject in key:
+                    print(f"{key:<34} {default!s:<12} {unit}")
+        case "show":
+            print(to_yaml(load_experiment(subject, overrides)), end="")
+        case "train":
+            config = load_experiment(subject, overrides)
+            from openbook.train import quiet, train
+
+            quiet()
+            train(config)
+        case "resume":
+            from openbook.train import quiet, resume
+
+            quiet()
+            resume(subject, overrides)
+        case "evaluate":
+            from openbook.evaluate import evaluate
+            from openbook.train import quiet
+
+            quiet()
+            evaluate(subject, overrides)
+        case "data":
+            config = load_experiment(subject or "rag_token", overrides)
+            from openbook import build
+
+            build.data(config, build.parts(config)).setup()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

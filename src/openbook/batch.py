@@ -1,0 +1,105 @@
+"""The words of the project: what a passage, an example, a batch and a retrieval result are.
+
+Axis names, one legend for the whole project:
+
+    batch         questions of one rank's batch
+    n_docs        passages marginalised over per question
+    question_len  tokens of the longest question of the batch
+    passage_len   tokens of the longest passage as the passage encoder reads it
+    context_len   tokens of the longest context (question + passage as the generator reads it)
+    target_len    tokens of the longest answer, end-of-sequence included
+    vocab         the generator's vocabulary
+    dim           the embedding dimension of the retriever
+    n_passages    passages of the corpus; a *row* is a passage's number in it, from 0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+"""The label of a target position that no loss counts (padding)."""
+
+MISSING_ROW = -1
+"""The row of a hit that the index did not have; FAISS answers -1, and nothing may be read at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One passage of the corpus. `id` is the user's own name for it, unique in the corpus."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One question with every answer that counts as right.
+
+    `positive_ids` names passages known to hold the answer (for measuring recall, never for joint training);
+    `relation` and `phrasing` are groups that results are reported by, empty where the data has none.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    positive_ids: tuple[str, ...] = ()
+    relation: str = ""
+    phrasing: str = ""
+
+
+class _Movable:
+    """Gives a frozen dataclass of tensors the `.to(device)` that Lightning looks for."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        moved = {
+            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+            for field in fields(self)  # type: ignore[arg-type]
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
+    """Questions and targets of one rank for one forward pass.
+
+    question_ids, question_mask: [batch, question_len], as the question encoder reads them, special tokens included.
+    context_questions: the same questions as the generator's tokenizer writes them, one tuple of ids per question,
+        without special tokens; contexts are assembled from these and the corpus store, never from strings.
+    labels: [batch, target_len], the answer and its end-of-sequence; IGNORED_LABEL is padding.
+    weight: [batch] float, 1 for an example, 0 for one that only keeps the ranks in step at the end of an epoch.
+    cursor: how many examples of the stream all ranks have consumed once this batch is trained on.
+    """
+
+    question_ids: Tensor
+    question_mask: Tensor
+    context_questions: tuple[tuple[int, ...], ...]
+    labels: Tensor
+    weight: Tensor
+    examples: tuple[Example, ...]
+    cursor: int = 0
+
+    @property
+    def target_mask(self) -> Tensor:
+        """[batch, target_len] bool: the target positions that count."""
+        return self.labels != IGNORED_LABEL
+
+
+@dataclass(frozen=True)
+class Retrieved(_Movable):
+    """What the index answered: rows [batch, n_docs] int64 (MISSING_ROW where there was no hit) and index_scores
+    [batch, n_docs] fp32, highest first. index_scores select; they never enter a loss (they may be stale)."""
+
+    rows: Tensor
+    index_scores: Tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """[batch, n_docs] bool: True where there is a passage."""
+        return self.rows != MISSING_ROW

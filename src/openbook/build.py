@@ -1,0 +1,153 @@
+"""From a configuration to parts: the only place, with `train`, where settings become arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openbook.callbacks import IndexRefresh
+from openbook.callbacks.index_refresh import IndexOptions
+from openbook.config import EMBEDDED, MINILM, Config
+from openbook.contexts import ContextBuilder
+from openbook.corpus import Corpus, build_corpus
+from openbook.datamodule import QuestionAnswerData
+from openbook.encoders import load_encoder, load_tokenizer
+from openbook.factbook import WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
+from openbook.generator import load_generator
+from openbook.mips import search_device
+from openbook.module import RagModule
+from openbook.progress import progress, say
+from openbook.reader import detokenize
+from openbook.retriever import Retriever
+from openbook.text import special_ids
+from openbook.warmup import WarmupOptions, warm_up
+from openbook.weights import model_folder
+
+
+@dataclass(frozen=True)
+class Files:
+    """The four files of an experiment; validation and test may be None."""
+
+    corpus: Path
+    train: Path
+    validation: Path | None
+    test: Path | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Data ready to be read: no model among them yet."""
+
+    files: Files
+    corpus: Corpus
+    question_tokenizer: Any
+    generator_tokenizer: Any
+
+
+def factbook(config: Config) -> FactbookFiles:
+    """The embedded data in the size the configuration names, built into the cache where it is not there yet."""
+    words = config.data.factbook
+    if words.whole:
+        options = replace(WHOLE_BOOK, passage_words=words.passage_words)
+    else:
+        options = FactbookOptions(passage_words=words.passage_words, field_words=words.field_words)
+    return build_factbook(options, Path(config.data.cache), say)
+
+
+def files(config: Config) -> Files:
+    """The files that the data keys stand for."""
+    data = config.data
+    names = {"corpus": data.corpus, "train": data.train, "validation": data.validation, "test": data.test}
+    if EMBEDDED in names.values():
+        book = factbook(config)
+        embedded = {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}
+        names = {key: str(embedded[key]) if name == EMBEDDED else name for key, name in names.items()}
+    paths = {key: Path(name) if name else None for key, name in names.items()}
+    return Files(**paths)  # type: ignore[arg-type]
+
+
+def parts(config: Config) -> Parts:
+    """Files, corpus store and tokenizers."""
+    named = files(config)
+    generator_tokenizer = load_tokenizer(config.generator.model)
+    question_tokenizer = load_tokenizer(config.retriever.question_encoder)
+    encoder_tokenizer = load_tokenizer(config.retriever.passage_encoder)
+    with progress("tokenising the corpus", "passages") as done:
+        corpus = build_corpus(named.corpus, {"encoder": encoder_tokenizer, "generator": generator_tokenizer},
+                              Path(config.data.cache), done)  # fmt: skip
+    return Parts(named, corpus, question_tokenizer, generator_tokenizer)
+
+
+def data(config: Config, ready: Parts) -> QuestionAnswerData:
+    """The DataModule."""
+    return QuestionAnswerData(
+        train=ready.files.train, validation=ready.files.validation, test=ready.files.test,
+        question_tokenizer=ready.question_tokenizer, generator_tokenizer=ready.generator_tokenizer,
+        batch_size=config.trainer.batch_size, evaluation_batch_size=config.evaluate.batch_size,
+        max_question_tokens=config.data.max_question_tokens, max_target_tokens=config.data.max_target_tokens,
+        seed=config.seed, num_workers=config.data.workers, strict=config.data.strict_targets,
+        limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
+    )  # fmt: skip
+
+
+def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
+    """The folder of the warmed-up reader; None where the experiment wants no warm-up. Rank 0 makes it, others wait."""
+    if not config.warmup.steps:
+        return None
+    named = files(replace(config, data=replace(config.data, corpus=config.warmup.passages, train=config.warmup.questions,
+                                               validation=config.warmup.held_out, test="")))  # fmt: skip
+    tokenizer = load_tokenizer(MINILM)
+    corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
+    options = WarmupOptions(config.warmup.steps, config.warmup.batch_size, config.warmup.lr, config.seed,
+                            config.data.max_context_tokens, config.data.max_target_tokens)  # fmt: skip
+    device = torch.device("cuda" if on == "gpu" else "cpu")
+    return warm_up(model_folder(MINILM), options, corpus, named.train, named.validation, tokenizer,
+                   Path(config.data.cache), device, autocast)  # fmt: skip
+
+
+def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModule:
+    """The LightningModule with its models loaded. reader_folder: the warmed-up reader, where there was a warm-up."""
+    closed_book = config.objective == "closed_book"
+    generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
+    contexts = ContextBuilder(ready.corpus.tokens("generator"), special_ids(ready.generator_tokenizer), config.data.max_context_tokens)
+    return RagModule(
+        None if closed_book else retriever(config, ready), generator, contexts, ready.corpus,
+        detokenizer(config, ready), config.objective, config.retriever.n_docs, config.optim, config.trainer.max_steps,
+        config.data.max_target_tokens, config.evaluate.n_docs, config.trainer.reduction,
+        config.generator.label_smoothing, config.seed,
+    )  # fmt: skip
+
+
+def retriever(config: Config, ready: Parts) -> Retriever:
+    """Both encoders over the corpus; one encoder for both sides where they are tied."""
+    wanted = config.retriever
+    encoders = [
+        load_encoder(folder, wanted.pooling, wanted.normalize, wanted.dropout)
+        for folder in ([wanted.question_encoder] if wanted.tied else [wanted.question_encoder, wanted.passage_encoder])
+    ]
+    return Retriever(
+        encoders[0], encoders[-1], ready.corpus.tokens("encoder"), special_ids(load_tokenizer(wanted.passage_encoder)),
+        config.data.max_passage_tokens, wanted.temperature, wanted.train_question_encoder, wanted.train_passage_encoder,
+    )  # fmt: skip
+
+
+def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:
+    """Answer ids to text. WordPiece wants its spaces mended; other tokenizers know their own."""
+    tokenizer = ready.generator_tokenizer
+    if config.generator.model == MINILM:
+        return lambda ids: detokenize(tokenizer, ids)
+    return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def index_refresh(config: Config, ready: Parts, questions: QuestionAnswerData, autocast: torch.dtype | None) -> IndexRefresh:
+    """The callback that owns the index."""
+    index = config.index
+    options = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
+                           index.tokens_per_batch, autocast)  # fmt: skip
+    probes = questions.probe_questions(config.refresh.probes)
+    return IndexRefresh(config.refresh.every, options, ready.corpus.fingerprint, probes, config.refresh.overlap_k,
+                        config.refresh.fresh_test)  # fmt: skip

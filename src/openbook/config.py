@@ -1,0 +1,294 @@
+"""Every setting of an experiment, its unit under it. Values come from experiments/*.yaml (see openbook.experiment)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openbook.errors import OpenBookError
+
+EMBEDDED = "factbook"
+"""The value of data.corpus, data.train, … that stands for the embedded data, The World Factbook."""
+
+MINILM = "minilm"
+"""The value of encoder and generator folders that stands for the packaged MiniLM weights."""
+
+
+@dataclass(frozen=True)
+class FactbookConfig:
+    passage_words: int = 50
+    """words per passage, at most"""
+    field_words: int = 24
+    """words kept of each field of the book"""
+    whole: bool = False
+    """the whole book in passages of passage_words, nothing left out; field_words is then not looked at"""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    corpus: str = EMBEDDED
+    """file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the embedded book"""
+    train: str = EMBEDDED
+    """file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing)"""
+    validation: str = EMBEDDED
+    """file of questions, watched during training; empty: none"""
+    test: str = EMBEDDED
+    """file of questions, for the figures in summary.json; empty: none"""
+    factbook: FactbookConfig = field(default_factory=FactbookConfig)
+    cache: str = ".cache/openbook"
+    """folder for what is built once: texts, token ids, warmed-up readers"""
+    max_question_tokens: int = 64
+    """tokens; a longer question is an error"""
+    max_passage_tokens: int = 128
+    """tokens of a passage as the passage encoder reads it, special tokens included"""
+    max_context_tokens: int = 192
+    """tokens of question + passage as the generator reads them; the passage is cut, never the question"""
+    max_target_tokens: int = 24
+    """tokens of an answer, end-of-sequence included"""
+    strict_targets: bool = False
+    """true: an answer over max_target_tokens is an error; false: one warning with their count"""
+    workers: int = 0
+    """loader processes per rank; 0 tokenises in the training process"""
+
+
+@dataclass(frozen=True)
+class RetrieverConfig:
+    question_encoder: str = MINILM
+    """folder of a transformers encoder (config.json, model.safetensors, tokenizer)"""
+    passage_encoder: str = MINILM
+    """folder, likewise; separate weights even when it is the same folder"""
+    tied: bool = False
+    """one encoder for both sides"""
+    pooling: Literal["mean", "cls"] = "mean"
+    """how token states become one embedding"""
+    normalize: bool = True
+    """true: cosine scores; false: plain inner product (DPR)"""
+    temperature: float = 0.05
+    """doc_scores = inner product / temperature"""
+    n_docs: int = 4
+    """passages marginalised per question in training"""
+    train_question_encoder: bool = True
+    """whether gradients reach the question encoder"""
+    train_passage_encoder: bool = True
+    """whether gradients reach the passage encoder; then the index goes stale and wants refreshing"""
+    dropout: float = 0.0
+    """probability, in both encoders while they train"""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    factory: str = "Flat"
+    """FAISS factory string, inner product; 'IVF256,Flat', 'HNSW32', …"""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """where it is searched; auto takes a GPU where torch and FAISS both have one"""
+    nprobe: int = 16
+    """lists visited per query (IVF families)"""
+    ef_search: int = 64
+    """candidates per query (HNSW families)"""
+    tokens_per_batch: int = 8192
+    """tokens per forward pass when the corpus is encoded"""
+
+
+@dataclass(frozen=True)
+class RefreshConfig:
+    every: int = 30
+    """optimizer steps between refreshes; 0: the index is built once and never refreshed"""
+    probes: int = 128
+    """validation questions on which the old and the new index are compared"""
+    overlap_k: int = 10
+    """top-k of that comparison"""
+    fresh_test: bool = True
+    """encode the corpus once more before the test when the passage encoder has moved since the last refresh"""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    model: str = MINILM
+    """folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers"""
+    dropout: float = 0.0
+    """probability, while a transformers model trains; the small reader has none"""
+    label_smoothing: float = 0.0
+    """share of each target's probability spread over the vocabulary"""
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """The reader's warm-up: the generator alone on gold passages of the training split, before joint training."""
+
+    steps: int = 0
+    """optimizer steps; 0: none, the generator starts as its folder has it"""
+    batch_size: int = 32
+    """questions per step"""
+    lr: float = 5.0e-4
+    """peak learning rate of MiniLM's layers; the reader's new parts get twice as much"""
+    passages: str = EMBEDDED
+    """passages the warm-up reads; another corpus for joint training leaves this alone"""
+    questions: str = EMBEDDED
+    """questions with positive_ids among those passages"""
+    held_out: str = EMBEDDED
+    """questions, likewise, on which the warmed-up reader is measured; empty: none"""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr_question_encoder: float = 1.0e-4
+    """peak learning rate"""
+    lr_passage_encoder: float = 1.0e-4
+    """peak learning rate"""
+    lr_generator: float = 3.0e-4
+    """peak learning rate"""
+    weight_decay: float = 0.01
+    """AdamW, not on biases and normalisation"""
+    warmup_steps: int = 10
+    """optimizer steps from zero to the peak"""
+    final_lr: float = 0.1
+    """share of the peak at the last step; linear decay"""
+    clip: float = 1.0
+    """largest gradient norm; 0: no clipping"""
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    max_steps: int = 100
+    """optimizer steps"""
+    batch_size: int = 16
+    """questions per rank and forward pass"""
+    accumulate: int = 1
+    """forward passes per optimizer step"""
+    reduction: Literal["question", "token"] = "question"
+    """what the loss is a mean over, counted over the batches of all ranks"""
+    devices: int = 1
+    """ranks on this node"""
+    nodes: int = 1
+    """nodes"""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """where the models train"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """autocast dtype; auto takes bf16 where the hardware computes in it"""
+    validate_every: int = 25
+    """optimizer steps between validations"""
+    checkpoint_every: int = 25
+    """optimizer steps between checkpoints"""
+    log_every: int = 1
+    """optimizer steps between rows of metrics.csv"""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    batch_size: int = 32
+    """questions per forward pass"""
+    n_docs: int = 0
+    """passages read per question; 0: as in training"""
+    validation_questions: int = 200
+    """questions of the validation split looked at during training; 0: all"""
+    test_questions: int = 0
+    """questions of the test split; 0: all"""
+    before_training: bool = True
+    """also evaluate on the test split before the first step"""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """offline needs no account; online needs `wandb login`"""
+    project: str = "openbook"
+    """name"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = ""
+    """exact run folder; empty: runs/<experiment>/<name>"""
+    name: str = ""
+    """run name; empty: date and time"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, whole."""
+
+    experiment: str = "unnamed"
+    """name: the YAML file's"""
+    shows: str = ""
+    """one sentence: what this experiment is meant to show"""
+    seed: int = 0
+    """decides order, sampled answers, dropout and initialisation"""
+    objective: Literal["rag_token", "rag_sequence", "closed_book"] = "rag_token"
+    """which marginal likelihood trains (openbook.objectives)"""
+    data: DataConfig = field(default_factory=DataConfig)
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+POSITIVE = (
+    "data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens data.max_context_tokens "
+    "data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe index.ef_search index.tokens_per_batch "
+    "refresh.probes refresh.overlap_k warmup.batch_size warmup.lr trainer.max_steps trainer.batch_size "
+    "trainer.accumulate trainer.devices trainer.nodes trainer.validate_every trainer.checkpoint_every trainer.log_every "
+    "evaluate.batch_size"
+).split()
+NOT_NEGATIVE = (
+    "seed data.workers refresh.every warmup.steps optim.lr_question_encoder "
+    "optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps optim.clip evaluate.n_docs "
+    "evaluate.validation_questions evaluate.test_questions"
+).split()
+FRACTIONS = ("retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
+
+
+def value_of(config: object, key: str) -> object:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def problems_of(config: Config) -> list[OpenBookError]:
+    """Everything wrong with a configuration that can be seen without opening a file: ranges and combinations."""
+    problems = []
+
+    def wrong(what: str, key: str, expected: object, action: str = "") -> None:
+        problems.append(OpenBookError(what, where=key, got=repr(value_of(config, key)), expected=expected, action=action))
+
+    for keys, right, expected in (
+        (POSITIVE, lambda value: value > 0, "more than 0"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+        (FRACTIONS, lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    ):
+        for key in keys:
+            if not right(value_of(config, key)):
+                wrong("value out of range", key, expected)
+
+    data = config.data
+    own = [key for key in ("corpus", "train", "validation", "test") if getattr(data, key) not in (EMBEDDED, "")]
+    if own and data.corpus == EMBEDDED and config.objective != "closed_book":
+        wrong("questions of your own over the embedded corpus", "data.corpus", "a file of passages",
+              "Set data.corpus=FILE too.")  # fmt: skip
+    if own:
+        for key in ("train", "validation", "test"):
+            if getattr(data, key) == EMBEDDED:
+                hint = "Set it to a file of questions" + (", or to nothing to do without." if key != "train" else ".")
+                wrong("embedded questions over a corpus of your own", f"data.{key}", "a file of questions", hint)
+    if not data.train:
+        wrong("no training questions", "data.train", "a file of questions or 'factbook'")
+    if data.max_context_tokens < data.max_question_tokens + 8:
+        wrong("contexts would hold no passage", "data.max_context_tokens",
+              f"at least data.max_question_tokens + 8 = {data.max_question_tokens + 8}")  # fmt: skip
+    retriever = config.retriever
+    if retriever.tied and retriever.train_question_encoder != retriever.train_passage_encoder:
+        wrong("tied encoders train together or not at all", "retriever.train_passage_encoder",
+              f"retriever.train_question_encoder's value, {retriever.train_question_encoder}")  # fmt: skip
+    if retriever.tied and retriever.question_encoder != retriever.passage_encoder:
+        wrong("tied encoders are one model", "retriever.passage_encoder", repr(retriever.question_encoder))
+    if retriever.tied and config.optim.lr_question_encoder != config.optim.lr_passage_encoder:
+        wrong("tied encoders have one learning rate", "optim.lr_passage_encoder", config.optim.lr_question_encoder)
+    if config.warmup.steps and config.generator.model != MINILM:
+        wrong("the warm-up is for the small reader", "warmup.steps", "0 with a generator of your own")
+    return problems

@@ -1,0 +1,166 @@
+"""Greedy decoding of the marginal over passages, for RAG-Token and RAG-Sequence, batched over questions.
+
+One loop serves both objectives. With log-weights w[b,k] over passages, the next token's marginal is
+
+    log p(y_t | x, y_<t) = logsumexp_k( w[b,k] + log p_G(y_t | x, z_k, y_<t) )
+
+RAG-Token keeps w = doc_logprobs at every step (Lewis et al. 2020, section 2.1). RAG-Sequence moves w to the posterior
+given the prefix, w <- log_softmax_k( w + log p_G(y_t | x, z_k, y_<t) ): greedy on the exact marginal of the prefix.
+That departs from the paper, which searches once per passage and scores the candidates afterwards (section 2.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from openbook.errors import OpenBookError
+
+Objective = Literal["rag_token", "rag_sequence", "closed_book"]
+
+
+class DecodableGenerator(Protocol):
+    """What decoding asks of a generator. memory and cache are the generator's own; decoding only hands them back."""
+
+    @property
+    def decoder_start_token_id(self) -> int: ...
+    @property
+    def eos_token_id(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+
+    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any:
+        """[batch * n_docs, context_len] twice -> memory."""
+
+    def decode(self, decoder_input_ids: Tensor, memory: Any, context_mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        """The newest tokens [batch * n_docs, 1], cache None at the start -> hidden [batch * n_docs, 1, width]."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., width] -> [..., vocab]."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """The produced answers.
+
+    token_ids: [batch, length], without the start token; end-of-sequence is kept, padding after it.
+    sequence_logprob: [batch], log p(y|x) of the produced tokens under the marginal.
+    prior: [batch, n_docs], p(z|x), 0 where there is no passage.
+    posterior: [batch, n_docs], for RAG-Sequence p(z|x,y). RAG-Token has no single passage per answer: there it is the
+        mean over the produced tokens of p(z | x, y_<=t, passage of token t).
+    """
+
+    token_ids: Tensor
+    sequence_logprob: Tensor
+    prior: Tensor
+    posterior: Tensor
+
+
+@torch.inference_mode()
+def greedy(
+    generator: DecodableGenerator,
+    context_ids: Tensor,
+    context_mask: Tensor,
+    doc_logprobs: Tensor,
+    objective: Objective,
+    max_length: int,
+    min_length: int = 0,
+) -> Decoded:
+    """Take the most probable token of the marginal at every step, until end-of-sequence or max_length tokens.
+
+    context_ids, context_mask: [batch * n_docs, context_len], the contexts of a question side by side.
+    doc_logprobs: [batch, n_docs] fp32, log p(z|x), -inf where there is no passage; such a passage has no influence,
+        whatever the generator says about it. A question with no passage at all gets end-of-sequence alone and a
+        sequence_logprob of -inf. "closed_book" is one context per question with a doc_logprob of 0.
+    max_length, min_length: tokens, end-of-sequence included; min_length forbids end-of-sequence as token 1 to
+        min_length - 1. It narrows the choice only, the probabilities stay the model's.
+
+    Marginals are computed in fp32 whatever the autocast dtype. The caller puts the generator in eval mode.
+    """
+    batch, n_docs = _checked_shape(context_ids, doc_logprobs, objective, max_length, min_length)
+    missing = doc_logprobs == -torch.inf
+    hopeless = missing.all(dim=1)
+    prior_logprobs = doc_logprobs.to(torch.promote_types(doc_logprobs.dtype, torch.float32))
+    weights = prior_logprobs
+    sequence_logprob = weights.new_zeros(batch)
+    posterior_sum = torch.zeros_like(weights)
+    n_tokens = weights.new_zeros(batch)
+    finished = torch.zeros_like(hopeless)
+    eos, pad = generator.eos_token_id, generator.pad_token_id
+
+    memory = generator.encode(context_ids, context_mask)
+    cache: Any = None
+    newest = torch.full((batch,), generator.decoder_start_token_id, dtype=torch.long, device=context_ids.device)
+    produced: list[Tensor] = []
+    for length in range(1, max_length + 1):
+        inputs = newest.repeat_interleave(n_docs).unsqueeze(1)
+        hidden, cache = generator.decode(inputs, memory, context_mask, cache)
+        token_logprobs = _log_softmax(generator.logits(hidden[:, -1])).view(batch, n_docs, -1)
+        # A missing passage's context may be empty, and attention over nothing is NaN: -inf + NaN would spread.
+        token_logprobs = token_logprobs.masked_fill(missing.unsqueeze(2), -torch.inf)
+        marginal = torch.logsumexp(weights.unsqueeze(2) + token_logprobs, dim=1)
+
+        chosen = _without(marginal, eos).argmax(dim=1) if length < min_length else marginal.argmax(dim=1)
+        chosen = torch.where(hopeless, eos, chosen)
+        chosen = torch.where(finished, pad, chosen)
+        index = chosen.view(batch, 1, 1).expand(batch, n_docs, 1)
+        joint = weights + token_logprobs.gather(2, index).squeeze(2)
+        step_logprob = torch.logsumexp(joint, dim=1, keepdim=True)
+        step_posterior = joint - step_logprob.masked_fill(hopeless.unsqueeze(1), 0.0)
+
+        live = ~finished
+        sequence_logprob = torch.where(live, sequence_logprob + step_logprob.squeeze(1), sequence_logprob)
+        posterior_sum = torch.where(live.unsqueeze(1), posterior_sum + step_posterior.exp(), posterior_sum)
+        n_tokens = n_tokens + live
+        if objective == "rag_sequence":
+            weights = torch.where(live.unsqueeze(1), step_posterior, weights)
+
+        produced.append(chosen)
+        newest = chosen
+        finished = finished | (chosen == eos)
+        if bool(finished.all()):
+            break
+
+    posterior = weights.exp() if objective == "rag_sequence" else posterior_sum / n_tokens.unsqueeze(1)
+    return Decoded(torch.stack(produced, dim=1), sequence_logprob, prior_logprobs.exp(), posterior)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+
+
+def _without(marginal: Tensor, token: int) -> Tensor:
+    return marginal.index_fill(1, torch.tensor([token], device=marginal.device), -torch.inf)
+
+
+def _checked_shape(
+    context_ids: Tensor, doc_logprobs: Tensor, objective: str, max_length: int, min_length: int
+) -> tuple[int, int]:
+    """(batch, n_docs), or an OpenBookError on what cannot be decoded."""
+    if objective not in get_args(Objective):
+        raise OpenBookError(
+            "unknown objective", got=repr(objective), expected="one of " + ", ".join(get_args(Objective))
+        )
+    if not 0 <= min_length <= max_length or max_length < 1:
+        raise OpenBookError(
+            "answers of no possible length",
+            got=f"min_length {min_length}, max_length {max_length}",
+            expected="0 <= min_length <= max_length and max_length >= 1",
+        )
+    batch, n_docs = doc_logprobs.shape
+    if context_ids.shape[0] != batch * n_docs:
+        raise OpenBookError(
+            "contexts do not fit doc_logprobs",
+            got=f"{context_ids.shape[0]} contexts",
+            expected=f"batch {batch} * n_docs {n_docs} = {batch * n_docs}",
+        )
+    if bool(doc_logprobs.isnan().any()):
+        raise OpenBookError(
+            "doc_logprobs holds NaN",
+            expected="log p(z|x), -inf where there is no passage",
+            action="Fill masked passages with -inf after the log-softmax: a row of only masked ones makes it NaN.",
+        )
+    return batch, n_docs

@@ -1,0 +1,56 @@
+"""Passages to embeddings: by length, in token-budget batches, leaving the encoder and the random state as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.corpus import PassageTokens
+from openbook.encoders import TextEncoder
+from openbook.text import SpecialIds, passage_inputs
+
+
+def encode_passages(
+    encoder: TextEncoder,
+    tokens: PassageTokens,
+    rows: range,
+    special: SpecialIds,
+    max_length: int,
+    tokens_per_batch: int,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Embeddings [len(rows), dim] fp32 on the CPU, in the order of rows.
+
+    The encoder runs in eval mode under inference_mode (dropout would make an index of noise) and is put back into the
+    mode it had. Nothing random is drawn. progress is told passages done and in all.
+    """
+    device = next(encoder.parameters()).device
+    embeddings = torch.empty((len(rows), encoder.dim))
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
+            done = 0
+            lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
+            for chosen in _by_length(lengths, tokens_per_batch):
+                ids, mask = passage_inputs(tokens, chosen + rows.start, special, max_length)
+                embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), mask.to(device)).float().cpu()
+                done += len(chosen)
+                progress(done, len(rows))
+    finally:
+        encoder.train(was_training)
+    return embeddings
+
+
+def _by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
+    """Positions, longest first, cut into batches of at most tokens_per_batch padded tokens (one passage at least)."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        count = max(1, tokens_per_batch // int(lengths[order[start]]))
+        yield order[start : start + count]
+        start += count

@@ -1,0 +1,62 @@
+"""Question and passage encoder: a transformers model, a pooling, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from openbook.weights import attention, model_folder
+
+
+class TextEncoder(nn.Module):
+    """Token ids to one embedding. DPR (Karpukhin et al. 2020) pools the first token; MiniLM was trained with the mean."""
+
+    def __init__(self, model: nn.Module, pooling: Literal["mean", "cls"], normalize: bool):
+        super().__init__()
+        self.model = model
+        self.pooling = pooling
+        self.normalize = normalize
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None  # never used; under DDP a weight without gradient is an error
+
+    @property
+    def dim(self) -> int:
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; length 1 when normalize is set."""
+        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        if self.pooling == "cls":
+            pooled = states[:, 0]
+        else:
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def fingerprint(self) -> str:
+        """sha256 over weights and pooling: equal fingerprints give equal embeddings."""
+        digest = hashlib.sha256(f"{self.pooling} {self.normalize}".encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, dropout: float) -> TextEncoder:
+    """An encoder from a transformers folder (safetensors only; nothing is executed from it) or a hub name."""
+    path = model_folder(folder)
+    config = AutoConfig.from_pretrained(path)
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    model = AutoModel.from_pretrained(path, config=config, use_safetensors=True, attn_implementation=attention())
+    return TextEncoder(model, pooling, normalize)
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The fast tokenizer beside a model."""
+    return AutoTokenizer.from_pretrained(model_folder(folder))

@@ -1,0 +1,122 @@
+"""The generator: a sequence-to-sequence model as four calls, so that objectives and decoding need not know which.
+
+    encode(context_ids, context_mask)                        -> memory, once per context
+    decode(decoder_input_ids, memory, context_mask, cache)   -> hidden [n, target_len, dim], cache
+    logits(hidden)                                           -> [..., vocab]
+    head_weight, head_bias                                   logits = hidden @ head_weight.T + head_bias
+
+`cache` is None to begin with; while gradients are recorded none is kept. The small reader (openbook.reader) has the
+same four calls; `load_generator` gives either.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from openbook.config import MINILM
+from openbook.errors import OpenBookError
+from openbook.reader import MiniLMReader
+from openbook.weights import attention, model_folder
+
+
+class Generator(Protocol):
+    """What training, decoding and saving ask of a generator; both implementations are nn.Modules."""
+
+    @property
+    def decoder_start_token_id(self) -> int: ...
+    @property
+    def eos_token_id(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def head_weight(self) -> Tensor: ...
+    @property
+    def head_bias(self) -> Tensor | None: ...
+    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any: ...
+    def decode(
+        self, decoder_input_ids: Tensor, memory: Any, context_mask: Tensor, cache: Any = None
+    ) -> tuple[Tensor, Any]: ...
+    def logits(self, hidden: Tensor) -> Tensor: ...
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+
+class Seq2SeqGenerator(nn.Module):
+    """A transformers encoder-decoder (BART, T5 and the like) behind the four calls."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model: Any = model
+        config = self.model.config
+        start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        if start is None or eos is None or pad is None:
+            raise OpenBookError(
+                "the generator's config.json names no special tokens",
+                got=f"decoder_start_token_id {start}, eos_token_id {eos}, pad_token_id {pad}", expected="three token ids",
+            )  # fmt: skip
+        self.decoder_start_token_id = int(start)
+        self.eos_token_id = int(eos)
+        self.pad_token_id = int(pad)
+        # T5 with tied embeddings shrinks the decoder's output before the head; the head alone must be linear here.
+        self.scale = float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        bias = getattr(self.model, "final_logits_bias", None)
+        return None if bias is None else bias[0]
+
+    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Tensor:
+        return self.model.get_encoder()(input_ids=context_ids, attention_mask=context_mask).last_hidden_state
+
+    def decode(
+        self, decoder_input_ids: Tensor, memory: Tensor, context_mask: Tensor, cache: Any = None
+    ) -> tuple[Tensor, Any]:
+        caching = not torch.is_grad_enabled()
+        if caching and cache is None:
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        output = self.model.get_decoder()(
+            input_ids=decoder_input_ids, encoder_hidden_states=memory, encoder_attention_mask=context_mask,
+            past_key_values=cache if caching else None, use_cache=caching,
+        )  # fmt: skip
+        return output.last_hidden_state * self.scale, cache if caching else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.head_weight, self.head_bias)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | MiniLMReader:
+    """A generator from a folder (safetensors only) or a hub name; 'minilm' makes the small reader, not yet warmed up.
+
+    The folder's config.json tells a saved small reader from a transformers model.
+    """
+    path = Path(model_folder(name))
+    if name == MINILM:
+        return MiniLMReader.from_minilm(path, seed=seed)
+    if (path / "config.json").is_file():
+        written = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if written.get("model_type") == "minilm_reader":
+            return MiniLMReader.from_pretrained(path)
+        if not written.get("is_encoder_decoder"):
+            raise OpenBookError("not a sequence-to-sequence model", where="generator.model",
+                                got=f"{path} of type {written.get('model_type')}", expected="BART, T5 or the like")  # fmt: skip
+    config = AutoConfig.from_pretrained(str(path) if path.exists() else name)
+    for key in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
+        if hasattr(config, key):
+            setattr(config, key, dropout)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        str(path) if path.exists() else name, config=config, use_safetensors=True, attn_implementation=attention()
+    )
+    return Seq2SeqGenerator(model)

@@ -1,0 +1,95 @@
+"""What this machine computes in: threads, autocast dtype, accelerator. Chosen once, said aloud, written down."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+import torch
+
+from openbook.errors import OpenBookError
+
+PACKAGES = ("openbook", "torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "omegaconf", "wandb", "numpy")
+
+
+def accelerator(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"]:
+    """The accelerator that models train on; OpenBookError when a GPU is asked for and there is none."""
+    if wanted == "gpu" and not torch.cuda.is_available():
+        raise OpenBookError(
+            "a GPU was asked for and there is none", where="trainer.accelerator",
+            got=f"torch {torch.__version__}, {torch.cuda.device_count()} CUDA devices", expected="a CUDA device",
+            action="Set trainer.accelerator=cpu, or install a CUDA build of torch.",
+        )  # fmt: skip
+    return "gpu" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], on: Literal["cpu", "gpu"]) -> torch.dtype | None:
+    """bf16 where the hardware multiplies in it (GPUs from Ampere on, CPUs with avx512_bf16), None for fp32."""
+    if precision == "auto":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False) if on == "gpu" else _cpu_has_bf16()
+        return torch.bfloat16 if fast else None
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def set_threads(ranks_on_node: int) -> int:
+    """Torch's threads per rank: the cores shared out, unless OMP_NUM_THREADS already says. Returns them."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, _cores() // ranks_on_node))
+    # True fp32, by oneDNN instead of MKL: twice as fast on CPUs without matrix units. With AMX it would lower precision.
+    if not torch.cuda.is_available() and not torch.cpu._is_amx_tile_supported():
+        torch.set_float32_matmul_precision("medium")
+    return torch.get_num_threads()
+
+
+def rank_from_environment() -> int:
+    """This process's rank as its launcher set it, also before the ranks are connected; 0 without a launcher."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def describe() -> dict[str, Any]:
+    """Versions, commit and hardware, for environment.json. No path, no host name, no environment variable."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "python": sys.version.split()[0], "platform": platform.platform(), "versions": versions, "commit": _commit(),
+        "cpu": _cpu_name(), "cores": _cores(), "gpus": gpus, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_has_bf16() -> bool:
+    """bf16 matmuls without the instructions are emulated and slower than fp32."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "unknown")
+    except OSError:
+        return platform.processor() or "unknown"
+
+
+def _commit() -> str:
+    """The git commit of the working directory, with '+' where files were changed; empty outside a repository."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")

