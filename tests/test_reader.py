@@ -196,11 +196,9 @@ def test_untrained_it_goes_on_with_a_name_it_was_given_the_start_of(minilm: Mini
 
 
 def test_from_minilm_is_a_function_of_the_seed(minilm: MiniLMReader) -> None:
-    state = torch.get_rng_state()
     again, other = (MiniLMReader.from_minilm(minilm_folder(), seed=seed) for seed in (0, 1))
     assert torch.equal(again.copy_query.weight, minilm.copy_query.weight)
     assert not torch.equal(other.copy_query.weight, minilm.copy_query.weight)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +207,8 @@ def test_from_minilm_is_a_function_of_the_seed(minilm: MiniLMReader) -> None:
         (". kn", ".kn"), ("1 january 1960", "1 january 1960"), ("cote d ' ivo ##ire", "cote d'ivoire"),
         ("po ' ou ##li", "po'ouli"), ("78 . 9 years", "78.9 years"), ("$ 1 , 234", "$1,234"),
         ("washington , d . c .", "washington, d.c."), ("s . korea", "s. korea"), ("dollar ( s )", "dollar(s)"),
-        ("utc + 4 . 5", "utc+4.5"), ("judges ' court", "judges' court"), ('" la mars ##eil ##laise "', '"la marseillaise"'),
+        ("utc + 4 . 5", "utc+4.5"), ("judges ' court", "judges' court"),
+        ('" la mars ##eil ##laise "', '"la marseillaise"'),
     ],
 )  # fmt: skip
 def test_detokenize_writes_as_a_writer_does(pieces: str, text: str) -> None:

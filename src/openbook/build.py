@@ -16,7 +16,7 @@ from openbook.contexts import ContextBuilder
 from openbook.corpus import Corpus, build_corpus
 from openbook.datamodule import QuestionAnswerData
 from openbook.encoders import load_encoder, load_tokenizer
-from openbook.factbook import WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
+from openbook.factbook import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.generator import load_generator
 from openbook.mips import search_device
 from openbook.module import RagModule
@@ -54,7 +54,8 @@ def factbook(config: Config) -> FactbookFiles:
     if words.whole:
         options = replace(WHOLE_BOOK, passage_words=words.passage_words)
     else:
-        options = FactbookOptions(passage_words=words.passage_words, field_words=words.field_words)
+        sections = tuple(name.strip() for name in words.sections.split(",") if name.strip()) or MAIN_SECTIONS
+        options = FactbookOptions(words.passage_words, words.field_words, words.field_parts, sections)
     return build_factbook(options, Path(config.data.cache), say)
 
 

@@ -20,8 +20,12 @@ class FactbookConfig:
     """words per passage, at most"""
     field_words: int = 24
     """words kept of each field of the book"""
+    field_parts: int = 3
+    """sub-fields kept of each field; 0 keeps all"""
+    sections: str = ""
+    """sections of the book, comma-separated; empty: Geography to Military and Security"""
     whole: bool = False
-    """the whole book in passages of passage_words, nothing left out; field_words is then not looked at"""
+    """the whole book in passages of passage_words, nothing left out; the keys above are then not looked at"""
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ POSITIVE = (
     "evaluate.batch_size"
 ).split()
 NOT_NEGATIVE = (
-    "seed data.workers refresh.every warmup.steps optim.lr_question_encoder "
+    "seed data.factbook.field_parts data.workers refresh.every warmup.steps optim.lr_question_encoder "
     "optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps optim.clip evaluate.n_docs "
     "evaluate.validation_questions evaluate.test_questions"
 ).split()

@@ -76,7 +76,7 @@ class MiniLMReader(nn.Module):
         self.copy_query, self.copy_key = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
         self.copy_bonus = nn.Parameter(torch.tensor(parts.RUN_BONUS))
         self.start_weight = nn.Parameter(torch.ones(()))
-        self.own_words = nn.Linear(config.dim, config.dim, bias=False)  # what is written without being copied
+        self.own_words = nn.Linear(config.dim, config.dim, bias=False)  # writes without copying
         self.bias = nn.Parameter(torch.zeros(config.vocab))
 
     @property
@@ -115,8 +115,7 @@ class MiniLMReader(nn.Module):
         """The hidden states that `logits` turns into the next tokens' scores.
 
         decoder_input_ids [n, target_len], from decoder_start_token_id on; with a cache only the new positions. Returns
-        hidden [n, target_len, dim] and the cache for the positions to come.
-        """
+        hidden [n, target_len, dim] and the cache for the positions to come."""
         n, target_len = decoder_input_ids.shape
         if memory.ids.shape != context_mask.shape or n != memory.ids.shape[0]:
             raise OpenBookError(
@@ -162,10 +161,8 @@ class MiniLMReader(nn.Module):
     def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str) -> Tensor:
         last = first + ids.shape[1]
         if last > self.config.max_positions:
-            raise OpenBookError(
-                f"{what} is too long for the reader", got=f"{last} tokens",
-                expected=f"at most {self.config.max_positions}",
-            )  # fmt: skip
+            limit = f"at most {self.config.max_positions}"
+            raise OpenBookError(f"{what} is too long for the reader", got=f"{last} tokens", expected=limit)
         positions = self.positions.weight[first:last]
         return self.norm(F.embedding(ids, self.word_embeddings) + positions + self.segments(segments))
 
@@ -218,15 +215,15 @@ class MiniLMReader(nn.Module):
         """The reader that `save_pretrained` wrote."""
         fields, weights = parts.read_folder(Path(folder), ("config.json", "model.safetensors"))
         if fields.get("model_type") != ReaderConfig.model_type:
-            raise OpenBookError("not a folder of the small reader", where=folder, expected=ReaderConfig.model_type,
-                                got=f"model_type {fields.get('model_type')}")  # fmt: skip
+            found = f"model_type {fields.get('model_type')}"
+            raise OpenBookError("not a folder of the small reader", where=folder, got=found, expected="minilm_reader")
         layers = {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")}
         reader = cls(ReaderConfig(**{**fields, **layers}))
         try:
             reader.load_state_dict(weights)
         except RuntimeError as error:
-            raise OpenBookError("the reader's weights do not fit its config.json", where=folder,
-                                got=str(error).splitlines()[1].strip()) from error  # fmt: skip
+            misfit = str(error).splitlines()[1].strip()
+            raise OpenBookError("the reader's weights do not fit its config.json", where=folder, got=misfit) from error
         return reader
 
 
