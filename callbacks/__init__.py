@@ -1,7 +1,7 @@
 """What happens beside the training step: refreshing the index, measuring, keeping a run resumable.
 
-The folder is the subpackage openbook.callbacks. Imported under another name its classes would exist twice, and Lightning
-would not find a callback's saved state again: so that is refused.
+The folder is the subpackage openbook.callbacks. Imported under another name its classes would exist twice, and
+Lightning would not find a callback's saved state again: so that is refused.
 """
 
 if __name__ != "openbook.callbacks":

@@ -21,14 +21,15 @@ from openbook.retriever import Retriever
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How a snapshot is made: FAISS factory string, where it is searched, its search depth, the encoding's batches."""
+    """How a snapshot is made: FAISS factory string, where it is searched, its search depth; tokens per forward
+    pass and weights' dtype when the corpus is encoded."""
 
     factory: str = "Flat"
     device: Literal["cpu", "gpu"] = "cpu"
     nprobe: int = 16
     ef_search: int = 64
-    tokens_per_batch: int = 8192
-    autocast: torch.dtype | None = None
+    tokens_per_batch: int = 2048
+    dtype: torch.dtype = torch.float32
 
 
 def refresh_due(step: int, last_refresh: int, every: int) -> bool:
@@ -96,8 +97,8 @@ class IndexRefresh(L.Callback):
             measured = self.refresh(retriever)
             measured["refresh/steps_since_last"] = float(trainer.global_step - self.last_refresh)
             self.last_refresh = trainer.global_step
-            for name, value in measured.items():
-                pl_module.log(name, value, rank_zero_only=True)
+            for logger in trainer.loggers:  # not through the module: Lightning would repeat the values at the next step
+                logger.log_metrics(measured, step=trainer.global_step - 1)
 
     def refresh(self, retriever: Retriever) -> dict[str, float]:
         """Encode, build, measure, swap; returns what was measured, by the name it is logged under."""
@@ -116,9 +117,10 @@ class IndexRefresh(L.Callback):
             "refresh/passages_per_second": new.n_passages / seconds,
             "refresh/generation": float(new.generation),
         }
-        if old is not None and "refresh/overlap_at_k" in measured:
-            say(f"index generation {new.generation}: overlap@{self.overlap_k} with the last one "
-                f"{measured['refresh/overlap_at_k']:.2f}, score drift {measured['refresh/score_drift']:.3f}")  # fmt: skip
+        if "refresh/overlap_at_k" in measured:
+            overlap, drift = measured["refresh/overlap_at_k"], measured["refresh/score_drift"]
+            say(f"index generation {new.generation}: overlap@{self.overlap_k} with the last one {overlap:.2f}, "
+                f"score drift {drift:.3f}")  # fmt: skip
         return measured
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,7 +158,7 @@ class IndexRefresh(L.Callback):
             with progress("encoding the corpus", "passages") as done:
                 embeddings = encode_passages(
                     encoder, retriever.tokens, shard(n_passages, rank(), world_size()), retriever.special,
-                    retriever.max_passage_tokens, options.tokens_per_batch, options.autocast, done,
+                    retriever.max_passage_tokens, options.tokens_per_batch, options.dtype, done,
                 )  # fmt: skip
         except Exception as caught:  # exchanged before it is raised: a rank alone would leave the others waiting
             error = caught
@@ -180,7 +182,7 @@ class IndexRefresh(L.Callback):
         device = next(retriever.parameters()).device
         was_training = retriever.question_encoder.training
         retriever.question_encoder.eval()
-        with torch.autocast(device.type, self.options.autocast, enabled=self.options.autocast is not None):
+        with torch.autocast(device.type, self.options.dtype, enabled=self.options.dtype != torch.float32):
             questions = retriever.question_encoder(ids.to(device), mask.to(device)).cpu()
         retriever.question_encoder.train(was_training)
         before, after = old.search(questions, self.overlap_k), new.search(questions, self.overlap_k)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM leave a resumable run: the signal sets a flag, the end of the step saves, on all ranks together."""
+"""Ctrl-C and SIGTERM leave a resumable run: the signal sets a flag, the end of the step saves, on all ranks."""
 
 from __future__ import annotations
 

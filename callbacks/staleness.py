@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
-
 from openbook.callbacks.index_refresh import IndexRefresh
+
 from openbook.distributed import sum_over_ranks
 from openbook.objectives import doc_logprobs, posterior
 

@@ -10,16 +10,19 @@ import pytest
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
 
+from tests.small_system import SmallSystem
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the capital of is what which city a river flows through country king queen lives "
-    "in alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi "
-    "chi psi omega one two three four five six seven eight nine ten ? . , : a b c d e f g h i j k l m n o p q r s t u v "
-    "w x y z ##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n ##o ##p ##q ##r ##s ##t ##u ##v ##w ##x ##y ##z"
+    "[PAD] [UNK] [CLS] [SEP] [MASK] the capital of is what which city a river flows through country king queen "
+    "lives in alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "
+    "upsilon phi chi psi omega one two three four five six seven eight nine ten ? . , : a b c d e f g h i j k l m "
+    "n o p q r s t u v w x y z ##a ##b ##c ##d ##e ##f ##g ##h ##i ##j ##k ##l ##m ##n ##o ##p ##q ##r ##s ##t "
+    "##u ##v ##w ##x ##y ##z "
 ).split()
-LETTERS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau upsilon phi".split()
+LETTERS = WORDS[WORDS.index("alpha") : WORDS.index("chi")]
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +55,8 @@ def generator_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder:
     config = BartConfig(
         vocab_size=len(set(WORDS)), d_model=20, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
         decoder_attention_heads=2, encoder_ffn_dim=36, decoder_ffn_dim=36, max_position_embeddings=128,
-        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=None, dropout=0.0, init_std=0.3,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=None, dropout=0.0,
+        init_std=0.3,
     )  # fmt: skip
     return _with_tokenizer(BartForConditionalGeneration(config), tmp_path_factory.mktemp("generator"), tokenizer_folder)
 
@@ -74,3 +78,8 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = "".join(json.dumps(line) + "\n" for line in content)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_system(encoder_folder: Path, generator_folder: Path, small_data: Path) -> SmallSystem:
+    return SmallSystem(encoder_folder, generator_folder, small_data)

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from openbook.config import Config, problems_of
+from openbook.config import Config
 from openbook.errors import OpenBookError
 from openbook.experiment import described_keys, keys_of, list_experiments, load_experiment, load_resolved, to_yaml
+from openbook.ranges import problems_of
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
@@ -28,8 +29,15 @@ def test_a_child_overrides_its_parent_and_overrides_override_both(folder: Path) 
 
 
 def test_the_schema_decides_how_an_override_is_read(folder: Path) -> None:
-    config = load_experiment("base", ["run.name=0123", "wandb.project=yes", "optim.lr_generator=1e-6", "retriever.tied=no"], folder)
-    assert (config.run.name, config.wandb.project, config.optim.lr_generator, config.retriever.tied) == ("0123", "yes", 1e-6, False)
+    config = load_experiment(
+        "base", ["run.name=0123", "wandb.project=yes", "optim.lr_generator=1e-6", "retriever.tied=no"], folder
+    )
+    assert (config.run.name, config.wandb.project, config.optim.lr_generator, config.retriever.tied) == (
+        "0123",
+        "yes",
+        1e-6,
+        False,
+    )
 
 
 def test_all_problems_are_reported_at_once_with_the_nearest_key(folder: Path) -> None:

@@ -21,8 +21,8 @@ SOURCES = {path.stem: path for path in (ROOT / "src/openbook").glob("*.py")} | {
 LAYERS = [
     "errors",  # words
     "batch config __init__ factbook_relations",
-    "objectives metrics distributed optim experiment hardware lines plots",  # pure
-    "progress weights formats factbook_text factbook_questions",  # parts
+    "objectives metrics distributed optim ranges hardware lines plots",  # pure
+    "experiment progress weights formats factbook_text factbook_questions",  # parts
     "factbook_facts reader_layers stream text mips corpus",
     "factbook reader encoders collate",
     "generator encode_corpus retriever decode report",  # composed
@@ -126,7 +126,10 @@ def test_every_requirement_is_pinned_to_a_tested_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.split("==")[0].lower() for line in lines if "==" in line}
-    wanted = [*project["dependencies"], *(r for name, extra in project["optional-dependencies"].items() if name != "gpu" for r in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(r for name, extra in project["optional-dependencies"].items() if name != "gpu" for r in extra),
+    ]
     names = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in wanted}
     assert names <= pinned, names - pinned
 

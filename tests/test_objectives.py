@@ -37,7 +37,10 @@ def example(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("name", REFERENCES)
 def test_equals_the_loops_in_float64(name: str) -> None:
     token_logprobs, doc_scores, mask = example()
-    expected = [REFERENCES[name](t, s, m) for t, s, m in zip(token_logprobs.tolist(), doc_scores.tolist(), mask.tolist(), strict=True)]
+    expected = [
+        REFERENCES[name](t, s, m)
+        for t, s, m in zip(token_logprobs.tolist(), doc_scores.tolist(), mask.tolist(), strict=True)
+    ]
     assert OBJECTIVES[name](token_logprobs, doc_scores, mask).tolist() == pytest.approx(expected, abs=1e-12)
 
 
@@ -116,7 +119,9 @@ def test_a_one_token_target_teaches_the_retriever() -> None:
 def test_both_agree_on_one_token_and_on_one_passage() -> None:
     token_logprobs, doc_scores, mask = example()
     one_token = mask & (torch.arange(TARGET_LEN) == 0)
-    torch.testing.assert_close(rag_token_nll(token_logprobs, doc_scores, one_token), rag_sequence_nll(token_logprobs, doc_scores, one_token))
+    torch.testing.assert_close(
+        rag_token_nll(token_logprobs, doc_scores, one_token), rag_sequence_nll(token_logprobs, doc_scores, one_token)
+    )
     one_passage = token_logprobs[:, :1], torch.randn(BATCH, 1, dtype=torch.float64), mask
     torch.testing.assert_close(rag_token_nll(*one_passage), rag_sequence_nll(*one_passage))
     torch.testing.assert_close(closed_book_nll(*one_passage), rag_sequence_nll(*one_passage))
@@ -167,7 +172,9 @@ def test_token_logprobs_gather_the_label_and_ignore_padding() -> None:
 
 def test_label_smoothing_is_a_mixture_with_the_uniform_distribution() -> None:
     logits, labels, share = torch.randn(BATCH, TARGET_LEN, VOCAB), torch.randint(VOCAB, (BATCH, TARGET_LEN)), 0.1
-    expected = -torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=share, reduction="none")
+    expected = -torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), label_smoothing=share, reduction="none"
+    )
     torch.testing.assert_close(token_logprobs_of(logits, labels, share).flatten(), expected)
 
 

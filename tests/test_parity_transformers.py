@@ -35,7 +35,9 @@ def labels() -> Tensor:
     return torch.tensor([row + [IGNORED_LABEL] * (4 - len(row)) for row in rows])
 
 
-def system(encoder_folder: Path, generator_folder: Path, small_data: Path, cache: Path) -> tuple[Retriever, Seq2SeqGenerator, ContextBuilder]:
+def system(
+    encoder_folder: Path, generator_folder: Path, small_data: Path, cache: Path
+) -> tuple[Retriever, Seq2SeqGenerator, ContextBuilder]:
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer, "generator": tokenizer}, cache)
     encoders = [load_encoder(str(encoder_folder), pooling, False, 0.0) for pooling in ("mean", "cls")]
@@ -50,19 +52,28 @@ def peer(name: str, generator: Seq2SeqGenerator) -> torch.nn.Module:
     config = RagConfig.from_question_encoder_generator_configs(question_config, generator.model.config, n_docs=N_DOCS)
     from transformers import AutoModel
 
-    return PEERS[name](config=config, question_encoder=AutoModel.from_config(question_config), generator=generator.model)
+    return PEERS[name](
+        config=config, question_encoder=AutoModel.from_config(question_config), generator=generator.model
+    )
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_loss_and_all_gradients(name: str, encoder_folder: Path, generator_folder: Path, small_data: Path, tmp_path: Path) -> None:
+def test_loss_and_all_gradients(
+    name: str, encoder_folder: Path, generator_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
     retriever, generator, contexts = system(encoder_folder, generator_folder, small_data, tmp_path)
     questions = tuple(tuple(range(6 + b, 10 + 2 * b)) for b in range(BATCH))
     ids = torch.tensor([[2, 7, 8, 9, 3], [2, 9, 10, 3, 0], [2, 11, 12, 13, 3]])
-    batch = Batch(ids, ids != 0, questions, labels(), torch.ones(BATCH), tuple(Example(str(b), "", ("",)) for b in range(BATCH)))
+    batch = Batch(
+        ids, ids != 0, questions, labels(), torch.ones(BATCH), tuple(Example(str(b), "", ("",)) for b in range(BATCH))
+    )
     rows = torch.tensor([[3, 8, 1, 30, 12], [8, 2, 36, 5, 0], [7, 3, 8, 9, 11]])
 
     def scores() -> Tensor:
-        found = retriever.score(retriever.encode_questions(batch.question_ids, batch.question_mask), Retrieved(rows, torch.zeros(BATCH, N_DOCS)))
+        found = retriever.score(
+            retriever.encode_questions(batch.question_ids, batch.question_mask),
+            Retrieved(rows, torch.zeros(BATCH, N_DOCS)),
+        )
         found.retain_grad()
         return found
 
@@ -71,7 +82,12 @@ def test_loss_and_all_gradients(name: str, encoder_folder: Path, generator_folde
         generator.zero_grad()
         loss.sum().backward()
         parts = {"question": retriever.question_encoder, "passage": retriever.passage_encoder, "generator": generator}
-        named = {f"{part}.{key}": value.grad for part, m in parts.items() for key, value in m.named_parameters() if value.grad is not None}
+        named = {
+            f"{part}.{key}": value.grad
+            for part, m in parts.items()
+            for key, value in m.named_parameters()
+            if value.grad is not None
+        }
         assert doc_scores.grad is not None
         return {"doc_scores": doc_scores.grad, **{key: grad.clone() for key, grad in named.items()}}
 
@@ -93,7 +109,9 @@ def test_loss_and_all_gradients(name: str, encoder_folder: Path, generator_folde
     assert our_gradients.keys() == their_gradients.keys()
     assert {key.split(".")[0] for key in our_gradients} == {"doc_scores", "question", "passage", "generator"}
     for key, gradient in our_gradients.items():
-        torch.testing.assert_close(gradient, their_gradients[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            gradient, their_gradients[key], atol=1e-5, rtol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
+        )
     for part in ("question", "passage", "generator"):
         assert max(gradient.abs().max() for key, gradient in our_gradients.items() if key.startswith(part)) > 1e-4
 

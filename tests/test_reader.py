@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openbook.errors import OpenBookError
 from openbook.reader import MiniLMReader, detokenize
-from openbook.reader_layers import HIDDEN, ReaderConfig, runs_after
+from openbook.reader_layers import HIDDEN, ReaderConfig, likeness, runs_after
 
 PAD, START, END = 1, 2, 3
 SMALL = ReaderConfig(
@@ -141,7 +141,7 @@ def test_damaged_and_foreign_folders_are_refused(reader: MiniLMReader, tmp_path:
     with pytest.raises(OpenBookError, match=r"weights do not fit its config\.json .*size mismatch"):
         MiniLMReader.from_pretrained(tmp_path)
     config.write_text(written.replace("minilm_reader", "bart"))
-    with pytest.raises(OpenBookError, match=r"not a folder of the small reader .*got model_type bart"):
+    with pytest.raises(OpenBookError, match=r"not a folder of the small reader .*got bart"):
         MiniLMReader.from_pretrained(tmp_path)
     config.write_text(written)
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -171,6 +171,20 @@ def test_wrong_shapes_are_said(reader: MiniLMReader) -> None:
         reader.encode(long_ids, torch.ones_like(long_ids, dtype=torch.bool))
     with pytest.raises(OpenBookError, match="an answer is too long for the reader: got 43 tokens"):
         reader.decode(long_ids.expand(2, -1), reader.encode(ids, mask), mask)
+
+
+def test_a_passage_token_is_told_what_the_question_says() -> None:
+    ids, _ = contexts([START, 11, 12, END, 21, 11, 13, END])
+    words = torch.nn.functional.normalize(torch.randn(97, 29, generator=torch.Generator().manual_seed(3)), dim=1)
+    words[13] = words[12] * 0.8 + words[12].roll(1) * 0.1
+    in_question = torch.tensor([[False, True, True, False, False, False, False, False]])
+    in_passage = torch.tensor([[False] * 4 + [True] * 4])
+    same, cosine = likeness(ids, words, in_question, in_passage)[0].unbind(-1)
+    assert same.tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+    expected = [max(float(words[token] @ words[other]) for other in (11, 12)) for token in (21, 11, 13, END)]
+    expected = [max(value, 0.0) for value in expected]  # the rest of the context counts as 0
+    torch.testing.assert_close(cosine, torch.tensor([0.0] * 4 + expected))
+    assert expected[2] > 0.7
 
 
 def test_padding_bias_hides(reader: MiniLMReader) -> None:

@@ -3,38 +3,141 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from openbook.config import Config
-from openbook.experiment import load_experiment
+from openbook.errors import OpenBookError
+from openbook.evaluate import evaluate
+from openbook.logs import read_checkpoint
+from openbook.train import resume, train
+from tests.small_system import SmallSystem, column
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def tiny(encoder_folder: Path, generator_folder: Path, data: Path, run: Path, *more: str) -> Config:
-    (run.parent / "base.yaml").write_text("shows: nothing\n", encoding="utf-8")
-    files = [f"data.{key}={data / name}.jsonl" for key, name in
-             (("corpus", "passages"), ("train", "train"), ("validation", "validation"), ("test", "test"))]  # fmt: skip
-    return load_experiment(str(run.parent / "base.yaml"), [
-        *files, f"data.cache={run.parent / 'cache'}", f"run.dir={run}", f"retriever.question_encoder={encoder_folder}",
-        f"retriever.passage_encoder={encoder_folder}", f"generator.model={generator_folder}", "trainer.max_steps=6",
-        "trainer.batch_size=5", "trainer.validate_every=3", "trainer.checkpoint_every=2", "refresh.every=2",
-        "trainer.precision=fp32", "trainer.accelerator=cpu", "wandb.mode=disabled", "data.max_context_tokens=80",
-        "retriever.n_docs=3", *more,
-    ])  # fmt: skip
+@pytest.fixture(autouse=True)
+def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
 
 
-def test_a_run_folder_holds_what_the_design_promises(encoder_folder: Path, generator_folder: Path, small_data: Path, tmp_path: Path) -> None:
-    from openbook.train import train
-
-    run = train(tiny(encoder_folder, generator_folder, small_data, tmp_path / "run"))
+def test_a_run_folder_holds_what_the_design_promises(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run"))
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "environment.json", "metrics.csv", "checkpoints", "predictions.jsonl", "report.html", "summary.json"} <= names
+    assert {"config.yaml", "environment.json", "metrics.csv", "checkpoints", "predictions.jsonl", "report.html",
+            "summary.json", "provenance.jsonl"} <= names  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["status"] == "finished" and summary["steps"] == 6
+    assert summary["status"] == "finished"
+    assert summary["steps"] == 6
     assert set(summary["seconds"]) == {"total", "setup", "train", "refresh", "evaluate"}
     assert {"exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "n_questions"} <= set(summary["test"])
     assert summary["test"]["n_questions"] == summary["before_training"]["n_questions"] == 7
+    # built once, refreshed after steps 2, 4 and 6; after step 6 nothing moved, so the test needs no other
     assert summary["index"] == {"generation": 3, "n_passages": 37, "factory": "Flat"}
+    assert list(column(run, "refresh/generation").values()) == [1, 2, 3]
+    assert len(column(run, "train/nll")) == 6
+    staleness = column(run, "train/staleness")
+    assert max(staleness[step] for step in (1, 3, 5)) < 1e-4 < min(staleness[step] for step in (2, 4, 6))
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == 6
+
+
+@pytest.mark.parametrize("objective", ["rag_token", "rag_sequence", "closed_book"])
+def test_every_objective_learns_what_it_can(objective: str, small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run", f"objective={objective}", "trainer.max_steps=24"))
+    nll = list(column(run, "train/nll").values())
+    assert sum(nll[-4:]) < 0.8 * sum(nll[:4])
+    assert (json.loads((run / "summary.json").read_text())["index"] == {}) == (objective == "closed_book")
+
+
+def test_resuming_gives_the_run_that_was_not_interrupted(small_system: SmallSystem, tmp_path: Path) -> None:
+    """Stopped after step 3 (one step past a refresh, in the middle of an epoch) and resumed: the same numbers."""
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    whole = train(small_system.config(tmp_path / "a" / "run"))
+    config = small_system.config(tmp_path / "b" / "run", "trainer.checkpoint_every=3", "evaluate.before_training=false")
+    os.environ.pop("OPENBOOK_RUN_DIR")
+
+    class StoppedError(Exception):
+        pass
+
+    from openbook.callbacks import Throughput
+
+    def raise_after_three(self: Throughput, trainer, module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.global_step == 3:
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_start", raise_after_three)
+        with pytest.raises(StoppedError):
+            train(config)
+    os.environ.pop("OPENBOOK_RUN_DIR")
+    resumed = resume(str(tmp_path / "b" / "run"), [])
+    for name in ("train/nll", "train/staleness", "refresh/overlap_at_k", "lr-AdamW/generator"):
+        assert column(resumed, name) == pytest.approx(column(whole, name), rel=1e-5, abs=1e-6), name
+    first, second = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, resumed))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_two_gloo_processes_give_the_numbers_of_one(small_system: SmallSystem, tmp_path: Path) -> None:
+    """The same global batches of 4 on one rank and on two, three refreshes included, an uneven last batch too."""
+    runs = {}
+    for ranks in (1, 2):
+        (tmp_path / str(ranks)).mkdir()
+        runs[ranks] = tmp_path / str(ranks) / "run"
+        words = small_system.words(runs[ranks], f"trainer.devices={ranks}", f"trainer.batch_size={4 // ranks}",
+                                   "trainer.max_steps=8", "evaluate.batch_size=3")  # fmt: skip
+        done = small_system.command("train", *words)
+        assert done.returncode == 0, done.stdout[-4000:]
+    for name in ("train/nll", "train/nll_per_token", "train/staleness", "train/posterior_entropy",
+                 "validation/recall_at_5", "refresh/overlap_at_k", "refresh/score_drift"):  # fmt: skip
+        assert column(runs[2], name) == pytest.approx(column(runs[1], name), rel=2e-4, abs=1e-5), name
+    one, two = (json.loads((runs[ranks] / "summary.json").read_text()) for ranks in (1, 2))
+    assert one["test"] == pytest.approx(two["test"])
+    assert one["index"] == two["index"]
+    ids = [[json.loads(line)["id"] for line in (runs[ranks] / "predictions.jsonl").open()] for ranks in (1, 2)]
+    assert ids[0] == ids[1]
+
+
+def test_a_signal_leaves_a_run_that_resumes(small_system: SmallSystem, tmp_path: Path) -> None:
+    words = small_system.words(tmp_path / "run", "trainer.max_steps=100000", "trainer.validate_every=100000",
+                               "evaluate.before_training=false")  # fmt: skip
+    process = small_system.start("train", *words)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "checkpoints").glob("last.ckpt")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, said[-3000:]
+    assert "make resume RUN=" in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+    stopped_at = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
+    os.environ.pop("OPENBOOK_RUN_DIR", None)
+    run = resume(str(tmp_path / "run"), [f"trainer.max_steps={stopped_at + 2}"])
+    assert json.loads((run / "summary.json").read_text())["steps"] == stopped_at + 2
+    assert sorted(column(run, "train/nll")) == list(range(1, stopped_at + 3))
+
+
+def test_evaluate_repeats_the_test_and_takes_another_corpus(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run"))
+    trained = json.loads((run / "summary.json").read_text())["test"]
+    again = json.loads(evaluate(str(run), []).read_text())["test"]
+    assert again == pytest.approx(trained)
+    other = tmp_path / "other.jsonl"
+    lines = (small_system.data / "passages.jsonl").read_text().splitlines()
+    other.write_text("\n".join(lines[:5]), encoding="utf-8")
+    shrunk = evaluate(str(run), [f"data.corpus={other}"])
+    assert shrunk.parent.name == "2"
+    assert json.loads(shrunk.read_text())["test"]["recall_at_20"] < 1
+
+
+def test_a_run_is_never_mixed_with_another(small_system: SmallSystem, tmp_path: Path) -> None:
+    config = small_system.config(tmp_path / "run", "trainer.max_steps=1", "evaluate.before_training=false")
+    train(config)
+    os.environ.pop("OPENBOOK_RUN_DIR")
+    with pytest.raises(OpenBookError, match=r"the run folder exists already.*make resume RUN="):
+        train(config)

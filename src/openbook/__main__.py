@@ -28,12 +28,16 @@ examples:
   python -m openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
 """
 
+COMMANDS = ("train", "resume", "evaluate", "list", "keys", "show", "data")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 when it went well, 2 on bad input (one line says what to do)."""
-    parser = argparse.ArgumentParser("openbook", description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter,
-                                     usage="python -m openbook COMMAND [EXPERIMENT or RUN] [key=value ...] [--debug]")  # fmt: skip
-    parser.add_argument("command", choices=["train", "resume", "evaluate", "list", "keys", "show", "data"], help=argparse.SUPPRESS)
+    usage = "python -m openbook COMMAND [EXPERIMENT or RUN] [key=value ...] [--debug]"
+    parser = argparse.ArgumentParser(
+        "openbook", usage=usage, description=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     chosen = parser.parse_args(arguments)

@@ -46,7 +46,9 @@ def answer(
     context_ids, context_mask = contexts(batch.context_questions, read)
     decoded = greedy(generator, context_ids, context_mask, logprobs, cast(Objective, objective), max_length)
     return [
-        _prediction(number, batch.examples[number], top[number].tolist(), decoded, corpus, n_docs, generator, detokenize)
+        _prediction(
+            number, batch.examples[number], top[number].tolist(), decoded, corpus, n_docs, generator, detokenize
+        )
         for number in range(len(batch.examples))
         if batch.weight[number] > 0
     ]

@@ -99,12 +99,13 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
     """The folder of the warmed-up reader; None where the experiment wants no warm-up. Rank 0 makes it, others wait."""
     if not config.warmup.steps:
         return None
-    named = files(replace(config, data=replace(config.data, corpus=config.warmup.passages, train=config.warmup.questions,
-                                               validation=config.warmup.held_out, test="")))  # fmt: skip
+    wanted = config.warmup
+    data = replace(config.data, corpus=wanted.passages, train=wanted.questions, validation=wanted.held_out, test="")
+    named = files(replace(config, data=data))
     tokenizer = load_tokenizer(MINILM)
     corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
-    options = WarmupOptions(config.warmup.steps, config.warmup.batch_size, config.warmup.lr, config.seed,
-                            config.data.max_context_tokens, config.data.max_target_tokens)  # fmt: skip
+    options = WarmupOptions(wanted.steps, wanted.batch_size, wanted.lr, config.seed, config.data.max_context_tokens,
+                            config.data.max_target_tokens)  # fmt: skip
     device = torch.device("cuda" if on == "gpu" else "cpu")
     return warm_up(model_folder(MINILM), options, corpus, named.train, named.validation, tokenizer,
                    Path(config.data.cache), device, autocast)  # fmt: skip
@@ -114,7 +115,9 @@ def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModul
     """The LightningModule with its models loaded. reader_folder: the warmed-up reader, where there was a warm-up."""
     closed_book = config.objective == "closed_book"
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
-    contexts = ContextBuilder(ready.corpus.tokens("generator"), special_ids(ready.generator_tokenizer), config.data.max_context_tokens)
+    contexts = ContextBuilder(
+        ready.corpus.tokens("generator"), special_ids(ready.generator_tokenizer), config.data.max_context_tokens
+    )
     return RagModule(
         None if closed_book else retriever(config, ready), generator, contexts, ready.corpus,
         detokenizer(config, ready), config.objective, config.retriever.n_docs, config.optim, config.trainer.max_steps,
@@ -144,11 +147,13 @@ def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
-def index_refresh(config: Config, ready: Parts, questions: QuestionAnswerData, autocast: torch.dtype | None) -> IndexRefresh:
+def index_refresh(
+    config: Config, ready: Parts, questions: QuestionAnswerData, autocast: torch.dtype | None
+) -> IndexRefresh:
     """The callback that owns the index."""
     index = config.index
     options = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
-                           index.tokens_per_batch, autocast)  # fmt: skip
+                           index.tokens_per_batch, autocast or torch.float32)  # fmt: skip
     probes = questions.probe_questions(config.refresh.probes)
     return IndexRefresh(config.refresh.every, options, ready.corpus.fingerprint, probes, config.refresh.overlap_k,
                         config.refresh.fresh_test)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Several ranks as one: the only module that talks to torch.distributed. With one process everything is the identity."""
+"""Several ranks as one: the only module that talks to torch.distributed. For one process all is the identity."""
 
 from __future__ import annotations
 
@@ -70,7 +70,11 @@ def concatenate_shards(rows: Tensor, n: int) -> Tensor:
     whole = torch.empty((n, rows.shape[1]), dtype=rows.dtype)
     for source in range(world_size()):
         part = shard(n, source, world_size())
-        sent = rows.to(device) if source == rank() else torch.empty((len(part), rows.shape[1]), dtype=rows.dtype, device=device)
+        sent = (
+            rows.to(device)
+            if source == rank()
+            else torch.empty((len(part), rows.shape[1]), dtype=rows.dtype, device=device)
+        )
         dist.broadcast(sent, src=source)
         whole[part.start : part.stop] = sent.cpu()
     return whole

@@ -1,7 +1,8 @@
-"""Passages to embeddings: by length, in token-budget batches, leaving the encoder and the random state as they were."""
+"""Passages to embeddings: by length, in token-budget batches, leaving the encoder and the random state as they are."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -20,29 +21,26 @@ def encode_passages(
     special: SpecialIds,
     max_length: int,
     tokens_per_batch: int,
-    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """Embeddings [len(rows), dim] fp32 on the CPU, in the order of rows.
 
-    The encoder runs in eval mode under inference_mode (dropout would make an index of noise) and is put back into the
-    mode it had. Nothing random is drawn. progress is told passages done and in all.
+    A copy of the encoder with weights in dtype runs in eval mode under inference_mode (dropout would make an index of
+    noise): the encoder itself and the random state are left as they are. progress is told passages done and in all.
     """
     device = next(encoder.parameters()).device
     embeddings = torch.empty((len(rows), encoder.dim))
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            done = 0
-            lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
-            for chosen in _by_length(lengths, tokens_per_batch):
-                ids, mask = passage_inputs(tokens, chosen + rows.start, special, max_length)
-                embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), mask.to(device)).float().cpu()
-                done += len(chosen)
-                progress(done, len(rows))
-    finally:
-        encoder.train(was_training)
+    # A copy: the encoder that trains keeps its mode, and weights are cast once instead of in every forward pass.
+    encoder = copy.deepcopy(encoder).to(dtype).eval()
+    done = 0
+    with torch.inference_mode():
+        lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
+        for chosen in _by_length(lengths, tokens_per_batch):
+            ids, mask = passage_inputs(tokens, chosen + rows.start, special, max_length)
+            embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), mask.to(device)).cpu()
+            done += len(chosen)
+            progress(done, len(rows))
     return embeddings
 
 

@@ -13,7 +13,7 @@ from openbook.weights import attention, model_folder
 
 
 class TextEncoder(nn.Module):
-    """Token ids to one embedding. DPR (Karpukhin et al. 2020) pools the first token; MiniLM was trained with the mean."""
+    """Token ids to one embedding. DPR (Karpukhin et al. 2020) pools the first token, MiniLM the mean."""
 
     def __init__(self, model: nn.Module, pooling: Literal["mean", "cls"], normalize: bool):
         super().__init__()

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from openbook.config import Config, problems_of
+from openbook.config import Config
 from openbook.errors import OpenBookError, raise_all
+from openbook.ranges import problems_of
 
 EXPERIMENTS = Path("experiments")
 
@@ -148,7 +149,9 @@ def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenB
             OmegaConf.update(merged, key, value, merge=False)
         except OmegaConfBaseException as error:
             said = str(error).split("\n", 1)[0]
-            problems.append(OpenBookError("wrong type of value", where=where, got=repr(value), expected=_wanted(key, said)))
+            problems.append(
+                OpenBookError("wrong type of value", where=where, got=repr(value), expected=_wanted(key, said))
+            )
     raise_all(problems)
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)

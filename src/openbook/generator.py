@@ -57,8 +57,8 @@ class Seq2SeqGenerator(nn.Module):
         start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
         if start is None or eos is None or pad is None:
             raise OpenBookError(
-                "the generator's config.json names no special tokens",
-                got=f"decoder_start_token_id {start}, eos_token_id {eos}, pad_token_id {pad}", expected="three token ids",
+                "the generator's config.json lacks special tokens", expected="three token ids",
+                got=f"decoder_start_token_id {start}, eos_token_id {eos}, pad_token_id {pad}",
             )  # fmt: skip
         self.decoder_start_token_id = int(start)
         self.eos_token_id = int(eos)
@@ -110,8 +110,9 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
         if written.get("model_type") == "minilm_reader":
             return MiniLMReader.from_pretrained(path)
         if not written.get("is_encoder_decoder"):
-            raise OpenBookError("not a sequence-to-sequence model", where="generator.model",
-                                got=f"{path} of type {written.get('model_type')}", expected="BART, T5 or the like")  # fmt: skip
+            got = f"{path} of type {written.get('model_type')}"
+            raise OpenBookError("not a sequence-to-sequence model", where="generator.model", got=got,
+                                expected="BART, T5 or the like")  # fmt: skip
     config = AutoConfig.from_pretrained(str(path) if path.exists() else name)
     for key in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
         if hasattr(config, key):

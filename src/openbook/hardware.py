@@ -39,7 +39,7 @@ def set_threads(ranks_on_node: int) -> int:
     """Torch's threads per rank: the cores shared out, unless OMP_NUM_THREADS already says. Returns them."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, _cores() // ranks_on_node))
-    # True fp32, by oneDNN instead of MKL: twice as fast on CPUs without matrix units. With AMX it would lower precision.
+    # True fp32, by oneDNN instead of MKL: twice as fast on CPUs without matrix units; with AMX it would be less exact.
     if not torch.cuda.is_available() and not torch.cpu._is_amx_tile_supported():
         torch.set_float32_matmul_precision("medium")
     return torch.get_num_threads()

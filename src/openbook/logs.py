@@ -17,7 +17,8 @@ from openbook.errors import OpenBookError
 
 
 class MetricsCsv(Logger):
-    """One row per optimizer step in `metrics.csv`, a column per metric, empty where a step has none.
+    """One row per optimizer step in `metrics.csv`, a column per metric, empty where a step has none; `step` is the
+    number of optimizer steps done (Lightning counts the steps before).
 
     A resumed run keeps the rows up to the step it resumes from and goes on below them; Lightning's own CSVLogger
     would delete the file.
@@ -43,7 +44,8 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.rows.setdefault(int(step or 0), {}).update(metrics)
+        row = self.rows.setdefault(int(step or 0) + 1, {})
+        row.update({name: value for name, value in metrics.items() if name != "epoch"})
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -99,7 +101,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise OpenBookError("the checkpoint is damaged", where=path, got=type(error).__name__, action=_others(path)) from error
+        raise OpenBookError(
+            "the checkpoint is damaged", where=path, got=type(error).__name__, action=_others(path)
+        ) from error
 
 
 def _others(path: Path) -> str:

@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function (done, total) to call often. `label` reads like "encoding the corpus", `unit` like "passages"."""
+    """Gives a function (done, total) to call often. label: like "encoding the corpus"; unit: like "passages"."""
     if rank() != 0:
         yield lambda done, total: None
         return

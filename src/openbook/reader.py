@@ -1,14 +1,14 @@
 """The small generator: an encoder-decoder made of packaged MiniLM weights that copies short answers out of a passage.
 
-Three things make it learn within minutes on a CPU, where random cross-attention learns next to nothing:
+Four things make it learn within minutes on a CPU, where random cross-attention learns next to nothing:
 
 1. Encoder and decoder layers, their self-attention and feed-forward parts, start as MiniLM's; the values and outputs
    of cross-attention start as the identity, its queries and keys as the self-attention's.
 2. A *run* is how many of the tokens just written stand, in order, right before a place of the passage. Attention
    scores get a learned bonus per run length, so the place where the answer goes on is found from the first step: an
-   induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"), built instead of learnt. What is
-   left to learn is where an answer starts and where it ends.
-3. The last attention reads token embeddings, and the head scores against the same embeddings, frozen: to look at a
+   induction head (Olsson et al. 2022, "In-context Learning and Induction Heads"), built instead of learnt.
+3. Each passage token is told whether, and how nearly, the question says it too.
+4. The last attention reads token embeddings, and the head scores against the same embeddings, frozen: to look at a
    token is to write it.
 
 The output stays one softmax over the vocabulary, logits = hidden @ head_weight.T + head_bias, with no mixture of
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from openbook import reader_layers as parts
 from openbook.errors import OpenBookError
@@ -73,6 +73,7 @@ class MiniLMReader(nn.Module):
         self.norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
         self.encoder = nn.ModuleList(Layer(config, decoder=False) for _ in config.encoder_layers)
         self.decoder = nn.ModuleList(Layer(config, decoder=True) for _ in config.decoder_layers)
+        self.question_match = nn.Parameter(torch.zeros(2, config.dim))
         self.copy_query, self.copy_key = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
         self.copy_bonus = nn.Parameter(torch.tensor(parts.RUN_BONUS))
         self.start_weight = nn.Parameter(torch.ones(()))
@@ -101,9 +102,10 @@ class MiniLMReader(nn.Module):
                 "wrong shapes of contexts", expected="both [n, context_len]",
                 got=f"context_ids {list(context_ids.shape)}, context_mask {list(context_mask.shape)}",
             )  # fmt: skip
-        ends = context_ids == self.config.end_id
+        starts, ends = context_ids == self.config.start_id, context_ids == self.config.end_id
         in_passage = (ends.cumsum(1) - ends.long() > 0) & context_mask.bool()  # right of the first end
-        states = self._embed(context_ids, in_passage.long(), 0, "a context")
+        alike = parts.likeness(context_ids, self.head, context_mask.bool() & ~in_passage & ~starts & ~ends, in_passage)
+        states = self._embed(context_ids, in_passage.long(), 0, "a context", alike @ self.question_match)
         bias = parts.padding_bias(context_mask)[:, None, None]
         for layer in parts.layers_of(self.encoder):
             states = layer.feed_forward(layer.attention(states, *layer.attention.remember(states), bias))
@@ -158,21 +160,20 @@ class MiniLMReader(nn.Module):
         hidden = self.config.copy_scale * copied + self.own_words(states)
         return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, *zip(*kept, strict=True))
 
-    def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str) -> Tensor:
+    def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str, extra: Tensor | float = 0.0) -> Tensor:
         last = first + ids.shape[1]
         if last > self.config.max_positions:
             limit = f"at most {self.config.max_positions}"
             raise OpenBookError(f"{what} is too long for the reader", got=f"{last} tokens", expected=limit)
-        positions = self.positions.weight[first:last]
-        return self.norm(F.embedding(ids, self.word_embeddings) + positions + self.segments(segments))
+        words = F.embedding(ids, self.word_embeddings)
+        return self.norm(words + self.positions.weight[first:last] + self.segments(segments) + extra)
 
     @classmethod
     def from_minilm(cls, folder: str | Path, seed: int, config: ReaderConfig | None = None) -> MiniLMReader:
         """Warm start from a folder of BERT weights (config.json, vocab.txt, model.safetensors): nothing is trained yet.
 
         seed draws the two new projections of the last attention. `config` chooses layers and copy_scale; the other
-        fields are read from the folder.
-        """
+        fields are read from the folder."""
         source, weights = parts.read_folder(Path(folder), ("config.json", "vocab.txt", "model.safetensors"))
         vocab = (Path(folder) / "vocab.txt").read_text(encoding="utf-8").split("\n")
         chosen = config or ReaderConfig()
@@ -205,8 +206,7 @@ class MiniLMReader(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """config.json and model.safetensors."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        (path := Path(folder)).mkdir(parents=True, exist_ok=True)
         (path / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
         save_file({name: value.contiguous() for name, value in self.state_dict().items()}, path / "model.safetensors")
 
@@ -215,8 +215,7 @@ class MiniLMReader(nn.Module):
         """The reader that `save_pretrained` wrote."""
         fields, weights = parts.read_folder(Path(folder), ("config.json", "model.safetensors"))
         if fields.get("model_type") != ReaderConfig.model_type:
-            found = f"model_type {fields.get('model_type')}"
-            raise OpenBookError("not a folder of the small reader", where=folder, got=found, expected="minilm_reader")
+            raise OpenBookError("not a folder of the small reader", where=folder, got=fields.get("model_type"))
         layers = {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")}
         reader = cls(ReaderConfig(**{**fields, **layers}))
         try:

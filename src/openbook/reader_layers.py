@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from openbook.errors import OpenBookError
 
@@ -158,6 +158,16 @@ def runs_after(written: Tensor, ids: Tensor, in_passage: Tensor, run: Tensor) ->
         run = (F.pad(run, (1, 0))[:, :-1] + 1) * ((newest[:, None] == before) & allowed)
         runs.append(run)
     return torch.stack(runs, 1)
+
+
+def likeness(ids: Tensor, words: Tensor, in_question: Tensor, in_passage: Tensor) -> Tensor:
+    """[n, context_len, 2]: for each passage token 1 where the question has the same token, and the largest cosine to
+    a token of the question; 0 elsewhere (Chen et al. 2017, "Reading Wikipedia to Answer Open-Domain Questions",
+    section 3.2, has both kinds as features). words: [vocab, dim], rows of length 1."""
+    embedded = F.embedding(ids, words)
+    cosine = (embedded @ embedded.transpose(1, 2)).masked_fill(~in_question[:, None], 0.0).amax(-1)
+    same = ((ids[:, :, None] == ids[:, None]) & in_question[:, None]).any(-1)
+    return torch.stack([same.to(cosine.dtype), cosine], -1) * in_passage[..., None]
 
 
 def read_folder(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -41,10 +41,11 @@ class RunFolder:
             path = Path(config.run.dir)
         else:
             job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (config.run.name or job.strip("none")):
+            job = "" if job == "none" else job  # what torchrun says when it was given no id
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (config.run.name or job):
                 raise OpenBookError("several ranks were started and each would choose its own run folder",
                                     where="run.name", action="Set run.name=NAME.")  # fmt: skip
-            name = config.run.name or (f"job-{job}" if job.strip("none") else time.strftime("%Y%m%d-%H%M%S"))
+            name = config.run.name or (f"job-{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
             path = RUNS / config.experiment / name
         if ".." in path.parts and not config.run.dir:
             raise OpenBookError("a run name is not a path", where="run.name", got=repr(config.run.name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -128,12 +129,13 @@ def _trainer(config: Config, run: RunFolder, refresh: IndexRefresh | None, resum
     retrieving = [Staleness(refresh), refresh] if refresh else []
     callbacks: list[L.Callback] = [
         Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), StopOnSignal(run.checkpoints),
-        ModelCheckpoint(run.checkpoints, filename="best", monitor="validation/exact_match", mode="max", save_weights_only=True)
-        if config.data.validation else None,
         ModelCheckpoint(run.checkpoints, filename="last", every_n_train_steps=settings.checkpoint_every,
                         enable_version_counter=False, save_top_k=1),
         TQDMProgressBar(refresh_rate=1),
     ]  # fmt: skip
+    if config.data.validation:
+        callbacks.append(ModelCheckpoint(run.checkpoints, filename="best", monitor="validation/exact_match", mode="max",
+                                         save_weights_only=True, enable_version_counter=False))  # fmt: skip
     loggers: list[Logger] = [MetricsCsv(run.metrics, resumed_step)]
     if config.wandb.mode != "disabled":
         loggers.append(_wandb(config, run))
@@ -146,7 +148,7 @@ def _trainer(config: Config, run: RunFolder, refresh: IndexRefresh | None, resum
         val_check_interval=settings.validate_every * settings.accumulate if config.data.validation else None,
         check_val_every_n_epoch=None, limit_val_batches=None if config.data.validation else 0,
         num_sanity_val_steps=0, log_every_n_steps=settings.log_every, use_distributed_sampler=False,
-        callbacks=[callback for callback in callbacks if callback], logger=loggers, plugins=[WholeCheckpoints()],
+        callbacks=callbacks, logger=loggers, plugins=[WholeCheckpoints()],
         enable_model_summary=False, default_root_dir=run.path,
     )  # fmt: skip
 
@@ -208,5 +210,7 @@ def _close(run: RunFolder) -> None:
 
 def quiet() -> None:
     """Silence advice that does not apply to what this project does."""
-    for text in ("does not have many workers", "The number of training batches", "You are using a CUDA device"):
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in ("does not have many workers", "The number of training batches", "You are using a CUDA device",
+                 "recommended to use `self.log", "LeafSpec", "is deprecated"):  # fmt: skip
         warnings.filterwarnings("ignore", message=f".*{text}.*")

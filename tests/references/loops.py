@@ -43,7 +43,9 @@ def posterior_sequence(tokens: Sequence[Sequence[float]], scores: Sequence[float
     return [j / sum(joint) for j in joint]
 
 
-def posterior_token(tokens: Sequence[Sequence[float]], scores: Sequence[float], mask: Sequence[bool]) -> list[list[float]]:
+def posterior_token(
+    tokens: Sequence[Sequence[float]], scores: Sequence[float], mask: Sequence[bool]
+) -> list[list[float]]:
     """For each counted token: p(z_k | x, y_<=t) with the passage drawn anew per token."""
     rows = []
     for t, counts in enumerate(mask):

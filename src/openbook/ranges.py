@@ -1,0 +1,73 @@
+"""What can be seen to be wrong with a configuration without opening a file: ranges and combinations."""
+
+from __future__ import annotations
+
+from openbook.config import EMBEDDED, MINILM, Config
+from openbook.errors import OpenBookError
+
+POSITIVE = """
+    data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens
+    data.max_context_tokens data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe index.ef_search
+    index.tokens_per_batch refresh.probes refresh.overlap_k warmup.batch_size warmup.lr trainer.max_steps
+    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.validate_every trainer.checkpoint_every
+    trainer.log_every evaluate.batch_size
+""".split()
+NOT_NEGATIVE = """
+    seed data.factbook.field_parts data.workers refresh.every warmup.steps optim.lr_question_encoder
+    optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps optim.clip evaluate.n_docs
+    evaluate.validation_questions evaluate.test_questions
+""".split()
+FRACTIONS = ("retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
+
+
+def value_of(config: object, key: str) -> object:
+    """The value at a dotted key."""
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def problems_of(config: Config) -> list[OpenBookError]:
+    """Everything wrong with a configuration that can be seen without opening a file: ranges and combinations."""
+    problems = []
+
+    def wrong(what: str, key: str, expected: object, action: str = "") -> None:
+        problems.append(
+            OpenBookError(what, where=key, got=repr(value_of(config, key)), expected=expected, action=action)
+        )
+
+    for keys, right, expected in (
+        (POSITIVE, lambda value: value > 0, "more than 0"),
+        (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
+        (FRACTIONS, lambda value: 0 <= value <= 1, "a share from 0 to 1"),
+    ):
+        for key in keys:
+            if not right(value_of(config, key)):
+                wrong("value out of range", key, expected)
+
+    data = config.data
+    own = [key for key in ("corpus", "train", "validation", "test") if getattr(data, key) not in (EMBEDDED, "")]
+    if own and data.corpus == EMBEDDED and config.objective != "closed_book":
+        wrong("questions of your own over the embedded corpus", "data.corpus", "a file of passages",
+              "Set data.corpus=FILE too.")  # fmt: skip
+    if own:
+        for key in ("train", "validation", "test"):
+            if getattr(data, key) == EMBEDDED:
+                hint = "Set it to a file of questions" + (", or to nothing to do without." if key != "train" else ".")
+                wrong("embedded questions over a corpus of your own", f"data.{key}", "a file of questions", hint)
+    if not data.train:
+        wrong("no training questions", "data.train", "a file of questions or 'factbook'")
+    if data.max_context_tokens < data.max_question_tokens + 8:
+        wrong("contexts would hold no passage", "data.max_context_tokens",
+              f"at least data.max_question_tokens + 8 = {data.max_question_tokens + 8}")  # fmt: skip
+    retriever = config.retriever
+    if retriever.tied and retriever.train_question_encoder != retriever.train_passage_encoder:
+        wrong("tied encoders train together or not at all", "retriever.train_passage_encoder",
+              f"retriever.train_question_encoder's value, {retriever.train_question_encoder}")  # fmt: skip
+    if retriever.tied and retriever.question_encoder != retriever.passage_encoder:
+        wrong("tied encoders are one model", "retriever.passage_encoder", repr(retriever.question_encoder))
+    if retriever.tied and config.optim.lr_question_encoder != config.optim.lr_passage_encoder:
+        wrong("tied encoders have one learning rate", "optim.lr_passage_encoder", config.optim.lr_question_encoder)
+    if config.warmup.steps and config.generator.model != MINILM:
+        wrong("the warm-up is for the small reader", "warmup.steps", "0 with a generator of your own")
+    return problems
