@@ -28,7 +28,7 @@ class IndexOptions:
     device: Literal["cpu", "gpu"] = "cpu"
     nprobe: int = 16
     ef_search: int = 64
-    tokens_per_batch: int = 2048
+    tokens_per_pass: int = 4096
     dtype: torch.dtype = torch.float32
 
 
@@ -158,7 +158,7 @@ class IndexRefresh(L.Callback):
             with progress("encoding the corpus", "passages") as done:
                 embeddings = encode_passages(
                     encoder, retriever.tokens, shard(n_passages, rank(), world_size()), retriever.special,
-                    retriever.max_passage_tokens, options.tokens_per_batch, options.dtype, done,
+                    retriever.max_passage_tokens, options.tokens_per_pass, options.dtype, done,
                 )  # fmt: skip
         except Exception as caught:  # exchanged before it is raised: a rank alone would leave the others waiting
             error = caught

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -18,6 +19,7 @@ from openbook.errors import OpenBookError
 from openbook.factbook import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook, describe
 from openbook.factbook_facts import SPLITS, occurs, read_facts
 from openbook.factbook_questions import RELATIONS
+from openbook.factbook_relations import Relation
 from openbook.factbook_text import Cut, book_files, cut_passages, find_book, read_country
 
 needs_book = pytest.mark.skipif(
@@ -105,6 +107,32 @@ def test_the_held_out_phrasing_is_never_trained_on(questions: dict[str, Rows]) -
         assert Counter(phrasing for _, phrasing in phrasings)["held_out"] * 2 == len(questions[split])
 
 
+def content_runs(phrasing: str) -> set[tuple[str, ...]]:
+    """All runs of three words once the country and the words that every question has are taken out."""
+    words = re.findall(r"[\w-]+", phrasing.casefold().replace("{country}", " "))
+    words = [word for word in words if word not in {"the", "of", "in", "is", "what", "which", "does"}]
+    return set(zip(words, words[1:], words[2:], strict=False))
+
+
+def test_runs_are_seen_through_common_words() -> None:
+    near = content_runs("Tell me the city of {country}, seat of its government")
+    assert near & content_runs("In {country}, which city seat is of its kind?") == {("city", "seat", "its")}
+    assert not near & content_runs("city of {country} with its seat")
+
+
+@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
+def test_no_trained_phrasing_gives_the_held_out_one_away(relation: Relation) -> None:
+    held_out = content_runs(relation.held_out)
+    assert not {text: shared for text in relation.trained if (shared := content_runs(text) & held_out)}
+
+
+def test_every_relation_has_seven_trained_phrasings_and_all_are_distinct() -> None:
+    assert {len(relation.trained) for relation in RELATIONS} == {7}
+    phrasings = [text for relation in RELATIONS for text in (*relation.trained, relation.held_out)]
+    assert all(text.count("{country}") == 1 for text in phrasings)
+    assert len({text.casefold().rstrip("?.") for text in phrasings}) == len(phrasings) == 8 * len(RELATIONS)
+
+
 @needs_book
 def test_no_answer_stands_in_its_question(questions: dict[str, Rows]) -> None:
     for row in (row for split in SPLITS for row in questions[split]):
@@ -132,7 +160,7 @@ def test_the_default_suits_two_cores(built: FactbookFiles, passages: dict[str, d
     assert max(len(row["text"].split()) for row in passages.values()) <= FactbookOptions().passage_words
     assert 1_000 <= built.counts["questions"]["test"] <= 1_200
     assert 300 <= built.counts["questions"]["validation"] <= 400
-    assert built.counts["questions"]["train"] > 15_000 and 30 <= len(RELATIONS) <= 45
+    assert built.counts["questions"]["train"] > 40_000 and 30 <= len(RELATIONS) <= 45
 
 
 @needs_book

@@ -21,7 +21,7 @@ SOURCES = {path.stem: path for path in (ROOT / "src/openbook").glob("*.py")} | {
 LAYERS = [
     "errors",  # words
     "batch config __init__ factbook_relations",
-    "objectives metrics distributed optim ranges hardware lines plots",  # pure
+    "objectives metrics distributed optim ranges hardware lines plots factbook_questions_government",  # pure
     "experiment progress weights formats factbook_text factbook_questions",  # parts
     "factbook_facts reader_layers stream text mips corpus",
     "factbook reader encoders collate",

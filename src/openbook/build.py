@@ -18,6 +18,7 @@ from openbook.datamodule import QuestionAnswerData
 from openbook.encoders import load_encoder, load_tokenizer
 from openbook.factbook import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.generator import load_generator
+from openbook.hardware import accelerator
 from openbook.mips import search_device
 from openbook.module import RagModule
 from openbook.progress import progress, say
@@ -115,8 +116,9 @@ def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModul
     """The LightningModule with its models loaded. reader_folder: the warmed-up reader, where there was a warm-up."""
     closed_book = config.objective == "closed_book"
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
+    special = special_ids(ready.generator_tokenizer)
     contexts = ContextBuilder(
-        ready.corpus.tokens("generator"), special_ids(ready.generator_tokenizer), config.data.max_context_tokens
+        ready.corpus.tokens("generator"), special, config.data.max_context_tokens, tokens_per_pass(config)
     )
     return RagModule(
         None if closed_book else retriever(config, ready), generator, contexts, ready.corpus,
@@ -126,6 +128,12 @@ def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModul
     )  # fmt: skip
 
 
+def tokens_per_pass(config: Config) -> int:
+    """The key's value, or what suits the accelerator."""
+    on_cpu = accelerator(config.trainer.accelerator) == "cpu"
+    return config.trainer.tokens_per_pass or (4096 if on_cpu else 65536)
+
+
 def retriever(config: Config, ready: Parts) -> Retriever:
     """Both encoders over the corpus; one encoder for both sides where they are tied."""
     wanted = config.retriever
@@ -133,9 +141,13 @@ def retriever(config: Config, ready: Parts) -> Retriever:
         load_encoder(folder, wanted.pooling, wanted.normalize, wanted.dropout)
         for folder in ([wanted.question_encoder] if wanted.tied else [wanted.question_encoder, wanted.passage_encoder])
     ]
+    if not wanted.train_word_embeddings:
+        for encoder in encoders:
+            encoder.freeze_word_embeddings()
     return Retriever(
         encoders[0], encoders[-1], ready.corpus.tokens("encoder"), special_ids(load_tokenizer(wanted.passage_encoder)),
         config.data.max_passage_tokens, wanted.temperature, wanted.train_question_encoder, wanted.train_passage_encoder,
+        tokens_per_pass(config),
     )  # fmt: skip
 
 
@@ -148,12 +160,12 @@ def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:
 
 
 def index_refresh(
-    config: Config, ready: Parts, questions: QuestionAnswerData, autocast: torch.dtype | None
+    config: Config, ready: Parts, questions: QuestionAnswerData | None, autocast: torch.dtype | None
 ) -> IndexRefresh:
-    """The callback that owns the index."""
+    """The callback that owns the index; without questions it cannot compare one index with the next."""
     index = config.index
     options = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
-                           index.tokens_per_batch, autocast or torch.float32)  # fmt: skip
-    probes = questions.probe_questions(config.refresh.probes)
+                           tokens_per_pass(config), autocast or torch.float32)  # fmt: skip
+    probes = questions.probe_questions(config.refresh.probes) if questions else None
     return IndexRefresh(config.refresh.every, options, ready.corpus.fingerprint, probes, config.refresh.overlap_k,
                         config.refresh.fresh_test)  # fmt: skip

@@ -73,6 +73,8 @@ class RetrieverConfig:
     """whether gradients reach the question encoder"""
     train_passage_encoder: bool = True
     """whether gradients reach the passage encoder; then the index goes stale and wants refreshing"""
+    train_word_embeddings: bool = True
+    """whether training changes the encoders' word embeddings; half of a small encoder's weights are there"""
     dropout: float = 0.0
     """probability, in both encoders while they train"""
 
@@ -87,8 +89,6 @@ class IndexConfig:
     """lists visited per query (IVF families)"""
     ef_search: int = 64
     """candidates per query (HNSW families)"""
-    tokens_per_batch: int = 2048
-    """tokens per forward pass when the corpus is encoded; small ones stay in a CPU's cache, a GPU wants 65536"""
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,8 @@ class TrainerConfig:
     """where the models train"""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """autocast dtype; auto takes bf16 where the hardware computes in it"""
+    tokens_per_pass: int = 0
+    """tokens of one forward pass of an encoder, padding included; 0: 4,096 on a CPU (its cache), 65,536 on a GPU"""
     validate_every: int = 25
     """optimizer steps between validations"""
     checkpoint_every: int = 25

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,16 +13,18 @@ from openbook.batch import Batch
 from openbook.corpus import PassageTokens
 from openbook.generator import Generator
 from openbook.objectives import token_logprobs_of
-from openbook.text import SpecialIds, context_inputs, decoder_inputs
+from openbook.text import SpecialIds, by_length, context_inputs, decoder_inputs
 
 
 @dataclass(frozen=True)
 class ContextBuilder:
-    """Contexts for one generator over one corpus. max_length: tokens; the passage is cut, never the question."""
+    """Contexts for one generator over one corpus. max_length: tokens; the passage is cut, never the
+    question. tokens_per_pass: context tokens of one forward pass of the generator, padding included."""
 
     tokens: PassageTokens
     special: SpecialIds
     max_length: int
+    tokens_per_pass: int = 65536
 
     def __call__(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
         """questions without special tokens, rows [batch, n_docs] -> ids and mask [batch * n_docs, context_len].
@@ -42,13 +45,21 @@ def answer_logprobs(
 ) -> Tensor:
     """token_logprobs [batch, n_docs, target_len]: log p(y_t | x, z_k, y_<t) at the labels, 0 at padding.
 
-    The decoder starts at the model's own decoder_start_token_id, in training and in generation alike.
+    The decoder starts at the model's own decoder_start_token_id, in training and in generation alike. Contexts go
+    through the generator in passes of like length, whatever question they belong to.
     """
     n_docs = rows.shape[1]
-    context_ids, context_mask = contexts(batch.context_questions, rows)
-    memory = generator.encode(context_ids, context_mask)
-    inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
-    hidden, _ = generator.decode(inputs.repeat_interleave(n_docs, 0), memory, context_mask)
-    logits = generator.logits(hidden)
+    ids, mask = contexts(batch.context_questions, rows)
     labels = batch.labels.repeat_interleave(n_docs, 0)
-    return token_logprobs_of(logits, labels, label_smoothing).view(-1, n_docs, batch.labels.shape[1])
+    inputs = decoder_inputs(labels, generator.decoder_start_token_id, generator.pad_token_id)
+    lengths = mask.sum(-1).cpu().numpy()
+    passes = list(by_length(lengths, contexts.tokens_per_pass))
+    parts = []
+    for positions in passes:
+        some, length = torch.from_numpy(positions).to(ids.device), int(lengths[positions[0]])
+        some_mask = mask[some, :length]
+        memory = generator.encode(ids[some, :length], some_mask)
+        hidden, _ = generator.decode(inputs[some], memory, some_mask)
+        parts.append(token_logprobs_of(generator.logits(hidden), labels[some], label_smoothing))
+    back = torch.from_numpy(np.argsort(np.concatenate(passes))).to(ids.device)
+    return torch.cat(parts)[back].view(-1, n_docs, labels.shape[1])

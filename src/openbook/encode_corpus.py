@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openbook.corpus import PassageTokens
 from openbook.encoders import TextEncoder
-from openbook.text import SpecialIds, passage_inputs
+from openbook.text import SpecialIds, by_length, passage_inputs
 
 
 def encode_passages(
@@ -20,7 +20,7 @@ def encode_passages(
     rows: range,
     special: SpecialIds,
     max_length: int,
-    tokens_per_batch: int,
+    tokens_per_pass: int,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
@@ -36,19 +36,9 @@ def encode_passages(
     done = 0
     with torch.inference_mode():
         lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
-        for chosen in _by_length(lengths, tokens_per_batch):
+        for chosen in by_length(lengths, tokens_per_pass):
             ids, mask = passage_inputs(tokens, chosen + rows.start, special, max_length)
             embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), mask.to(device)).cpu()
             done += len(chosen)
             progress(done, len(rows))
     return embeddings
-
-
-def _by_length(lengths: np.ndarray, tokens_per_batch: int) -> Iterator[np.ndarray]:
-    """Positions, longest first, cut into batches of at most tokens_per_batch padded tokens (one passage at least)."""
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        count = max(1, tokens_per_batch // int(lengths[order[start]]))
-        yield order[start : start + count]
-        start += count

@@ -21,11 +21,15 @@ class TextEncoder(nn.Module):
         self.pooling = pooling
         self.normalize = normalize
         if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # never used; under DDP a weight without gradient is an error
+            model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
 
     @property
     def dim(self) -> int:
         return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def freeze_word_embeddings(self) -> None:
+        """Take the table of word vectors out of training; positions and the rest of the model stay in."""
+        self.model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; length 1 when normalize is set."""

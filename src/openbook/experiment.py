@@ -43,7 +43,7 @@ def load_experiment(experiment: str, overrides: Sequence[str] = (), folder: Path
 
 def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration that a run folder kept, with overrides on top."""
-    name = str(OmegaConf.load(path).get("experiment", path.stem))
+    name = str(_mapping(path).get("experiment", path.stem))
     return load_experiment(str(path), [f"experiment={name}", *overrides])
 
 
@@ -59,7 +59,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def list_experiments(folder: Path = EXPERIMENTS) -> dict[str, str]:
     """{name: what it is meant to show} of every YAML in the folder."""
-    return {path.stem: str(OmegaConf.load(path).get("shows", "")) for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: str(_mapping(path).get("shows", "")) for path in sorted(folder.glob("*.yaml"))}
 
 
 def described_keys() -> Iterator[tuple[str, Any, str]]:
@@ -83,12 +83,13 @@ def _units(schema: type = Config, prefix: str = "") -> dict[str, str]:
     """{dotted key: the text under its field}, read from the source: a string under a field is lost at run time."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
     assert isinstance(tree, ast.ClassDef)
-    hints, units = get_type_hints(schema), {}
+    hints = get_type_hints(schema)
+    units: dict[str, str] = {}
     for statement, following in pairwise([*tree.body, ast.Pass()]):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             name = statement.target.id
             if is_dataclass(hints[name]):
-                units |= _units(hints[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+                units |= _units(hints[name], f"{prefix}{name}.")
             elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 units[prefix + name] = str(following.value.value)
     return units
@@ -115,16 +116,22 @@ def _chain(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             circle = " -> ".join(other.name for other in [*seen, following])
             raise OpenBookError("experiments extend each other in a circle", where="extends", got=circle)
         seen.append(following)
-        try:
-            content = OmegaConf.to_container(OmegaConf.load(following))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise OpenBookError("not readable as YAML", where=following, got=" ".join(str(error).split())) from error
-        if not isinstance(content, dict):
-            raise OpenBookError("not a mapping of keys to values", where=following, got=type(content).__name__)
+        content = _mapping(following)
         parent = content.pop("extends", None)
-        chain.append((following.name, content))  # type: ignore[arg-type]
+        chain.append((following.name, content))
         following = _path_of(str(parent), following.parent) if parent else None
     return reversed(chain)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The content of a YAML file."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise OpenBookError("not readable as YAML", where=path, got=" ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise OpenBookError("not a mapping of keys to values", where=path, got=type(content).__name__)
+    return {str(key): value for key, value in content.items()}
 
 
 def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

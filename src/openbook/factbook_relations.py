@@ -37,6 +37,12 @@ class Relation:
         return sub_field in self.sub_fields or re.sub(r" \d{4}$", "", sub_field) in self.sub_fields
 
 
+def asked(name: str, section: str, path: str, read: Reading, *phrasings: str) -> Relation:
+    """`path` is `field` or `field > sub-field`, alternatives after `|`; the last phrasing is the held-out one."""
+    field, _, sub_fields = path.partition(" > ")
+    return Relation(name, section, field, tuple(sub_fields.split("|")), read, phrasings[:-1], phrasings[-1])
+
+
 def matched(pattern: str) -> Reading:
     """The pattern's first group where the text begins with it."""
     compiled = re.compile(pattern)

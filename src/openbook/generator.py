@@ -50,10 +50,12 @@ class Generator(Protocol):
 class Seq2SeqGenerator(nn.Module):
     """A transformers encoder-decoder (BART, T5 and the like) behind the four calls."""
 
+    model: Any  # nn.Module's own typing knows no attribute of the models inside
+
     def __init__(self, model: nn.Module):
         super().__init__()
-        self.model: Any = model
-        config = self.model.config
+        self.model = model
+        config: Any = self.model.config
         start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
         if start is None or eos is None or pad is None:
             raise OpenBookError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from openbook.answering import answer
@@ -113,7 +114,16 @@ class RagModule(L.LightningModule):
         """Random state is a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
         torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) & 0x7FFFFFFF)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By norm over all parts together. Lightning refuses to clip for a fused optimizer under autocast, because one
+        with a gradient scaler would unscale too late; bf16 needs no scaler."""
+        if gradient_clip_val:
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            self.log("train/grad_norm", norm, rank_zero_only=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         parts: list[tuple[str, nn.Module, float]] = [("generator", self.generator, self.optim.lr_generator)]  # type: ignore[list-item]
         if self.retriever is not None:
             parts += [

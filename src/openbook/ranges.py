@@ -7,14 +7,14 @@ from openbook.errors import OpenBookError
 
 POSITIVE = """
     data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens
-    data.max_context_tokens data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe index.ef_search
-    index.tokens_per_batch refresh.probes refresh.overlap_k warmup.batch_size warmup.lr trainer.max_steps
-    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.validate_every trainer.checkpoint_every
-    trainer.log_every evaluate.batch_size
+    data.max_context_tokens data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe
+    index.ef_search refresh.probes refresh.overlap_k warmup.batch_size warmup.lr trainer.max_steps
+    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.validate_every
+    trainer.checkpoint_every trainer.log_every evaluate.batch_size
 """.split()
 NOT_NEGATIVE = """
-    seed data.factbook.field_parts data.workers refresh.every warmup.steps optim.lr_question_encoder
-    optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps optim.clip evaluate.n_docs
+    seed trainer.tokens_per_pass data.factbook.field_parts data.workers refresh.every warmup.steps
+    optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps optim.clip evaluate.n_docs
     evaluate.validation_questions evaluate.test_questions
 """.split()
 FRACTIONS = ("retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")

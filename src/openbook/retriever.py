@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from openbook.corpus import PassageTokens
 from openbook.encoders import TextEncoder
 from openbook.errors import OpenBookError
 from openbook.mips import Snapshot
-from openbook.text import SpecialIds, passage_inputs
+from openbook.text import SpecialIds, by_length, passage_inputs
 
 
 class Retriever(nn.Module):
@@ -30,14 +31,19 @@ class Retriever(nn.Module):
         temperature: float,
         train_question_encoder: bool = True,
         train_passage_encoder: bool = True,
+        tokens_per_pass: int = 65536,
     ):
         super().__init__()
-        self.question_encoder = question_encoder.requires_grad_(train_question_encoder)
-        self.passage_encoder = passage_encoder.requires_grad_(train_passage_encoder)
+        self.question_encoder = question_encoder
+        self.passage_encoder = passage_encoder
+        for encoder, trains in ((question_encoder, train_question_encoder), (passage_encoder, train_passage_encoder)):
+            if not trains:
+                encoder.requires_grad_(False)
         self.tokens = tokens
         self.special = special
         self.max_passage_tokens = max_passage_tokens
         self.temperature = temperature
+        self.tokens_per_pass = tokens_per_pass
         self.snapshot: Snapshot | None = None
 
     def encode_questions(self, question_ids: Tensor, question_mask: Tensor) -> Tensor:
@@ -64,6 +70,12 @@ class Retriever(nn.Module):
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""
-        device = rows.device
-        ids, mask = passage_inputs(self.tokens, rows.cpu().numpy(), self.special, self.max_passage_tokens)
-        return self.passage_encoder(ids.to(device), mask.to(device))
+        device, chosen = rows.device, rows.cpu().numpy()
+        lengths = np.minimum(self.tokens.length(chosen) + self.special.n_in_context, self.max_passage_tokens)
+        passes = list(by_length(lengths, self.tokens_per_pass))
+        parts = []
+        for positions in passes:
+            ids, mask = passage_inputs(self.tokens, chosen[positions], self.special, self.max_passage_tokens)
+            parts.append(self.passage_encoder(ids.to(device), mask.to(device)))
+        back = np.argsort(np.concatenate(passes))
+        return torch.cat(parts)[torch.from_numpy(back).to(device)]

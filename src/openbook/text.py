@@ -10,7 +10,7 @@ Every batch is padded to its own longest row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -168,6 +168,17 @@ def decoder_inputs(labels: Tensor, start_id: int, pad_id: int) -> Tensor:
     shifted = labels.new_full(labels.shape, start_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill_(shifted == IGNORED_LABEL, pad_id)
+
+
+def by_length(lengths: np.ndarray, tokens_per_pass: int) -> Iterator[np.ndarray]:
+    """Positions of `lengths`, longest first, cut into passes of at most tokens_per_pass tokens, padding included (one
+    position at least): little is padded, and on a CPU small passes stay in its cache."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        count = max(1, tokens_per_pass // max(1, int(lengths[order[start]])))
+        yield order[start : start + count]
+        start += count
 
 
 def _lengths(tokens: TokenStore, rows: np.ndarray) -> np.ndarray:

@@ -88,7 +88,8 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
     refresh = None
     if module.retriever is not None:
         refresh = build.index_refresh(config, ready, questions, autocast)
-    trainer = _trainer(config, run, refresh, read_checkpoint(run.last)["global_step"] if resumed else 0)
+    stop = StopOnSignal(run.checkpoints)
+    trainer = _trainer(config, run, refresh, stop, read_checkpoint(run.last)["global_step"] if resumed else 0)
     say(f"run folder {run.path}; {ready.corpus.n_passages:,} passages; on {on}, {trainer.precision}")
     clock.lap("setup")
 
@@ -105,7 +106,7 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
     clock.lap("train")
     if refresh:
         clock.seconds["train"] -= refresh.seconds - refreshed
-    stopped = next(callback for callback in trainer.callbacks if isinstance(callback, StopOnSignal)).received
+    stopped = stop.received
     if from_rank_zero(stopped is not None):
         _write_summary(run, config, module, refresh, trainer, clock, before, {}, "interrupted")
         say(f"`make resume RUN={run.path}` continues the run")
@@ -121,14 +122,16 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
     return run.path
 
 
-def _trainer(config: Config, run: RunFolder, refresh: IndexRefresh | None, resumed_step: int) -> L.Trainer:
+def _trainer(
+    config: Config, run: RunFolder, refresh: IndexRefresh | None, stop: StopOnSignal, resumed_step: int
+) -> L.Trainer:
     """Callbacks in the order they must run in: measure the step, then refresh, then save what both left."""
     settings = config.trainer
     on = accelerator(settings.accelerator)
     autocast = autocast_dtype(settings.precision, on)
     retrieving = [Staleness(refresh), refresh] if refresh else []
     callbacks: list[L.Callback] = [
-        Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), StopOnSignal(run.checkpoints),
+        Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), stop,
         ModelCheckpoint(run.checkpoints, filename="last", every_n_train_steps=settings.checkpoint_every,
                         enable_version_counter=False, save_top_k=1),
         TQDMProgressBar(refresh_rate=1),

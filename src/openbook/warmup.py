@@ -31,10 +31,10 @@ from openbook.reader import MiniLMReader, detokenize
 from openbook.stream import QuestionFile
 from openbook.text import decoder_inputs, special_ids, targets
 
-NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus")
+NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match")
 """The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with."""
 
-VERSION = 2  # raise it whenever the same settings give another reader
+VERSION = 3  # raise it whenever the same settings give another reader
 
 
 @dataclass(frozen=True)

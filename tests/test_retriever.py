@@ -1,0 +1,124 @@
+"""Encoding the corpus leaves everything as it was; fresh scores teach, stale ones select."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openbook.batch import Retrieved
+from openbook.corpus import build_corpus
+from openbook.encode_corpus import encode_passages
+from openbook.encoders import TextEncoder, load_encoder, load_tokenizer
+from openbook.errors import OpenBookError
+from openbook.mips import Snapshot, build_index
+from openbook.retriever import Retriever
+from openbook.text import passage_inputs, special_ids
+
+BATCH, N_DOCS = 3, 5
+
+
+def retriever(encoder_folder: Path, small_data: Path, cache: Path, dropout: float = 0.0, **settings: bool) -> Retriever:
+    tokenizer = load_tokenizer(str(encoder_folder))
+    corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer}, cache)
+    encoders = [load_encoder(str(encoder_folder), "mean", True, dropout) for _ in range(2)]
+    return Retriever(*encoders, corpus.tokens("encoder"), special_ids(tokenizer), 31, 0.1, **settings)
+
+
+def encode(system: Retriever, tokens_per_pass: int = 200, rows: range = range(37)) -> torch.Tensor:
+    return encode_passages(system.passage_encoder, system.tokens, rows, system.special, 31, tokens_per_pass)
+
+
+def test_any_batching_gives_the_embeddings_of_one_by_one(
+    encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path).eval()
+    alone = torch.cat([system.encode_rows(torch.tensor([row])) for row in range(37)])
+    for tokens_per_pass in (1, 97, 10_000):
+        torch.testing.assert_close(encode(system, tokens_per_pass), alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(encode(system, 97, range(11, 30)), alone[11:30], atol=1e-5, rtol=1e-4)
+
+
+def test_encoding_leaves_mode_gradients_and_random_state(
+    encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path, dropout=0.5).train()
+    before = torch.get_rng_state()
+    first, second = encode(system), encode(system)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(module.training for module in system.passage_encoder.modules())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in system.passage_encoder.parameters())
+    torch.testing.assert_close(first, second)  # dropout was off
+    assert not torch.allclose(system.encode_rows(torch.arange(37)), first, atol=1e-3)  # and is on in training
+
+
+def test_scores_are_inner_products_over_the_temperature(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path)
+    question_emb = torch.nn.functional.normalize(torch.randn(BATCH, 24), dim=-1)
+    rows = torch.tensor([[3, 8, 1, 30, -1], [8, 2, 36, 5, 0], [7, 3, -1, -1, -1]])
+    scores = system.score(question_emb, Retrieved(rows, torch.full((BATCH, N_DOCS), 99.0)))
+    passages = encode(system)
+    for b in range(BATCH):
+        for k in range(N_DOCS):
+            expected = -torch.inf if rows[b, k] < 0 else (question_emb[b] @ passages[rows[b, k]]).item() / 0.1
+            assert scores[b, k].item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_passage_that_several_questions_share_is_encoded_once(
+    encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path)
+    seen: list[int] = []
+    system.passage_encoder.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    rows = torch.tensor([[1, 2, 3], [3, 2, 1], [1, 4, 2]])
+    system.score(torch.randn(3, 24), Retrieved(rows, torch.zeros(3, 3)))
+    assert seen == [4]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gradient_reaches_the_passage_encoder_only_when_it_trains(
+    trained: bool, encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path, train_passage_encoder=trained)
+    question_emb = torch.randn(2, 24, requires_grad=True)
+    system.score(question_emb, Retrieved(torch.tensor([[1, 2], [2, 3]]), torch.zeros(2, 2))).sum().backward()
+    gradients = [parameter.grad for parameter in system.passage_encoder.parameters()]
+    assert any(gradient is not None and gradient.abs().max() > 0 for gradient in gradients) == trained
+    assert question_emb.grad is not None
+
+
+def test_bf16_autocast_leaves_scores_in_fp32(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = system.score(torch.randn(2, 24), Retrieved(torch.tensor([[1, 2], [2, 3]]), torch.zeros(2, 2)))
+    assert scores.dtype == torch.float32
+    assert (scores != scores.bfloat16().float()).any()
+
+
+def test_searching_holds_one_snapshot(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path)
+    with pytest.raises(OpenBookError, match="before there is an index"):
+        system.search(torch.randn(1, 24), 1)
+    embeddings = encode(system)
+    system.snapshot = Snapshot(build_index(embeddings.numpy(), "Flat"), 0, "", "", "Flat")
+    assert system.search(embeddings[:5], 1).rows[:, 0].tolist() == list(range(5))
+
+
+def test_the_fingerprint_is_of_the_weights(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path)
+    encoder: TextEncoder = system.passage_encoder
+    assert encoder.fingerprint() == system.question_encoder.fingerprint()
+    before = encoder.fingerprint()
+    with torch.no_grad():
+        next(encoder.parameters())[0, 0] += 1e-3
+    assert encoder.fingerprint() != before
+
+
+def test_passages_are_read_as_the_tokenizer_would_write_them(
+    encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path)
+    ids, mask = passage_inputs(system.tokens, [0], system.special, 31)
+    tokenizer = load_tokenizer(str(encoder_folder))
+    assert tokenizer.decode(ids[0][mask[0]]).startswith("[CLS] beta alpha [SEP] the capital of beta alpha is")
