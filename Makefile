@@ -9,6 +9,11 @@ RUN_DIR ?=
 # RUN_DIR=FOLDER puts the run folder at an exact place.
 OVERRIDES = $(ARGS) $(if $(RUN_DIR),run.dir=$(RUN_DIR))
 
+# glibc gives large tensors back to the system after every use; the page faults cost a fifth of a training step on a CPU.
+export MALLOC_MMAP_THRESHOLD_ = 1073741824
+export MALLOC_TRIM_THRESHOLD_ = 4294967296
+export MALLOC_TOP_PAD_ = 268435456
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train resume evaluate list keys show data test lint types clean
 

@@ -173,3 +173,16 @@ def test_prediction_survives_json() -> None:
     line = json.dumps(record.to_json())
     assert Prediction.from_json(json.loads(line)) == record
     assert json.loads(line)["passages"][0]["posterior"] == 0.9
+
+
+def test_held_out_phrasings_are_reported_apart() -> None:
+    records = [
+        prediction(1, relation="capital", phrasing="trained", right=True, hits=(True,)),
+        prediction(2, relation="capital", phrasing="held_out", right=False, hits=(False,)),
+        prediction(3, relation="river", phrasing="trained", right=True, hits=(True,)),
+    ]
+    summary = summarize(records)
+    assert (summary["n_questions"], summary["exact_match"], summary["recall_at_1"]) == (2, 1.0, 1.0)
+    assert summary["by_phrasing"]["held_out"]["exact_match"] == 0.0
+    assert summary["by_relation"]["capital"]["n_questions"] == 1
+    assert summarize(records[1:2])["n_questions"] == 1

@@ -28,10 +28,12 @@ def answer(
     n_docs: int,
     max_length: int,
     detokenize: Callable[[list[int]], str],
+    index_is_exact: bool = False,
 ) -> list[Prediction]:
     """One Prediction per example of the batch, padding examples (weight 0) left out.
 
-    The index gives the top 20 for recall; the first n_docs of them are read, weighted by freshly computed scores.
+    The index gives the top 20 for recall; the first n_docs of them are read, weighted by freshly computed scores, or by
+    the index's own where index_is_exact says that they are the same (up to the dtype the corpus was encoded in).
     Without a retriever (closed book) the generator reads the question alone and nothing is retrieved. The caller puts
     the modules in eval mode.
     """
@@ -42,7 +44,8 @@ def answer(
         question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
         found = retriever.search(question_emb, max(n_docs, *RECALL_AT))
         first = type(found)(found.rows[:, :n_docs], found.index_scores[:, :n_docs])
-        top, read, logprobs = found.rows, first.rows, doc_logprobs(retriever.score(question_emb, first))
+        exact = first.index_scores / retriever.temperature if index_is_exact else retriever.score(question_emb, first)
+        top, read, logprobs = found.rows, first.rows, doc_logprobs(exact)
     context_ids, context_mask = contexts(batch.context_questions, read)
     decoded = greedy(generator, context_ids, context_mask, logprobs, cast(Objective, objective), max_length)
     return [

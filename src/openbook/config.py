@@ -179,11 +179,11 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    batch_size: int = 32
+    batch_size: int = 16
     """questions per forward pass"""
     n_docs: int = 0
     """passages read per question; 0: as in training"""
-    validation_questions: int = 200
+    validation_questions: int = 128
     """questions of the validation split looked at during training; 0: all"""
     test_questions: int = 0
     """questions of the test split; 0: all"""

@@ -1,4 +1,4 @@
-"""Passages to embeddings: by length, in token-budget batches, leaving the encoder and the random state as they are."""
+"""Passages to embeddings, one length at a time without padding; the encoder and the random state stay as they are."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def encode_passages(
     done = 0
     with torch.inference_mode():
         lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
-        for chosen in by_length(lengths, tokens_per_pass):
-            ids, mask = passage_inputs(tokens, chosen + rows.start, special, max_length)
-            embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), mask.to(device)).cpu()
+        for chosen in by_length(lengths, tokens_per_pass, padded=False):
+            ids, _ = passage_inputs(tokens, chosen + rows.start, special, max_length)
+            embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), None).cpu()
             done += len(chosen)
             progress(done, len(rows))
     return embeddings

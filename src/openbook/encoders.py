@@ -31,11 +31,14 @@ class TextEncoder(nn.Module):
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
         self.model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
 
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; length 1 when normalize is set."""
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; of length 1 when normalize is set.
+        Without a mask every id counts."""
         states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
         if self.pooling == "cls":
             pooled = states[:, 0]
+        elif mask is None:
+            pooled = states.mean(1)
         else:
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -21,6 +21,9 @@ from openbook.errors import OpenBookError
 RECALL_AT = (1, 5, 20)
 """The depths k that every summary reports."""
 
+HELD_OUT = "held_out"
+"""The phrasing of questions that are reported apart from the headline."""
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Letters, digits and the accents NFD splits off form words; every other visible sign is a token of its own. The
@@ -121,16 +124,18 @@ def recall_at_k(relevant: NDArray[np.bool_], k: int) -> float:
 def summarize(records: Sequence[Prediction]) -> dict[str, Any]:
     """exact_match, f1, recall_at_1/5/20 (fractions) and n_questions, overall and per group.
 
-    The groups stand under `by_relation` and `by_phrasing`, each a dict from name to the same keys, sorted by name.
-    Questions without a relation or phrasing count only overall. Nothing retrieved (closed book) is a recall of 0.
+    Questions whose phrasing is HELD_OUT (worded as no training question was) are reported apart: they count only under
+    `by_phrasing`, unless there are no others. The groups stand under `by_relation` and `by_phrasing`, each a dict from
+    name to the same keys, sorted by name. Nothing retrieved (closed book) is a recall of 0.
     """
     if not records:
         raise OpenBookError(
             "nothing to summarize", got="0 predictions", expected="1 or more", action="Check the evaluation split."
         )
+    counted = [record for record in records if record.phrasing != HELD_OUT] or list(records)
     return {
-        **_rates(records),
-        "by_relation": _grouped(records, lambda record: record.relation),
+        **_rates(counted),
+        "by_relation": _grouped(counted, lambda record: record.relation),
         "by_phrasing": _grouped(records, lambda record: record.phrasing),
     }
 

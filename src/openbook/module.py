@@ -64,6 +64,7 @@ class RagModule(L.LightningModule):
         self.seed = seed
         self.predictions: list[Prediction] = []
         self.summary: dict[str, Any] = {}
+        self.index_is_exact = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         if self.retriever is None:
@@ -97,9 +98,10 @@ class RagModule(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.predictions = []
+        self.index_is_exact = self.retriever is not None and self.retriever.index_is_exact()
 
     def on_test_epoch_start(self) -> None:
-        self.predictions = []
+        self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         self._summarize()
@@ -137,7 +139,7 @@ class RagModule(L.LightningModule):
     def _answer(self, batch: Batch) -> list[Prediction]:
         return answer(
             batch, self.retriever, self.generator, self.contexts, self.corpus, self.objective, self.eval_n_docs,
-            self.max_answer_tokens, self.detokenize,
+            self.max_answer_tokens, self.detokenize, self.index_is_exact,
         )  # fmt: skip
 
     def _summarize(self) -> None:

@@ -14,8 +14,8 @@ POSITIVE = """
 """.split()
 NOT_NEGATIVE = """
     seed trainer.tokens_per_pass data.factbook.field_parts data.workers refresh.every warmup.steps
-    optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps optim.clip evaluate.n_docs
-    evaluate.validation_questions evaluate.test_questions
+    optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
+    optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
 """.split()
 FRACTIONS = ("retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from openbook import plots
 from openbook.errors import OpenBookError
-from openbook.metrics import Prediction, summarize
+from openbook.metrics import HELD_OUT, Prediction, summarize
 
 N_EXAMPLES = 12
 HEADLINE = {
@@ -173,6 +173,14 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     for row in headline(summary):
         style = {1: "green", 0: "", -1: "red"}[row.better]
         table.add_row(row.label, row.before, row.after, f"[{style}]{row.change}[/]" if style else row.change)
+    apart = {
+        when: _dict(_dict(summary.get(when)).get("by_phrasing")).get(HELD_OUT) for when in ("before_training", "test")
+    }
+    if apart["test"]:
+        table.add_section()
+        for row in headline(apart):
+            if row.label in ("exact match", "recall@1"):
+                table.add_row(f"{row.label}, held-out phrasings", row.before, row.after, row.change)
     return table
 
 

@@ -68,6 +68,15 @@ class Retriever(nn.Module):
             scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
         return torch.where(retrieved.rows != MISSING_ROW, scores, -torch.inf)
 
+    def index_is_exact(self) -> bool:
+        """Whether the snapshot's scores are what `score` would give: an exact index of today's weights."""
+        snapshot = self.snapshot
+        return (
+            snapshot is not None
+            and snapshot.factory == "Flat"
+            and snapshot.encoder_fingerprint == self.passage_encoder.fingerprint()
+        )
+
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""
         device, chosen = rows.device, rows.cpu().numpy()

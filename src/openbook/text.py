@@ -170,15 +170,19 @@ def decoder_inputs(labels: Tensor, start_id: int, pad_id: int) -> Tensor:
     return shifted.masked_fill_(shifted == IGNORED_LABEL, pad_id)
 
 
-def by_length(lengths: np.ndarray, tokens_per_pass: int) -> Iterator[np.ndarray]:
+def by_length(lengths: np.ndarray, tokens_per_pass: int, padded: bool = True) -> Iterator[np.ndarray]:
     """Positions of `lengths`, longest first, cut into passes of at most tokens_per_pass tokens, padding included (one
-    position at least): little is padded, and on a CPU small passes stay in its cache."""
+    position at least): little is padded, and on a CPU small passes stay in its cache. With padded=False a pass holds
+    one length only, so that it needs neither padding nor an attention mask."""
     order = np.argsort(-lengths, kind="stable")
+    falling = lengths[order]
     start = 0
     while start < len(order):
-        count = max(1, tokens_per_pass // max(1, int(lengths[order[start]])))
-        yield order[start : start + count]
-        start += count
+        stop = start + max(1, tokens_per_pass // max(1, int(falling[start])))
+        if not padded:
+            stop = min(stop, int(np.searchsorted(-falling, -falling[start], side="right")))
+        yield order[start:stop]
+        start = stop
 
 
 def _lengths(tokens: TokenStore, rows: np.ndarray) -> np.ndarray:

@@ -33,6 +33,14 @@ DISCLOSURE = (
 )
 
 
+class Bar(TQDMProgressBar):
+    """Lightning's bar without the run's name in every line."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        shown = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in shown.items() if name != "v_num"}
+
+
 class Clock:
     """Seconds per stage, for summary.json. Stages do not overlap; what a refresh takes is known by its callback."""
 
@@ -134,11 +142,8 @@ def _trainer(
         Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), stop,
         ModelCheckpoint(run.checkpoints, filename="last", every_n_train_steps=settings.checkpoint_every,
                         enable_version_counter=False, save_top_k=1),
-        TQDMProgressBar(refresh_rate=1),
+        Bar(refresh_rate=1),
     ]  # fmt: skip
-    if config.data.validation:
-        callbacks.append(ModelCheckpoint(run.checkpoints, filename="best", monitor="validation/exact_match", mode="max",
-                                         save_weights_only=True, enable_version_counter=False))  # fmt: skip
     loggers: list[Logger] = [MetricsCsv(run.metrics, resumed_step)]
     if config.wandb.mode != "disabled":
         loggers.append(_wandb(config, run))

@@ -1,0 +1,59 @@
+"""README stays true: its commands exist, its keys are keys, its files are there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from openbook.experiment import keys_of, list_experiments, load_experiment
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL)).replace("\\\n", " ")
+COMMANDS = [line for line in BLOCKS.splitlines() if line.startswith("make ")]
+
+
+def test_the_two_commands_are_there() -> None:
+    assert {"make train EXP=rag_token", "make test"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_make_knows_every_command(command: str) -> None:
+    """A dry run: make would do it, and the key=value words are of the configuration."""
+    planned = subprocess.run(
+        ["make", "-n", *shlex.split(command)[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert planned.returncode == 0, planned.stderr
+    for word in shlex.split(command):
+        if word.startswith("EXP="):
+            assert word[4:] in list_experiments(ROOT / "experiments")
+        if word.startswith("ARGS="):
+            for override in shlex.split(word[5:]):
+                assert override.partition("=")[0] in set(keys_of())
+
+
+def test_every_target_is_documented_by_help() -> None:
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {line.split()[0] for line in said.splitlines()[1:]} == targets - {"clean"} | {"clean"}
+
+
+def test_every_key_that_is_named_is_a_key() -> None:
+    sections = {key.split(".")[0] for key in keys_of() if "." in key}
+    named = set(re.findall(rf"\b((?:{'|'.join(sections)})\.[a-z_.]+)(?==)", README))
+    assert named <= set(keys_of()), named - set(keys_of())
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    for name in re.findall(r"`((?:src|experiments|callbacks|docs|tests)/[\w./]+)`", README):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_batches_of_the_example_on_gpus_make_sense() -> None:
+    assert load_experiment("factbook_full", ["trainer.devices=8"], ROOT / "experiments").trainer.devices == 8
