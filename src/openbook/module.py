@@ -65,6 +65,7 @@ class RagModule(L.LightningModule):
         self.predictions: list[Prediction] = []
         self.summary: dict[str, Any] = {}
         self.index_is_exact = False
+        self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         if self.retriever is None:
