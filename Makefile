@@ -1,8 +1,11 @@
 # One verb per target; the same words as the command line's. `make help` lists them.
-PYTHON ?= python3.11
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name)),$(name))))
 VENV   ?= .venv
-FAISS  ?= cpu
+# cpu or gpu, as the environment was made; cpu where there is none yet.
+FAISS  ?= $(if $(wildcard $(VENV)/.ready-gpu),gpu,cpu)
 PY      = $(VENV)/bin/python
+READY   = $(VENV)/.ready-$(FAISS)
+OTHER_FAISS = $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
 EXP    ?= rag_token
 ARGS   ?=
 RUN_DIR ?=
@@ -15,48 +18,52 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate list keys show data test lint types clean
+.PHONY: help setup train resume evaluate report list keys show data test lint types clean
 
 help: ## this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
 
-setup: $(VENV)/.ready ## make .venv and install everything (FAISS=gpu for the GPU index)
+setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU index)
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,dev]"
-	touch $@
+	rm -f $(VENV)/.ready-* && touch $@
 
-train: $(VENV)/.ready ## train an experiment: make train EXP=rag_token ARGS="trainer.max_steps=50"
+train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.max_steps=50"
 	$(PY) -m openbook train $(EXP) $(OVERRIDES)
 
-resume: $(VENV)/.ready ## continue an interrupted run: make resume RUN=runs/rag_token/NAME
+resume: $(READY) ## continue an interrupted run: make resume RUN=runs/rag_token/NAME
 	$(PY) -m openbook resume $(RUN) $(ARGS)
 
-evaluate: $(VENV)/.ready ## answer the test questions with a trained run: make evaluate RUN=...
+evaluate: $(READY) ## answer the test questions with a trained run: make evaluate RUN=...
 	$(PY) -m openbook evaluate $(RUN) $(ARGS)
 
-list: $(VENV)/.ready ## the experiments and what each one shows
+report: $(READY) ## write a run's report.html and report.png anew
+	$(PY) -m openbook report $(RUN)
+
+list: $(READY) ## the experiments and what each one shows
 	$(PY) -m openbook list
 
-keys: $(VENV)/.ready ## every configuration key with its unit and default
+keys: $(READY) ## every configuration key with its unit and default
 	$(PY) -m openbook keys $(ARGS)
 
-show: $(VENV)/.ready ## the whole configuration an experiment comes to
+show: $(READY) ## the whole configuration an experiment comes to
 	$(PY) -m openbook show $(EXP) $(OVERRIDES)
 
-data: $(VENV)/.ready ## build and check an experiment's data, nothing else
+data: $(READY) ## build and check an experiment's data, nothing else
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
 
-test: $(VENV)/.ready ## run the tests
+test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)
 
-lint: $(VENV)/.ready ## ruff
+lint: $(READY) ## ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-types: $(VENV)/.ready ## mypy, on the package as it is installed
+types: $(READY) ## mypy, on the package as it is installed
 	rm -rf build/types && $(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/types .
 	$(PY) -m mypy --cache-dir build/mypy build/types/openbook
 

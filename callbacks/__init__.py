@@ -8,9 +8,9 @@ if __name__ != "openbook.callbacks":
     raise ImportError(f"import openbook.callbacks, not {__name__}: each class would exist twice")
 
 from openbook.callbacks.index_refresh import IndexRefresh
-from openbook.callbacks.interrupt import StopOnSignal
 from openbook.callbacks.provenance import Provenance
+from openbook.callbacks.resumable import Resumable
 from openbook.callbacks.staleness import Staleness
 from openbook.callbacks.throughput import Throughput
 
-__all__ = ["IndexRefresh", "Provenance", "Staleness", "StopOnSignal", "Throughput"]
+__all__ = ["IndexRefresh", "Provenance", "Resumable", "Staleness", "Throughput"]

@@ -68,13 +68,10 @@ class IndexRefresh(L.Callback):
         self.fresh_test = fresh_test
         self.generation = -1
         self.last_refresh = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # of this process: building, comparing, swapping
         self._encoder_then: dict[str, Tensor] | None = None
 
-    # Weights are in place by the sanity check; a resumed run skips it and comes to on_train_start with them.
-    def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._ensure(pl_module)
-
+    # By then a resumed run's weights are in place, whatever the strategy restores them with.
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ensure(pl_module)
 
@@ -124,13 +121,13 @@ class IndexRefresh(L.Callback):
         return measured
 
     def state_dict(self) -> dict[str, Any]:
-        return {"generation": self.generation, "last_refresh": self.last_refresh, "seconds": self.seconds,
+        """Plain values and tensors. The corpus' fingerprint says which corpus the index was made from."""
+        return {"generation": self.generation, "last_refresh": self.last_refresh, "corpus": self.corpus_fingerprint,
                 "passage_encoder": self._encoder_then}  # fmt: skip
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.generation = int(state_dict["generation"])
         self.last_refresh = int(state_dict["last_refresh"])
-        self.seconds = float(state_dict["seconds"])
         self._encoder_then = state_dict["passage_encoder"]
 
     def _ensure(self, module: L.LightningModule) -> None:
@@ -138,12 +135,14 @@ class IndexRefresh(L.Callback):
         retriever: Retriever = module.retriever  # type: ignore[assignment]
         if retriever.snapshot is not None:
             return
-        if self._encoder_then is None:
+        if self.generation < 0:
             self.refresh(retriever)
             return
         started = time.perf_counter()
-        encoder = copy.deepcopy(retriever.passage_encoder)
-        encoder.load_state_dict(self._encoder_then)
+        encoder = retriever.passage_encoder
+        if self._encoder_then is not None:
+            encoder = copy.deepcopy(encoder)
+            encoder.load_state_dict(self._encoder_then)
         self.generation -= 1  # the same generation is made again
         retriever.snapshot, _ = self._make(retriever, encoder)
         self.generation = retriever.snapshot.generation

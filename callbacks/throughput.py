@@ -18,6 +18,7 @@ class Throughput(L.Callback):
         self._started = 0.0
         self._seconds = 0.0
         self._questions = 0
+        self._step = -1
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -29,7 +30,8 @@ class Throughput(L.Callback):
     ) -> None:
         self._seconds += time.perf_counter() - self._started
         self._questions += len(batch.examples) * world_size()
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+        if trainer.global_step != self._step:  # not in the middle of an accumulated step
+            self._step = trainer.global_step
             pl_module.log("throughput/step_seconds", self._seconds, rank_zero_only=True)
             pl_module.log("throughput/questions_per_second", self._questions / self._seconds, rank_zero_only=True)
             self._seconds, self._questions = 0.0, 0

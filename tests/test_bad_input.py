@@ -90,9 +90,8 @@ def test_more_docs_than_passages(refused: Callable[..., str]) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_gpus_that_are_not_there(refused: Callable[..., str]) -> None:
-    said = refused("trainer.accelerator=gpu", "index.device=gpu")
-    assert "a GPU was asked for and there is none (trainer.accelerator)" in said
-    assert "(index.device)" in said
+    assert "a GPU was asked for and there is none (trainer.accelerator)" in refused("trainer.accelerator=gpu")
+    assert "a GPU index was asked for and FAISS has no GPU (index.device)" in refused("index.device=gpu")
 
 
 def test_missing_weights(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -104,6 +103,31 @@ def test_missing_weights(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "empty" / "pytorch_model.bin").write_text("")
     said = refused(f"retriever.passage_encoder={tmp_path / 'empty'}")
     assert "pickled weights are not loaded" in said
+
+
+def test_a_folder_without_a_tokenizer(refused: Callable[..., str], tmp_path: Path, encoder_folder: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((encoder_folder / name).read_bytes())
+    said = refused(f"retriever.question_encoder={bare}")
+    assert "the tokenizer is missing (retriever.question_encoder)" in said
+
+
+def test_limits_beyond_the_models_positions(refused: Callable[..., str]) -> None:
+    said = refused("data.max_context_tokens=200", "data.max_passage_tokens=200")
+    assert "longer than the model reads (data.max_context_tokens): got 200, expected at most 128" in said
+    assert "(data.max_passage_tokens)" in said
+
+
+def test_warm_up_files_are_looked_at_too(refused: Callable[..., str]) -> None:
+    assert "no such file (warmup.questions)" in refused(
+        "warmup.steps=3", "warmup.questions=nowhere.jsonl", "generator.model=minilm"
+    )
+
+
+def test_a_family_too_large_for_the_corpus(refused: Callable[..., str]) -> None:
+    assert "the corpus is too small for the index family (index.factory)" in refused("index.factory=IVF64,Flat")
 
 
 def test_a_factory_string(refused: Callable[..., str]) -> None:

@@ -267,3 +267,11 @@ def test_another_seed_gives_way_to_the_checkpoint(files: dict[str, Path]) -> Non
     with pytest.warns(UserWarning, match="continues with the checkpoint's seed 5 instead of 6"):
         module.load_state_dict({"consumed": 6, "seed": 5})
     assert module.state_dict() == {"consumed": 6, "seed": 5}
+
+
+def test_a_limit_takes_examples_spread_over_the_file(files: dict[str, Path]) -> None:
+    module = data(files, limits={"validation": 3})
+    module.setup("fit")
+    ids = [example.id for batch in module.val_dataloader() for example in batch.examples]
+    assert ids == ["q0", "q2", "q4"]
+    assert len(list(module.train_dataloader())) == STEPS_PER_EPOCH

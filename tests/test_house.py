@@ -25,11 +25,12 @@ LAYERS = [
     "experiment progress weights formats factbook_text factbook_questions",  # parts
     "factbook_facts reader_layers stream text mips corpus",
     "factbook reader encoders collate",
-    "generator encode_corpus retriever decode report",  # composed
-    "contexts preflight runs logs",
+    "generator encode_corpus retriever report",  # composed
+    "decode contexts preflight runs logs",
+    "trainer",
     "answering warmup",
     "module datamodule",  # shells
-    "callbacks.index_refresh callbacks.interrupt callbacks.provenance callbacks.throughput",
+    "callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput",
     "callbacks.staleness",
     "callbacks.__init__",
     "build",  # entry
@@ -43,7 +44,7 @@ OWNERS = {
     "torch.distributed": {"distributed"},
     "omegaconf": {"experiment"},
     "transformers": {"weights", "encoders", "generator"},
-    "lightning": {"module", "datamodule", "logs", "train", "evaluate"}
+    "lightning": {"module", "datamodule", "logs", "train", "trainer", "evaluate"}
     | {name for name in SOURCES if name.startswith("callbacks.")} - {"callbacks.__init__"},
     "matplotlib": {"plots"},
     "jinja2": {"report"},

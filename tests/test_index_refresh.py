@@ -93,10 +93,10 @@ def test_a_refresh_that_fails_leaves_the_old_snapshot(
     answers = old.search(torch.ones(1, 24), 5).rows.tolist()
 
     def fail(*args: object, **kwargs: object) -> None:
-        raise MemoryError("no room")
+        raise MemoryError  # without a text: other ranks must hear of it all the same
 
     monkeypatch.setattr(index_refresh, point, fail)
-    with pytest.raises(MemoryError, match="no room"):
+    with pytest.raises(MemoryError):
         refresh.refresh(retriever)
     assert retriever.snapshot is old
     assert refresh.generation == old.generation

@@ -90,7 +90,34 @@ def test_a_wrong_dimension_is_named(vectors: tuple[np.ndarray, torch.Tensor]) ->
 
 def test_a_factory_string_that_faiss_cannot_read() -> None:
     with pytest.raises(OpenBookError, match=r"index\.factory.*got 'Flatt'"):
-        check_factory("Flatt")
+        check_factory("Flatt", DIM)
+
+
+@pytest.mark.parametrize("factory", ["IVF256,PQ48", "PQ96", "OPQ48,IVF64,PQ48", "HNSW32", "SQfp16"])
+def test_families_are_checked_in_the_dimension_they_are_built_in(factory: str) -> None:
+    check_factory(factory, 384, 10_000)
+
+
+def test_a_family_that_the_corpus_is_too_small_for() -> None:
+    with pytest.raises(
+        OpenBookError, match=r"too small for the index family.*got 4,000 passages, expected at least 4,096"
+    ):
+        check_factory("IVF4096,Flat", 384, 4000)
+    with pytest.raises(OpenBookError, match="expected at least 256"):
+        check_factory("PQ48", 384, 37)
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "PCA8,IVF16,Flat", "IVF16,Flat,RFlat"])
+def test_depth_reaches_the_family_inside_a_wrapper(factory: str, vectors: tuple[np.ndarray, torch.Tensor]) -> None:
+    index = build_index(vectors[0], factory, nprobe=11)
+    refined = faiss.downcast_index(index)
+    inside = refined.base_index if isinstance(refined, faiss.IndexRefine) else index
+    assert faiss.extract_index_ivf(inside).nprobe == 11
+
+
+def test_questions_that_are_not_finite_end_the_run(vectors: tuple[np.ndarray, torch.Tensor]) -> None:
+    with pytest.raises(OpenBookError, match=r"question embeddings are not finite.*Training has diverged"):
+        snapshot(build_index(vectors[0], "Flat")).search(torch.full((2, DIM), torch.nan), 3)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from openbook.batch import Retrieved
 from openbook.corpus import build_corpus
@@ -15,6 +18,7 @@ from openbook.errors import OpenBookError
 from openbook.mips import Snapshot, build_index
 from openbook.retriever import Retriever
 from openbook.text import passage_inputs, special_ids
+from openbook.weights import check_model_folder
 
 BATCH, N_DOCS = 3, 5
 
@@ -122,3 +126,44 @@ def test_passages_are_read_as_the_tokenizer_would_write_them(
     ids, mask = passage_inputs(system.tokens, [0], system.special, 31)
     tokenizer = load_tokenizer(str(encoder_folder))
     assert tokenizer.decode(ids[0][mask[0]]).startswith("[CLS] beta alpha [SEP] the capital of beta alpha is")
+
+
+def test_a_dpr_encoder_gives_what_dpr_gives(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = DPRConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, vocab_size=53,
+                       max_position_embeddings=64, initializer_range=0.3)  # fmt: skip
+    ids = torch.randint(1, 53, (5, 11))
+    mask = torch.arange(11) < torch.tensor([11, 4, 7, 2, 9])[:, None]
+    for name, kind in (("question", DPRQuestionEncoder), ("context", DPRContextEncoder)):
+        dpr = kind(config).eval()
+        dpr.save_pretrained(tmp_path / name)
+        ours = load_encoder(str(tmp_path / name), "cls", False, 0.0).eval()
+        torch.testing.assert_close(ours(ids, mask), dpr(ids, attention_mask=mask).pooler_output)
+
+
+def test_missing_weights_are_not_made_up(encoder_folder: Path, tmp_path: Path) -> None:
+    weights = load_file(encoder_folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((encoder_folder / "config.json").read_text())
+    with pytest.raises(OpenBookError, match=r"1 missing, first encoder\.layer\.1\.output\.dense\.weight"):
+        load_encoder(str(tmp_path), "mean", True, 0.0)
+
+
+def test_code_in_a_model_folder_is_not_run(encoder_folder: Path, tmp_path: Path) -> None:
+    config = json.loads((encoder_folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(OpenBookError, match="brings code of its own"):
+        check_model_folder(str(tmp_path), "retriever.question_encoder")
+    with pytest.raises(ValueError, match="custom code"):
+        load_encoder(str(tmp_path), "mean", True, 0.0)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_frozen_encoder_has_no_dropout(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path, dropout=0.5, train_passage_encoder=False).train()
+    assert system.question_encoder.training
+    rows = torch.arange(7)
+    torch.testing.assert_close(system.encode_rows(rows), system.encode_rows(rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 from pathlib import Path
@@ -59,7 +58,6 @@ def test_resuming_gives_the_run_that_was_not_interrupted(small_system: SmallSyst
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     whole = train(small_system.config(tmp_path / "a" / "run"))
     config = small_system.config(tmp_path / "b" / "run", "trainer.checkpoint_every=3", "evaluate.before_training=false")
-    os.environ.pop("OPENBOOK_RUN_DIR")
 
     class StoppedError(Exception):
         pass
@@ -74,7 +72,6 @@ def test_resuming_gives_the_run_that_was_not_interrupted(small_system: SmallSyst
         patch.setattr(Throughput, "on_train_batch_start", raise_after_three)
         with pytest.raises(StoppedError):
             train(config)
-    os.environ.pop("OPENBOOK_RUN_DIR")
     resumed = resume(str(tmp_path / "b" / "run"), [])
     for name in ("train/nll", "train/staleness", "refresh/overlap_at_k", "lr-AdamW/generator"):
         assert column(resumed, name) == pytest.approx(column(whole, name), rel=1e-5, abs=1e-6), name
@@ -116,10 +113,44 @@ def test_a_signal_leaves_a_run_that_resumes(small_system: SmallSystem, tmp_path:
     assert "make resume RUN=" in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
     stopped_at = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"]
-    os.environ.pop("OPENBOOK_RUN_DIR", None)
     run = resume(str(tmp_path / "run"), [f"trainer.max_steps={stopped_at + 2}"])
     assert json.loads((run / "summary.json").read_text())["steps"] == stopped_at + 2
     assert sorted(column(run, "train/nll")) == list(range(1, stopped_at + 3))
+
+
+def test_the_last_step_is_saved_whatever_the_interval(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=5", "trainer.checkpoint_every=4"))
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 5
+
+
+def test_a_run_without_a_checkpoint_starts_again(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=2"))
+    (run / "checkpoints" / "last.ckpt").unlink()
+    (run / "checkpoints" / ".last.ckpt.123.new").write_bytes(b"half")
+    assert json.loads((resume(str(run), []) / "summary.json").read_text())["steps"] == 2
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_a_stale_index_is_tested_again_as_it_was(small_system: SmallSystem, tmp_path: Path) -> None:
+    words = ["refresh.every=0", "refresh.fresh_test=false", "trainer.max_steps=9"]
+    run = train(small_system.config(tmp_path / "run", *words))
+    trained = json.loads((run / "summary.json").read_text())["test"]
+    assert json.loads(evaluate(str(run), []).read_text())["test"] == trained
+    fresh = json.loads(evaluate(str(run), ["refresh.fresh_test=true"]).read_text())["test"]
+    assert fresh != trained
+
+
+def test_without_validation_and_test_files(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run", "data.validation=", "data.test="))
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["status"], summary["test"]) == ("finished", {})
+
+
+def test_bf16_and_per_token_reduction_learn_too(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.precision=bf16", "trainer.reduction=token",
+                                    "trainer.max_steps=24"))  # fmt: skip
+    nll = list(column(run, "train/nll").values())
+    assert sum(nll[-4:]) < 0.8 * sum(nll[:4])
 
 
 def test_evaluate_repeats_the_test_and_takes_another_corpus(small_system: SmallSystem, tmp_path: Path) -> None:
@@ -138,6 +169,5 @@ def test_evaluate_repeats_the_test_and_takes_another_corpus(small_system: SmallS
 def test_a_run_is_never_mixed_with_another(small_system: SmallSystem, tmp_path: Path) -> None:
     config = small_system.config(tmp_path / "run", "trainer.max_steps=1", "evaluate.before_training=false")
     train(config)
-    os.environ.pop("OPENBOOK_RUN_DIR")
     with pytest.raises(OpenBookError, match=r"the run folder exists already.*make resume RUN="):
         train(config)

@@ -14,6 +14,7 @@ commands:
   train EXPERIMENT [key=value ...]     train, evaluate, write runs/EXPERIMENT/NAME/
   resume RUN [key=value ...]           continue an interrupted run from its last checkpoint
   evaluate RUN [key=value ...]         answer the test questions with a trained run
+  report RUN                           write report.html and report.png anew
   list                                 the experiments and what each one shows
   keys [TEXT]                          every key with its unit and default (holding TEXT)
   show EXPERIMENT [key=value ...]      the whole configuration an experiment comes to
@@ -28,7 +29,7 @@ examples:
   python -m openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
 """
 
-COMMANDS = ("train", "resume", "evaluate", "list", "keys", "show", "data")
+COMMANDS = ("train", "resume", "evaluate", "report", "list", "keys", "show", "data")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,10 +59,11 @@ def _run(command: str, words: list[str]) -> None:
     """Heavy imports wait until a command needs them: bad input is answered at once."""
     from openbook.experiment import described_keys, list_experiments, load_experiment, to_yaml
 
-    subject = words[0] if words and "=" not in words[0] else ""
+    needs_subject = command in ("train", "resume", "evaluate", "report", "show")
+    subject = words[0] if words and (needs_subject or "=" not in words[0]) else ""
     overrides = words[1:] if subject else words
-    if command in ("train", "resume", "evaluate", "show") and not subject:
-        wanted = "a run folder" if command in ("resume", "evaluate") else "an experiment"
+    if needs_subject and not subject:
+        wanted = "an experiment" if command in ("train", "show") else "a run folder"
         raise OpenBookError(f"`{command}` needs {wanted}", action=f"python -m openbook {command} NAME")
     match command:
         case "list":
@@ -75,21 +77,31 @@ def _run(command: str, words: list[str]) -> None:
             print(to_yaml(load_experiment(subject, overrides)), end="")
         case "train":
             config = load_experiment(subject, overrides)
-            from openbook.train import quiet, train
+            from openbook.train import train
+            from openbook.trainer import quiet
 
             quiet()
             train(config)
         case "resume":
-            from openbook.train import quiet, resume
+            from openbook.train import resume
+            from openbook.trainer import quiet
 
             quiet()
             resume(subject, overrides)
         case "evaluate":
             from openbook.evaluate import evaluate
-            from openbook.train import quiet
+            from openbook.trainer import quiet
 
             quiet()
             evaluate(subject, overrides)
+        case "report":
+            from openbook.plots import plot_run
+            from openbook.report import write_report
+            from openbook.runs import RunFolder
+
+            folder = RunFolder.existing(subject).path
+            plot_run(folder, folder / "report.png")
+            print(f"{write_report(folder)}\n{folder / 'report.png'}")
         case "data":
             config = load_experiment(subject or "rag_token", overrides)
             from openbook import build

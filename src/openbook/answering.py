@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -71,7 +72,9 @@ def _prediction(
     text = detokenize(ids[: ids.index(generator.eos_token_id)] if generator.eos_token_id in ids else ids)
     present = [place for place, row in enumerate(rows) if row != MISSING_ROW]
     passages = [corpus.passage(rows[place]) for place in present]
-    relevant = relevant_passages(example, passages)
+    # Ids of another corpus say nothing about this one: then, as without ids, a passage with an answer counts.
+    known = tuple(identity for identity in example.positive_ids if corpus.row_of(identity) is not None)
+    relevant = relevant_passages(replace(example, positive_ids=known), passages)
     prior, posterior = decoded.prior[number].tolist(), decoded.posterior[number].tolist()
     read = [
         ReadPassage(passage.id, passage.title, prior[place], posterior[place], hit, passage.text)

@@ -168,7 +168,7 @@ class QuestionAnswerData(LightningDataModule):
 
     def _loader(self, split: str, sampler: GlobalBatchSampler) -> ResumableLoader:
         return ResumableLoader(
-            PlannedExamples(self._split(split)),  # type: ignore[arg-type]  # one item of it becomes a batch in collate_fn
+            self._examples(split),  # type: ignore[arg-type]  # one item of it becomes a batch in collate_fn
             batch_sampler=sampler,  # type: ignore[arg-type]  # a plan is not a list of indices; __getitems__ reads it
             collate_fn=Collate(  # type: ignore[arg-type]  # it takes what __getitems__ gives, which is no list
                 self.question_tokenizer,

@@ -12,34 +12,15 @@ That departs from the paper, which searches once per passage and scores the cand
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from openbook.errors import OpenBookError
+from openbook.generator import Generator
 
 Objective = Literal["rag_token", "rag_sequence", "closed_book"]
-
-
-class DecodableGenerator(Protocol):
-    """What decoding asks of a generator. memory and cache are the generator's own; decoding only hands them back."""
-
-    @property
-    def decoder_start_token_id(self) -> int: ...
-    @property
-    def eos_token_id(self) -> int: ...
-    @property
-    def pad_token_id(self) -> int: ...
-
-    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any:
-        """[batch * n_docs, context_len] twice -> memory."""
-
-    def decode(self, decoder_input_ids: Tensor, memory: Any, context_mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        """The newest tokens [batch * n_docs, 1], cache None at the start -> hidden [batch * n_docs, 1, width]."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., width] -> [..., vocab]."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +42,7 @@ class Decoded:
 
 @torch.inference_mode()
 def greedy(
-    generator: DecodableGenerator,
+    generator: Generator,
     context_ids: Tensor,
     context_mask: Tensor,
     doc_logprobs: Tensor,

@@ -82,7 +82,7 @@ def concatenate_shards(rows: Tensor, n: int) -> Tensor:
 
 def raise_together(error: Exception | None) -> None:
     """Raise on every rank when one rank has failed, so that no rank waits for another that is gone."""
-    failures = [(who, text) for who, text in enumerate(gather_objects(str(error) if error else None)) if text]
+    failures = [(who, text) for who, text in enumerate(gather_objects(repr(error) if error else None)) if text]
     if error is not None:
         raise error
     if failures:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
 
+from openbook.errors import OpenBookError
 from openbook.weights import attention, model_folder
 
 
@@ -54,16 +55,34 @@ class TextEncoder(nn.Module):
 
 
 def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, dropout: float) -> TextEncoder:
-    """An encoder from a transformers folder (safetensors only; nothing is executed from it) or a hub name."""
+    """An encoder from a transformers folder (safetensors only; nothing is executed from it) or a hub name.
+
+    Of a DPR encoder the BERT inside is taken: with pooling "cls" and no normalisation it is what DPR computes.
+    """
     path = model_folder(folder)
-    config = AutoConfig.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
         if hasattr(config, name):
             setattr(config, name, dropout)
-    model = AutoModel.from_pretrained(path, config=config, use_safetensors=True, attn_implementation=attention())
+    kinds = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
+    kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
+    settings: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
+    settings |= {"attn_implementation": attention(), "trust_remote_code": False}
+    loader: Any = kind or AutoModel
+    model, loaded = loader.from_pretrained(path, **settings)
+    missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
+    if missing:
+        got = f"{len(missing)} missing, first {missing[0]}"
+        raise OpenBookError("weights are missing from the model folder", where=folder, got=got,
+                            expected="all weights of the architecture in config.json")  # fmt: skip
+    if kind is not None:
+        if config.projection_dim:
+            raise OpenBookError("a DPR encoder with a projection cannot be read", where=folder,
+                                got=f"projection_dim {config.projection_dim}", expected="0")  # fmt: skip
+        model = getattr(model, model.base_model_prefix).bert_model
     return TextEncoder(model, pooling, normalize)
 
 
 def load_tokenizer(folder: str) -> Any:
     """The fast tokenizer beside a model."""
-    return AutoTokenizer.from_pretrained(model_folder(folder))
+    return AutoTokenizer.from_pretrained(model_folder(folder), trust_remote_code=False)

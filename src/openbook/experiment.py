@@ -23,7 +23,9 @@ from openbook.ranges import problems_of
 EXPERIMENTS = Path("experiments")
 
 
-def load_experiment(experiment: str, overrides: Sequence[str] = (), folder: Path = EXPERIMENTS) -> Config:
+def load_experiment(
+    experiment: str, overrides: Sequence[str] = (), folder: Path = EXPERIMENTS, training: bool = True
+) -> Config:
     """The configuration of an experiment: schema defaults <- what it extends <- its own file <- overrides.
 
     experiment is a name in `folder` or the path of a YAML file. Overrides read `key.sub=value`; the schema's type
@@ -38,13 +40,14 @@ def load_experiment(experiment: str, overrides: Sequence[str] = (), folder: Path
             problems.append(OpenBookError("not an override", got=repr(override), expected="key=value"))
         else:
             leaves.append((key, text, key))
-    return _checked(leaves, path.stem, problems)
+    return _checked(leaves, path.stem, problems, training)
 
 
-def load_resolved(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """The configuration that a run folder kept, with overrides on top."""
+def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = True) -> Config:
+    """The configuration that a run folder kept, with overrides on top; not for training: what only training needs is
+    not asked for."""
     name = str(_mapping(path).get("experiment", path.stem))
-    return load_experiment(str(path), [f"experiment={name}", *overrides])
+    return load_experiment(str(path), [f"experiment={name}", *overrides], training=training)
 
 
 def to_yaml(config: Config) -> str:
@@ -142,7 +145,7 @@ def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenBookError]) -> Config:
+def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenBookError], training: bool) -> Config:
     known = list(keys_of())
     merged = OmegaConf.structured(Config)
     for section in [merged, *(merged[key] for key in merged if OmegaConf.is_config(merged[key])), merged.data.factbook]:
@@ -162,7 +165,7 @@ def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenB
     raise_all(problems)
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
-    raise_all(problems_of(config))
+    raise_all(problems_of(config, training))
     return config
 
 

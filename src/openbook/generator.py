@@ -27,7 +27,8 @@ from openbook.weights import attention, model_folder
 
 
 class Generator(Protocol):
-    """What training, decoding and saving ask of a generator; both implementations are nn.Modules."""
+    """What training, decoding and saving ask of a generator; both implementations are nn.Modules. memory and cache are
+    the generator's own: whoever calls it only hands them back. With a cache, decode is given the newest token only."""
 
     @property
     def decoder_start_token_id(self) -> int: ...
@@ -115,11 +116,15 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
             got = f"{path} of type {written.get('model_type')}"
             raise OpenBookError("not a sequence-to-sequence model", where="generator.model", got=got,
                                 expected="BART, T5 or the like")  # fmt: skip
-    config = AutoConfig.from_pretrained(str(path) if path.exists() else name)
+    config = AutoConfig.from_pretrained(str(path) if path.exists() else name, trust_remote_code=False)
     for key in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
         if hasattr(config, key):
             setattr(config, key, dropout)
     model = AutoModelForSeq2SeqLM.from_pretrained(
-        str(path) if path.exists() else name, config=config, use_safetensors=True, attn_implementation=attention()
+        str(path) if path.exists() else name,
+        config=config,
+        use_safetensors=True,
+        attn_implementation=attention(),
+        trust_remote_code=False,
     )
     return Seq2SeqGenerator(model)

@@ -42,6 +42,9 @@ class Snapshot:
         index_scores are plain inner products, before any temperature. Nothing here is differentiable.
         """
         queries = question_embeddings.detach().float().cpu().numpy()
+        if not np.isfinite(queries).all():
+            raise OpenBookError("question embeddings are not finite", action="Training has diverged: lower optim.lr_*, "
+                                "raise optim.warmup_steps, or resume from an earlier checkpoint.")  # fmt: skip
         if queries.shape[1] != self.index.d:
             raise OpenBookError("question embeddings do not fit the index", got=f"dim {queries.shape[1]}",
                                 expected=f"dim {self.index.d}")  # fmt: skip
@@ -77,10 +80,7 @@ def build_index(
     if not index.is_trained:
         index.train(embeddings)
     index.add(embeddings)
-    if isinstance(core := faiss.downcast_index(index), faiss.IndexIVF):
-        core.nprobe = nprobe
-    elif isinstance(core, faiss.IndexHNSW):
-        core.hnsw.efSearch = ef_search
+    _set_depth(index, nprobe, ef_search)
     if device == "gpu":
         resources = faiss.StandardGpuResources()
         index = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index)
@@ -100,9 +100,30 @@ def search_device(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"
     return "gpu" if faiss_gpu and wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def check_factory(factory: str, dim: int = 64) -> None:
-    """Raise OpenBookError for a factory string that FAISS does not read."""
-    _empty_index(dim, factory)
+def check_factory(factory: str, dim: int, n_passages: int | None = None) -> None:
+    """Raise OpenBookError for a factory string that FAISS cannot build for dim, or not over so few passages."""
+    index = _empty_index(dim, factory)
+    ivf = faiss.try_extract_index_ivf(index)
+    quantizer = getattr(ivf or faiss.downcast_index(index), "pq", None)
+    needed = max(ivf.nlist if ivf else 0, 2**quantizer.nbits if quantizer else 0)
+    if n_passages is not None and n_passages < needed:
+        raise OpenBookError(
+            "the corpus is too small for the index family", where="index.factory", got=f"{n_passages:,} passages",
+            expected=f"at least {needed:,}, what {factory} learns from", action="Take fewer lists, or Flat.",
+        )  # fmt: skip
+
+
+def _set_depth(index: Any, nprobe: int, ef_search: int) -> None:
+    """Search depth, also where a transform or a re-ranking wraps the family."""
+    if isinstance(index, faiss.IndexPreTransform):
+        index = index.index
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        index = faiss.downcast_index(index.base_index)
+    if isinstance(index, faiss.IndexIVF):
+        index.nprobe = nprobe
+    elif isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efSearch = ef_search
 
 
 def use_threads(n: int) -> None:

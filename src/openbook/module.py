@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from openbook.config import OptimConfig
 from openbook.contexts import ContextBuilder, answer_logprobs, closed_book_rows
 from openbook.corpus import Corpus
 from openbook.distributed import gather_objects, sum_over_ranks, world_size
+from openbook.errors import OpenBookError
 from openbook.generator import Generator
 from openbook.metrics import Prediction, summarize
 from openbook.objectives import OBJECTIVES
@@ -86,7 +88,7 @@ class RagModule(L.LightningModule):
         """The mean over the questions (or target tokens) of all ranks' batches; DDP averages the ranks' gradients, so
         each rank's share is scaled by the number of ranks. A question without any passage has no likelihood to learn
         from and is left out."""
-        weight = batch.weight * nll.isfinite()
+        weight = batch.weight * (nll != torch.inf)
         units = weight if self.reduction == "question" else weight * batch.target_mask.sum(-1)
         total = sum_over_ranks(units.sum()).clamp(min=1)
         return torch.where(weight > 0, nll, 0.0).sum() * world_size() / total
@@ -151,9 +153,13 @@ class RagModule(L.LightningModule):
 
     def _log_likelihood(self, nll: Tensor, batch: Batch) -> None:
         """-log p(y|x) per question and per target token, over the batches of all ranks."""
-        weight = batch.weight * nll.isfinite()
+        weight = batch.weight * (nll != torch.inf)
         tokens = weight * batch.target_mask.sum(-1)
         sums = torch.stack([torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()])
-        total, questions, n_tokens = sum_over_ranks(sums).clamp(min=1e-9).tolist()
+        total, questions, n_tokens = sum_over_ranks(sums).tolist()
+        if math.isnan(total) or not questions:
+            raise OpenBookError("the likelihood is not a number" if questions else "no question has found a passage",
+                                where=f"step {self.global_step}", action="Training has diverged: lower optim.lr_*, "
+                                "raise optim.warmup_steps, or resume from an earlier checkpoint.")  # fmt: skip
         self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
         self.log("train/nll_per_token", total / n_tokens, rank_zero_only=True)

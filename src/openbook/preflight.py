@@ -5,45 +5,59 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from openbook.config import EMBEDDED, MINILM, Config
+import torch
+
+from openbook.config import EMBEDDED, Config
 from openbook.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.hardware import accelerator
 from openbook.mips import check_factory, search_device
-from openbook.weights import check_model_folder
+from openbook.ranges import value_of
+from openbook.weights import check_model_folder, model_facts
+
+FILES = "data.corpus data.train data.validation data.test".split()
+WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 
 def check(config: Config) -> None:
-    """Files, weights, devices and the factory string; no model is loaded. Raises one error that lists all problems."""
+    """Files, weights, devices, lengths and the factory string; no model is loaded. One error lists all problems."""
     problems: list[OpenBookError] = []
 
-    def attempt(look: Callable[[], object]) -> None:
+    def attempt(look: Callable[..., object], *arguments: object) -> None:
         try:
-            look()
+            look(*arguments)
         except OpenBookError as problem:
             problems.append(problem)
 
-    for key in ("corpus", "train", "validation", "test"):
-        attempt(lambda key=key: _check_file(f"data.{key}", getattr(config.data, key)))  # type: ignore[misc]
-    attempt(lambda: accelerator(config.trainer.accelerator))
+    for key in FILES + (WARMUP_FILES if config.warmup.steps else []):
+        attempt(_check_file, key, value_of(config, key))
+    attempt(_check_devices, config)
+    encoders = ["retriever.question_encoder", "retriever.passage_encoder"]
+    models = ["generator.model", *(encoders if config.objective != "closed_book" else [])]
+    for key in models:
+        attempt(check_model_folder, value_of(config, key), key)
+    raise_all(problems)
+    attempt(_check_positions, config, "generator.model", "data.max_context_tokens", 0)
     if config.objective != "closed_book":
-        attempt(lambda: search_device(config.index.device))
-        attempt(lambda: check_factory(config.index.factory))
-        attempt(lambda: check_model_folder(config.retriever.question_encoder, "retriever.question_encoder"))
-        if config.retriever.passage_encoder != config.retriever.question_encoder:
-            attempt(lambda: check_model_folder(config.retriever.passage_encoder, "retriever.passage_encoder"))
-    if config.generator.model != MINILM or config.objective == "closed_book":
-        attempt(lambda: check_model_folder(config.generator.model, "generator.model"))
+        attempt(search_device, config.index.device)
+        attempt(_check_positions, config, encoders[0], "data.max_question_tokens", 3)
+        attempt(_check_positions, config, encoders[1], "data.max_passage_tokens", 0)
+        attempt(_check_dimensions, config)
     raise_all(problems)
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:
-    """n_docs and the validation depths against the passages there are."""
-    if config.objective != "closed_book" and config.retriever.n_docs > corpus.n_passages:
+    """n_docs and the index family against the passages there are."""
+    if config.objective == "closed_book":
+        return
+    if config.retriever.n_docs > corpus.n_passages:
         raise OpenBookError(
             "n_docs is larger than the corpus", where="retriever.n_docs", got=config.retriever.n_docs,
             expected=f"at most {corpus.n_passages}, the number of passages", action="Lower retriever.n_docs.",
         )  # fmt: skip
+    dim = model_facts(config.retriever.passage_encoder).get("hidden_size")
+    if dim:
+        check_factory(config.index.factory, dim, corpus.n_passages)
 
 
 def _check_file(key: str, name: str) -> None:
@@ -53,3 +67,29 @@ def _check_file(key: str, name: str) -> None:
     if not path.is_file():
         there = "a folder" if path.is_dir() else "nothing"
         raise OpenBookError("no such file", where=key, got=f"{there} at {name}", expected="a file")
+
+
+def _check_devices(config: Config) -> None:
+    on, devices = accelerator(config.trainer.accelerator), config.trainer.devices
+    if on == "gpu" and devices > torch.cuda.device_count():
+        raise OpenBookError("more devices than there are", where="trainer.devices", got=devices,
+                            expected=f"at most {torch.cuda.device_count()}, the GPUs of this node")  # fmt: skip
+
+
+def _check_positions(config: Config, model: str, limit: str, special: int) -> None:
+    """A model with learnt positions cannot read further than they go."""
+    positions = model_facts(str(value_of(config, model))).get("max_position_embeddings")
+    asked = int(str(value_of(config, limit))) + special
+    if positions and asked > positions:
+        raise OpenBookError("the limit is longer than the model reads", where=limit, got=asked,
+                            expected=f"at most {positions} tokens, {model}'s positions")  # fmt: skip
+
+
+def _check_dimensions(config: Config) -> None:
+    sides = (config.retriever.question_encoder, config.retriever.passage_encoder)
+    question, passage = (model_facts(name).get("hidden_size") for name in sides)
+    if question != passage and question and passage:
+        raise OpenBookError("question and passage encoder give embeddings of different dim",
+                            where="retriever.passage_encoder", got=passage, expected=question)  # fmt: skip
+    if passage:
+        check_factory(config.index.factory, passage)

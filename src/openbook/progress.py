@@ -10,21 +10,21 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from openbook.distributed import rank
+from openbook.hardware import rank_from_environment
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """One line to the user, from rank 0 only."""
-    if rank() == 0:
+    if rank_from_environment() == 0:
         console.print(text, markup=False)
 
 
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) to call often. label: like "encoding the corpus"; unit: like "passages"."""
-    if rank() != 0:
+    if rank_from_environment() != 0:
         yield lambda done, total: None
         return
     started = time.perf_counter()

@@ -27,8 +27,11 @@ def value_of(config: object, key: str) -> object:
     return config
 
 
-def problems_of(config: Config) -> list[OpenBookError]:
-    """Everything wrong with a configuration that can be seen without opening a file: ranges and combinations."""
+def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
+    """Everything wrong with a configuration that can be seen without opening a file: ranges and combinations.
+
+    Not for training: another corpus or other questions may then be put beside embedded ones.
+    """
     problems = []
 
     def wrong(what: str, key: str, expected: object, action: str = "") -> None:
@@ -46,7 +49,8 @@ def problems_of(config: Config) -> list[OpenBookError]:
                 wrong("value out of range", key, expected)
 
     data = config.data
-    own = [key for key in ("corpus", "train", "validation", "test") if getattr(data, key) not in (EMBEDDED, "")]
+    own = any(getattr(data, key) not in (EMBEDDED, "") for key in ("corpus", "train", "validation", "test"))
+    own = own and training
     if own and data.corpus == EMBEDDED and config.objective != "closed_book":
         wrong("questions of your own over the embedded corpus", "data.corpus", "a file of passages",
               "Set data.corpus=FILE too.")  # fmt: skip

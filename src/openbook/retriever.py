@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,14 @@ class Retriever(nn.Module):
         self.temperature = temperature
         self.tokens_per_pass = tokens_per_pass
         self.snapshot: Snapshot | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen encoder stays in eval mode: dropout in it would be noise that nothing learns from."""
+        super().train(mode)
+        for encoder in (self.question_encoder, self.passage_encoder):
+            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
 
     def encode_questions(self, question_ids: Tensor, question_mask: Tensor) -> Tensor:
         """[batch, question_len] twice -> [batch, dim] fp32."""

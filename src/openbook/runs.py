@@ -30,7 +30,6 @@ class RunFolder:
         self.predictions = self.path / "predictions.jsonl"
         self.summary = self.path / "summary.json"
         self.config = self.path / "config.yaml"
-        self.report = self.path / "report.html"
 
     @classmethod
     def choose(cls, config: Config) -> RunFolder:
@@ -65,6 +64,8 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OpenBookError("the run folder cannot be made", where=self.path, got=error.strerror or "") from error
+        for left_over in self.checkpoints.glob(".*.new"):  # of a run that was killed while it saved
+            left_over.unlink()
         os.environ[SHARED] = str(self.path)
         self.config.write_text(to_yaml(config), encoding="utf-8")
         write_json(self.path / "environment.json", describe())
@@ -81,9 +82,19 @@ class RunFolder:
             folder = cls(runs[0].parent)
         return folder
 
-    def load_config(self, overrides: list[str]) -> Config:
+    def load_config(self, overrides: list[str], training: bool = True) -> Config:
         """The configuration the run was started with, and overrides."""
-        return load_resolved(self.config, overrides)
+        return load_resolved(self.config, overrides, training)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json says; nothing where there is none yet."""
+        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}
+
+    @staticmethod
+    def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
+        """One JSON line per question, in predictions.jsonl."""
+        lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
+        (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -2,63 +2,60 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import os
 import time
-import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.loggers import Logger
 
 from openbook import build
-from openbook.callbacks import IndexRefresh, Provenance, Staleness, StopOnSignal, Throughput
+from openbook.callbacks import IndexRefresh, Provenance, Resumable, Staleness, Throughput
 from openbook.config import Config
 from openbook.distributed import from_rank_zero
-from openbook.experiment import flat
 from openbook.hardware import accelerator, autocast_dtype, rank_from_environment, set_threads
-from openbook.logs import MetricsCsv, WholeCheckpoints, read_checkpoint
+from openbook.logs import MetricsCsv, read_checkpoint
 from openbook.mips import use_threads
 from openbook.module import RagModule
 from openbook.preflight import check, check_corpus
 from openbook.progress import console, say
 from openbook.report import results_table, write_report
-from openbook.runs import RunFolder, write_json
+from openbook.runs import SHARED, RunFolder, write_json
+from openbook.trainer import make_trainer, wandb_logger
 
-DISCLOSURE = (
+WARMED_UP = (
     "Before joint training the reader was warmed up for {steps} steps on gold passages of training questions; "
     "joint training itself saw no gold passage."
 )
+HELD_OUT_APART = (
+    "The headline counts questions in the phrasings of the training templates, about entries never trained on; "
+    "questions in held-out phrasings are reported apart."
+)
 
 
-class Bar(TQDMProgressBar):
-    """Lightning's bar without the run's name in every line."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        shown = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in shown.items() if name != "v_num"}
-
-
+@dataclass
 class Clock:
-    """Seconds per stage, for summary.json. Stages do not overlap; what a refresh takes is known by its callback."""
+    """Seconds per stage, for summary.json. Refreshing is a stage of its own, taken out of the one it happened in."""
 
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.seconds: dict[str, float] = {}
-        self._last = self.started
+    refresh: IndexRefresh | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def refreshing(self) -> float:
+        return self.refresh.seconds if self.refresh else 0.0
 
     def lap(self, stage: str) -> None:
         """Everything since the last lap belongs to this stage."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
-        self._last = now
+        passed = time.perf_counter() - self.started - self.refreshing - sum(self.seconds.values())
+        self.seconds[stage] += passed
 
-    def rounded(self, refresh: float) -> dict[str, float]:
-        named = {"setup": 0.0, "train": 0.0, "evaluate": 0.0} | self.seconds
-        named = {"total": time.perf_counter() - self.started, **named, "refresh": refresh}
-        return {stage: round(seconds, 2) for stage, seconds in named.items()}
+    def rounded(self) -> dict[str, float]:
+        total = {"total": time.perf_counter() - self.started}
+        return {name: round(value, 2) for name, value in (total | self.seconds | {"refresh": self.refreshing}).items()}
 
 
 def train(config: Config) -> Path:
@@ -71,13 +68,19 @@ def train(config: Config) -> Path:
 
 
 def resume(folder: str, overrides: list[str]) -> Path:
-    """Continue an interrupted run from its last checkpoint, step for step as if it had not stopped."""
+    """Continue an interrupted run from its last checkpoint, step for step as if it had not stopped.
+
+    A run that was interrupted before its first checkpoint starts again. Overrides are kept in the run's config.yaml.
+    """
     run = RunFolder.existing(folder)
     config = run.load_config(overrides)
     check(config)
-    read_checkpoint(run.last)
-    say(f"resuming {run.path} from {run.last.name}")
-    return _run(config, run, resumed=True)
+    if list(run.checkpoints.glob("*.ckpt")):
+        read_checkpoint(run.last)
+        say(f"resuming {run.path} from {run.last.name}")
+        return _run(config, run, resumed=True)
+    say(f"{run.path} has no checkpoint yet: starting from the beginning")
+    return _run(config, run, resumed=False)
 
 
 def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
@@ -88,84 +91,66 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
     ready = build.parts(config)
     check_corpus(config, ready.corpus)
     questions = build.data(config, ready)
-    questions.setup()  # all files are checked before the first model is loaded
-    if rank_from_environment() == 0 and not resumed:
+    questions.setup()  # the last of the checks: from here on the run folder exists and models are loaded
+    if rank_from_environment() == 0:
         run.create(config)
-    autocast = autocast_dtype(config.trainer.precision, on)
-    module = build.module(config, ready, build.reader(config, on, autocast))
-    refresh = None
-    if module.retriever is not None:
-        refresh = build.index_refresh(config, ready, questions, autocast)
-    stop = StopOnSignal(run.checkpoints)
-    trainer = _trainer(config, run, refresh, stop, read_checkpoint(run.last)["global_step"] if resumed else 0)
-    say(f"run folder {run.path}; {ready.corpus.n_passages:,} passages; on {on}, {trainer.precision}")
-    clock.lap("setup")
+    try:
+        autocast = autocast_dtype(config.trainer.precision, on)
+        module = build.module(config, ready, build.reader(config, on, autocast))
+        if module.retriever is not None:
+            clock.refresh = build.index_refresh(config, ready, questions, autocast)
+        resumable = Resumable(run.last, config.trainer.checkpoint_every)
+        trainer = make_trainer(config, _callbacks(run, clock.refresh, resumable), _loggers(config, run, resumed))
+        say(f"run folder {run.path}; {ready.corpus.n_passages:,} passages; on {on}, {trainer.precision}")
+        clock.lap("setup")
+        return _stages(config, run, resumed, clock, trainer, module, questions, resumable)
+    finally:
+        os.environ.pop(SHARED, None)
 
-    before: dict[str, Any] = {}
-    if resumed and run.summary.is_file():
-        before = json.loads(run.summary.read_text(encoding="utf-8")).get("before_training", {})
-    elif ready.files.test and config.evaluate.before_training:
+
+def _stages(
+    config: Config, run: RunFolder, resumed: bool, clock: Clock, trainer: L.Trainer, module: RagModule,
+    questions: L.LightningDataModule, resumable: Resumable,
+) -> Path:  # fmt: skip
+    """Test, train, test; summary.json is whole after each."""
+    before: dict[str, Any] = run.read_summary().get("before_training", {}) if resumed else {}
+    if config.data.test and config.evaluate.before_training and not resumed:
         before = _test(trainer, module, questions, "test split before training")
         clock.lap("evaluate")
-    _write_summary(run, config, module, refresh, trainer, clock, before, {}, "running")
+    _write_summary(run, config, module, trainer, clock, before, {}, "running")
 
-    refreshed = refresh.seconds if refresh else 0.0
     trainer.fit(module, questions, ckpt_path=run.last if resumed else None, weights_only=True)
     clock.lap("train")
-    if refresh:
-        clock.seconds["train"] -= refresh.seconds - refreshed
-    stopped = stop.received
-    if from_rank_zero(stopped is not None):
-        _write_summary(run, config, module, refresh, trainer, clock, before, {}, "interrupted")
+    if from_rank_zero(resumable.received is not None):
+        _write_summary(run, config, module, trainer, clock, before, {}, "interrupted")
         say(f"`make resume RUN={run.path}` continues the run")
-        raise SystemExit(128 + (stopped or 15))
+        if trainer.is_global_zero:  # another rank that ends with a code would have this one killed
+            raise SystemExit(128 + (resumable.received or 15))
+        return run.path
 
     after: dict[str, Any] = {}
-    if ready.files.test:
+    if config.data.test:
         after = _test(trainer, module, questions, "test split after training")
-        _write_predictions(run, module)
+        if trainer.is_global_zero:
+            run.write_predictions(run.path, [prediction.to_json() for prediction in module.predictions])
         clock.lap("evaluate")
-    _write_summary(run, config, module, refresh, trainer, clock, before, after, "finished")
-    _close(run)
+    _write_summary(run, config, module, trainer, clock, before, after, "finished")
+    if trainer.is_global_zero:
+        _close(run)
     return run.path
 
 
-def _trainer(
-    config: Config, run: RunFolder, refresh: IndexRefresh | None, stop: StopOnSignal, resumed_step: int
-) -> L.Trainer:
-    """Callbacks in the order they must run in: measure the step, then refresh, then save what both left."""
-    settings = config.trainer
-    on = accelerator(settings.accelerator)
-    autocast = autocast_dtype(settings.precision, on)
+def _callbacks(run: RunFolder, refresh: IndexRefresh | None, resumable: Resumable) -> list[L.Callback]:
+    """In the order they must run in: measure the step, then refresh, then save what both left."""
     retrieving = [Staleness(refresh), refresh] if refresh else []
-    callbacks: list[L.Callback] = [
-        Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), stop,
-        ModelCheckpoint(run.checkpoints, filename="last", every_n_train_steps=settings.checkpoint_every,
-                        enable_version_counter=False, save_top_k=1),
-        Bar(refresh_rate=1),
-    ]  # fmt: skip
-    loggers: list[Logger] = [MetricsCsv(run.metrics, resumed_step)]
+    return [Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), resumable]
+
+
+def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:
+    loggers: list[Logger] = [MetricsCsv(run.metrics, read_checkpoint(run.last)["global_step"] if resumed else 0)]
     if config.wandb.mode != "disabled":
-        loggers.append(_wandb(config, run))
-    return L.Trainer(
-        accelerator=on, devices=settings.devices, num_nodes=settings.nodes,
-        strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
-        precision="bf16-mixed" if autocast else "32-true",
-        max_steps=settings.max_steps, accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=config.optim.clip or None,
-        val_check_interval=settings.validate_every * settings.accumulate if config.data.validation else None,
-        check_val_every_n_epoch=None, limit_val_batches=None if config.data.validation else 0,
-        num_sanity_val_steps=0, log_every_n_steps=settings.log_every, use_distributed_sampler=False,
-        callbacks=callbacks, logger=loggers, plugins=[WholeCheckpoints()],
-        enable_model_summary=False, default_root_dir=run.path,
-    )  # fmt: skip
-
-
-def _wandb(config: Config, run: RunFolder) -> WandbLogger:
-    logger = WandbLogger(project=config.wandb.project, name=f"{config.experiment}/{run.path.name}",
-                         save_dir=run.path, offline=config.wandb.mode == "offline", id=run.path.name)  # fmt: skip
-    logger.log_hyperparams(flat(config))
-    return logger
+        loggers.append(wandb_logger(config, run))
+    return loggers
 
 
 def _test(trainer: L.Trainer, module: RagModule, questions: L.LightningDataModule, what: str) -> dict[str, Any]:
@@ -174,39 +159,28 @@ def _test(trainer: L.Trainer, module: RagModule, questions: L.LightningDataModul
     return dict(module.summary)
 
 
-def _write_predictions(run: RunFolder, module: RagModule) -> None:
-    if module.global_rank == 0:
-        lines = [json.dumps(prediction.to_json(), ensure_ascii=False) + "\n" for prediction in module.predictions]
-        run.predictions.write_text("".join(lines), encoding="utf-8")
-
-
 def _write_summary(
-    run: RunFolder, config: Config, module: RagModule, refresh: IndexRefresh | None, trainer: L.Trainer, clock: Clock,
-    before: dict[str, Any], after: dict[str, Any], status: str,
+    run: RunFolder, config: Config, module: RagModule, trainer: L.Trainer, clock: Clock, before: dict[str, Any],
+    after: dict[str, Any], status: str,
 ) -> None:  # fmt: skip
     if not trainer.is_global_zero:
         return
+    disclosures = [WARMED_UP.format(steps=config.warmup.steps)] if config.warmup.steps else []
+    if "held_out" in after.get("by_phrasing", {}):
+        disclosures.append(HELD_OUT_APART)
     snapshot = module.retriever.snapshot if module.retriever else None
+    index = {"generation": snapshot.generation, "n_passages": snapshot.n_passages, "factory": snapshot.factory}\
+        if snapshot else {}  # fmt: skip
     write_json(run.summary, {
-        "experiment": config.experiment,
-        "status": status,
-        "steps": trainer.global_step,
-        "seed": config.seed,
-        "n_docs": module.eval_n_docs,
-        "seconds": clock.rounded(refresh.seconds if refresh else 0.0),
-        "test": after,
-        "before_training": before,
-        "index": {"generation": snapshot.generation, "n_passages": snapshot.n_passages, "factory": snapshot.factory}
-        if snapshot else {},
-        "disclosures": [DISCLOSURE.format(steps=config.warmup.steps)] if config.warmup.steps else [],
+        "experiment": config.experiment, "status": status, "steps": trainer.global_step, "seed": config.seed,
+        "n_docs": module.eval_n_docs, "seconds": clock.rounded(), "test": after, "before_training": before,
+        "index": index, "disclosures": disclosures,
     })  # fmt: skip
 
 
 def _close(run: RunFolder) -> None:
     """The last thing on the terminal: the table, and the files that matter."""
-    if rank_from_environment() != 0:
-        return
-    summary = json.loads(run.summary.read_text(encoding="utf-8"))
+    summary = run.read_summary()
     if summary["test"]:
         console.print(results_table(summary))
     report = write_report(run.path)
@@ -214,11 +188,3 @@ def _close(run: RunFolder) -> None:
                         ("curves", run.metrics), ("checkpoint", run.last)):  # fmt: skip
         if path.exists():
             say(f"{label:>12}  {path}")
-
-
-def quiet() -> None:
-    """Silence advice that does not apply to what this project does."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in ("does not have many workers", "The number of training batches", "You are using a CUDA device",
-                 "recommended to use `self.log", "LeafSpec", "is deprecated"):  # fmt: skip
-        warnings.filterwarnings("ignore", message=f".*{text}.*")

@@ -6,6 +6,7 @@ training, which follows, sees no gold passage.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,6 +25,7 @@ from openbook.contexts import ContextBuilder
 from openbook.corpus import Corpus
 from openbook.decode import greedy
 from openbook.errors import OpenBookError
+from openbook.hardware import rank_from_environment
 from openbook.metrics import exact_match
 from openbook.optim import learning_rate_schedule
 from openbook.progress import progress, say
@@ -70,6 +72,8 @@ def warm_up(
         [VERSION, asdict(options), corpus.fingerprint, hashlib.sha256(questions.read_bytes()).hexdigest()]
     )
     target = cache / f"reader-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
+    while rank_from_environment() and not (target / "warmup.json").is_file():
+        time.sleep(1)  # rank 0 makes it
     if not (target / "warmup.json").is_file():
         new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
@@ -80,7 +84,7 @@ def warm_up(
                 measured |= _measure(reader, gold, gold.read(held_out), options, device, autocast)
             reader.save_pretrained(new)
             (new / "warmup.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
-            if not target.exists():
+            with contextlib.suppress(OSError):  # another process was first
                 os.replace(new, target)
         finally:
             shutil.rmtree(new, ignore_errors=True)

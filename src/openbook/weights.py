@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -14,8 +16,12 @@ from openbook.errors import OpenBookError
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
 
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+
+
 def attention() -> str:
-    """The attention that is faster here: torch's fused kernel on a GPU, plain matmuls on a CPU (measured, see docs)."""
+    """The attention that is faster here: torch's fused kernel on a GPU, plain matmuls on a CPU (SDPA's backward is slow
+    there)."""
     return "sdpa" if torch.cuda.is_available() else "eager"
 
 
@@ -39,12 +45,15 @@ def check_model_folder(name: str, key: str) -> None:
     """
     path = Path(model_folder(name))
     if not path.exists():
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.exists():
             return
         raise OpenBookError("no such model folder", where=key, got=name, expected="a folder with config.json",
                             action=f"Set {key}=FOLDER, or {key}={MINILM} for the packaged weights.")  # fmt: skip
     if not (path / "config.json").is_file():
         raise OpenBookError("not a model folder", where=key, got=f"{path} without config.json")
+    if "auto_map" in model_facts(name):
+        raise OpenBookError("the model brings code of its own, which is never run", where=key, got=f"{path}: auto_map",
+                            expected="an architecture that transformers has")  # fmt: skip
     if not any(path.glob("*.safetensors")):
         pickled = any(path.glob("*.bin"))
         raise OpenBookError(
@@ -52,3 +61,12 @@ def check_model_folder(name: str, key: str) -> None:
             action="Convert its *.bin with transformers' save_pretrained: pickled weights are not loaded." if pickled
             else "Copy model.safetensors there.",
         )  # fmt: skip
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise OpenBookError("the tokenizer is missing", where=key, got=f"{path} without {', '.join(TOKENIZER_FILES)}",
+                            action="Save the tokenizer there: without it every word would be unknown.")  # fmt: skip
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """The config.json of a model folder; empty for a hub name, whose facts show when it is loaded."""
+    path = Path(model_folder(name)) / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
