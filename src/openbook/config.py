@@ -133,12 +133,14 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr_question_encoder: float = 1.0e-4
-    """peak learning rate"""
-    lr_passage_encoder: float = 1.0e-4
-    """peak learning rate"""
-    lr_generator: float = 3.0e-4
-    """peak learning rate"""
+    lr: float = 1.0e-4
+    """peak learning rate of every part that names none of its own"""
+    lr_question_encoder: float = 0.0
+    """peak learning rate; 0: optim.lr"""
+    lr_passage_encoder: float = 0.0
+    """peak learning rate; 0: optim.lr"""
+    lr_generator: float = 0.0
+    """peak learning rate; 0: optim.lr"""
     weight_decay: float = 0.01
     """AdamW, not on biases and normalisation"""
     warmup_steps: int = 10

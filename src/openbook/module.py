@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -129,14 +129,15 @@ class RagModule(L.LightningModule):
             self.log("train/grad_norm", norm, rank_zero_only=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        parts: list[tuple[str, nn.Module, float]] = [("generator", self.generator, self.optim.lr_generator)]  # type: ignore[list-item]
+        optim = self.optim
+        parts = [("generator", cast(nn.Module, self.generator), optim.lr_generator or optim.lr)]
         if self.retriever is not None:
             parts += [
-                ("question_encoder", self.retriever.question_encoder, self.optim.lr_question_encoder),
-                ("passage_encoder", self.retriever.passage_encoder, self.optim.lr_passage_encoder),
+                ("question_encoder", self.retriever.question_encoder, optim.lr_question_encoder or optim.lr),
+                ("passage_encoder", self.retriever.passage_encoder, optim.lr_passage_encoder or optim.lr),
             ]
-        optimizer = torch.optim.AdamW(parameter_groups(parts, self.optim.weight_decay), fused=True)
-        schedule = learning_rate_schedule(optimizer, self.optim.warmup_steps, self.max_steps, self.optim.final_lr)
+        optimizer = torch.optim.AdamW(parameter_groups(parts, optim.weight_decay), fused=True)
+        schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _answer(self, batch: Batch) -> list[Prediction]:

@@ -8,7 +8,7 @@ from openbook.errors import OpenBookError
 POSITIVE = """
     data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens
     data.max_context_tokens data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe
-    index.ef_search refresh.probes refresh.overlap_k warmup.batch_size warmup.lr trainer.max_steps
+    index.ef_search refresh.probes refresh.overlap_k warmup.batch_size warmup.lr optim.lr trainer.max_steps
     trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.validate_every
     trainer.checkpoint_every trainer.log_every evaluate.batch_size
 """.split()
