@@ -236,3 +236,30 @@ def test_detokenize_writes_as_a_writer_does(pieces: str, text: str) -> None:
 
     ids = [0, *map(words.index, pieces.split()), 1]
     assert detokenize(Tokenizer(), ids) == text
+
+
+def test_gradients_are_the_same_at_every_run() -> None:
+    """Bitwise, with several threads: indexing with repeated places adds gradients up in any order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.manual_seed(5)
+    reader = MiniLMReader(SMALL)
+    for parameter in reader.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    ids = torch.randint(4, 97, (211, 41))
+    ids[:, 0], ids[:, 7], ids[:, -1] = START, END, END
+    inputs = torch.randint(4, 97, (211, 13))
+
+    def gradients() -> list[Tensor]:
+        reader.zero_grad()
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        hidden, _ = reader.decode(inputs, reader.encode(ids, mask), mask)
+        hidden.square().mean().backward()
+        return [parameter.grad.clone() for parameter in reader.parameters() if parameter.grad is not None]
+
+    try:
+        first = gradients()
+        for _ in range(5):
+            assert all(torch.equal(one, other) for one, other in zip(first, gradients(), strict=True))
+    finally:
+        torch.set_num_threads(threads)

@@ -56,8 +56,10 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
     if trainer.is_global_zero:
         os.makedirs(target)
         run.write_predictions(target, [prediction.to_json() for prediction in module.predictions])
-        result = {"experiment": config.experiment, "overrides": overrides, "test": module.summary,
-                  "before_training": run.read_summary().get("before_training", {})}  # fmt: skip
+        # With other questions or another corpus the run's own figures are no comparison.
+        before = {} if overrides else run.read_summary().get("before_training", {})
+        result = {"experiment": config.experiment, "overrides": overrides, "before_training": before}
+        result["test"] = module.summary
         write_json(target / "summary.json", result)
         console.print(results_table(result))
         say(f"results in {target}")

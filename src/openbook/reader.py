@@ -143,7 +143,7 @@ class MiniLMReader(nn.Module):
                 values = torch.cat([cache.self_values[number], values], 2)
                 cross = cache.cross_keys[number], cache.cross_values[number]
             states = layer.attention(states, keys, values, causal)
-            bonus = layer.run_bonus[clamped].permute(0, 3, 1, 2)
+            bonus = F.embedding(clamped, layer.run_bonus).permute(0, 3, 1, 2)
             states = layer.feed_forward(layer.cross(states, *cross, bonus + padding[:, None]))
             kept.append((keys, values, *cross))
 
@@ -154,8 +154,10 @@ class MiniLMReader(nn.Module):
         # fields that begin alike, the one that was asked for goes on.
         origin = torch.arange(run.shape[2], device=run.device) - written
         from_start = (run == written) & (written > 0)
-        scores = scores + self.copy_bonus[clamped] + padding
-        scores = scores + self.start_weight * start[:, origin.clamp(min=0)] * from_start
+        # embedding and gather, not indexing, whose gradient adds up in another order at every run
+        scores = scores + F.embedding(clamped, self.copy_bonus[:, None])[..., 0] + padding
+        carried = start[:, None].expand_as(scores).gather(2, origin.clamp(min=0).expand_as(scores))
+        scores = scores + self.start_weight * carried * from_start
         copied = scores.softmax(-1).to(self.head.dtype) @ F.embedding(memory.ids, self.head)
         hidden = self.config.copy_scale * copied + self.own_words(states)
         return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, *zip(*kept, strict=True))

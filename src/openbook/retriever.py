@@ -73,7 +73,8 @@ class Retriever(nn.Module):
         gradient flows into it; otherwise none is recorded.
         """
         rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
-        passage_emb = self.encode_rows(rows)[places]  # [batch, n_docs, dim]
+        # index_select, not indexing: its gradient adds the shares of a passage up in the same order at every run.
+        passage_emb = self.encode_rows(rows).index_select(0, places.flatten()).unflatten(0, places.shape)
         with torch.autocast(question_emb.device.type, enabled=False):
             scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
         return torch.where(retrieved.rows != MISSING_ROW, scores, -torch.inf)
