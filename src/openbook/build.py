@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from openbook.callbacks import IndexRefresh
 from openbook.callbacks.index_refresh import IndexOptions
-from openbook.config import EMBEDDED, MINILM, Config
+from openbook.config import EMBEDDED, MINILM, Config, FactbookConfig
 from openbook.contexts import ContextBuilder
 from openbook.corpus import Corpus, build_corpus
 from openbook.datamodule import QuestionAnswerData
@@ -49,15 +50,15 @@ class Parts:
     generator_tokenizer: Any
 
 
-def factbook(config: Config) -> FactbookFiles:
-    """The embedded data in the size the configuration names, built into the cache where it is not there yet."""
-    words = config.data.factbook
+@cache
+def factbook(words: FactbookConfig, folder: str) -> FactbookFiles:
+    """The embedded data in this size, built into the folder where it is not there yet; asked for and told of once."""
     if words.whole:
         options = replace(WHOLE_BOOK, passage_words=words.passage_words)
     else:
         sections = tuple(name.strip() for name in words.sections.split(",") if name.strip()) or MAIN_SECTIONS
         options = FactbookOptions(words.passage_words, words.field_words, words.field_parts, sections)
-    return build_factbook(options, Path(config.data.cache), say)
+    return build_factbook(options, Path(folder), say)
 
 
 def files(config: Config) -> Files:
@@ -65,7 +66,7 @@ def files(config: Config) -> Files:
     data = config.data
     names = {"corpus": data.corpus, "train": data.train, "validation": data.validation, "test": data.test}
     if EMBEDDED in names.values():
-        book = factbook(config)
+        book = factbook(data.factbook, data.cache)
         embedded = {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}
         names = {key: str(embedded[key]) if name == EMBEDDED else name for key, name in names.items()}
     paths = {key: Path(name) if name else None for key, name in names.items()}

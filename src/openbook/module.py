@@ -109,7 +109,7 @@ class RagModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._summarize()
         for name in ("exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20"):
-            # Every rank has gathered all predictions and logs the same number: the best checkpoint is chosen on all.
+            # On every rank, and the same number: all have gathered all predictions.
             self.log(f"validation/{name}", self.summary[name], prog_bar=name in ("exact_match", "recall_at_1"))
 
     def on_test_epoch_end(self) -> None:

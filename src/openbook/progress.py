@@ -52,5 +52,5 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
                 say(f"{label}: {done:,} of {total:,} {unit} ({done / (spoken - started):,.0f}/s)")
 
         yield write
-    seconds = time.perf_counter() - started
-    say(f"{label}: {last[0]:,} {unit} in {seconds:.1f} s")
+    if last[0]:  # nothing was done where a cache had it
+        say(f"{label}: {last[0]:,} {unit} in {time.perf_counter() - started:.1f} s")
