@@ -1,4 +1,4 @@
-"""Re-encode the corpus every N optimizer steps and swap the index on all ranks at the same step."""
+"""Re-encode the corpus on schedule and swap the index on all ranks at the same optimizer step."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from openbook.encoders import TextEncoder
 from openbook.mips import Snapshot, build_index
 from openbook.progress import progress, say
 from openbook.retriever import Retriever
+from openbook.schedule import RefreshSchedule
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,8 @@ class IndexOptions:
     dtype: torch.dtype = torch.float32
 
 
-def refresh_due(step: int, last_refresh: int, every: int) -> bool:
-    """Whether a refresh is due once `step` optimizer steps are done. A function of (step, last_refresh) and not of a
-    modulus: with accumulated gradients one step is seen several times."""
-    return every > 0 and step - last_refresh >= every
-
-
 class IndexRefresh(L.Callback):
-    """Owns the snapshot of a module's retriever: builds it before the first search, refreshes it every N steps.
+    """Owns the snapshot of a module's retriever: builds it before the first search, refreshes it on schedule.
 
     A refresh: every rank encodes its shard of the corpus with today's passage encoder, the shards are exchanged, each
     rank builds the same index, measures it against the old one on probe questions, and rebinds `retriever.snapshot`.
@@ -53,14 +48,14 @@ class IndexRefresh(L.Callback):
 
     def __init__(
         self,
-        every: int,
+        schedule: RefreshSchedule,
         options: IndexOptions,
         corpus_fingerprint: str,
         probes: tuple[Tensor, Tensor] | None = None,
         overlap_k: int = 10,
         fresh_test: bool = True,
     ):
-        self.every = every
+        self.schedule = schedule
         self.options = options
         self.corpus_fingerprint = corpus_fingerprint
         self.probes = probes
@@ -90,7 +85,7 @@ class IndexRefresh(L.Callback):
     ) -> None:
         retriever: Retriever = pl_module.retriever  # type: ignore[assignment]
         trains = any(parameter.requires_grad for parameter in retriever.passage_encoder.parameters())
-        if trains and refresh_due(trainer.global_step, self.last_refresh, self.every):
+        if trains and self.schedule.due(trainer.global_step, self.last_refresh):
             measured = self.refresh(retriever)
             measured["refresh/steps_since_last"] = float(trainer.global_step - self.last_refresh)
             self.last_refresh = trainer.global_step

@@ -21,9 +21,9 @@ SOURCES = {path.stem: path for path in (ROOT / "src/openbook").glob("*.py")} | {
 LAYERS = [
     "errors",  # words
     "batch config __init__ factbook_relations",
-    "objectives metrics distributed optim ranges hardware lines plots factbook_questions_government",  # pure
-    "experiment progress weights formats factbook_text factbook_questions",  # parts
-    "factbook_facts reader_layers stream text mips corpus",
+    "objectives metrics distributed optim schedule hardware lines plots factbook_questions_government",  # pure
+    "ranges progress weights formats factbook_text factbook_questions",  # parts
+    "experiment factbook_facts reader_layers stream text mips corpus",
     "factbook reader encoders collate",
     "generator encode_corpus retriever report",  # composed
     "decode contexts preflight runs logs",

@@ -1,4 +1,4 @@
-"""When the index is refreshed, what a refresh measures, and that a failed one leaves the old snapshot whole."""
+"""What a refresh measures, and that a failed one leaves the old snapshot whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from openbook.callbacks import IndexRefresh, index_refresh
-from openbook.callbacks.index_refresh import refresh_due
 
 from openbook import build
 from openbook.datamodule import QuestionAnswerData
@@ -29,22 +28,6 @@ def system(small_system: SmallSystem, tmp_path: Path) -> tuple[Retriever, IndexR
     questions = build.data(config, ready)
     questions.setup()
     return build.retriever(config, ready), build.index_refresh(config, ready, questions, None), questions
-
-
-@pytest.mark.parametrize(
-    ("step", "last", "every", "due"),
-    [
-        (0, 0, 5, False),
-        (4, 0, 5, False),
-        (5, 0, 5, True),
-        (5, 5, 5, False),
-        (9, 5, 5, False),
-        (12, 5, 5, True),
-        (99, 0, 0, False),
-    ],
-)
-def test_due_is_a_function_of_the_step_and_the_last_refresh(step: int, last: int, every: int, due: bool) -> None:
-    assert refresh_due(step, last, every) is due
 
 
 def test_a_refresh_swaps_and_measures(system: tuple[Retriever, IndexRefresh, QuestionAnswerData]) -> None:
@@ -109,7 +92,7 @@ def test_its_state_is_plain(system: tuple[Retriever, IndexRefresh, QuestionAnswe
     torch.save(refresh.state_dict(), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     assert state["generation"] == 0
-    other = IndexRefresh(1, refresh.options, "corpus")
+    other = IndexRefresh(refresh.schedule, refresh.options, "corpus")
     other.load_state_dict(state)
     assert other.generation == 0
 

@@ -25,6 +25,7 @@ from openbook.module import RagModule
 from openbook.progress import progress, say
 from openbook.reader import detokenize
 from openbook.retriever import Retriever
+from openbook.schedule import RefreshSchedule
 from openbook.text import special_ids
 from openbook.warmup import WarmupOptions, warm_up
 from openbook.weights import model_folder
@@ -168,5 +169,5 @@ def index_refresh(
     options = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
                            tokens_per_pass(config), autocast or torch.float32)  # fmt: skip
     probes = questions.probe_questions(config.refresh.probes) if questions else None
-    return IndexRefresh(config.refresh.every, options, ready.corpus.fingerprint, probes, config.refresh.overlap_k,
-                        config.refresh.fresh_test)  # fmt: skip
+    schedule, k = RefreshSchedule.read(config.refresh.every), config.refresh.overlap_k
+    return IndexRefresh(schedule, options, ready.corpus.fingerprint, probes, k, config.refresh.fresh_test)

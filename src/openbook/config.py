@@ -93,8 +93,8 @@ class IndexConfig:
 
 @dataclass(frozen=True)
 class RefreshConfig:
-    every: int = 30
-    """optimizer steps between refreshes; 0: the index is built once and never refreshed"""
+    every: str = "30"
+    """optimizer steps between refreshes, or spans like 0-1000:100,1000-:500; 0: built once and never refreshed"""
     probes: int = 128
     """validation questions on which the old and the new index are compared"""
     overlap_k: int = 10

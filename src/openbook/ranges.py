@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from openbook.config import EMBEDDED, MINILM, Config
 from openbook.errors import OpenBookError
+from openbook.schedule import RefreshSchedule
 
 POSITIVE = """
     data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens
@@ -13,7 +14,7 @@ POSITIVE = """
     trainer.checkpoint_every trainer.log_every evaluate.batch_size
 """.split()
 NOT_NEGATIVE = """
-    seed trainer.tokens_per_pass data.factbook.field_parts data.workers refresh.every warmup.steps
+    seed trainer.tokens_per_pass data.factbook.field_parts data.workers warmup.steps
     optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
     optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
 """.split()
@@ -48,6 +49,10 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
             if not right(value_of(config, key)):
                 wrong("value out of range", key, expected)
 
+    try:
+        RefreshSchedule.read(config.refresh.every)
+    except OpenBookError as problem:
+        problems.append(problem)
     data = config.data
     own = any(getattr(data, key) not in (EMBEDDED, "") for key in ("corpus", "train", "validation", "test"))
     own = own and training
