@@ -132,3 +132,12 @@ def test_tied_encoders_are_one_model_that_trains(small_system: SmallSystem, tmp_
     assert "lr-AdamW/question_encoder" in names
     assert "lr-AdamW/passage_encoder" not in names
     assert max(column(run, "train/staleness").values()) > 1e-4
+
+
+def test_reranking_serves_training_on_a_stale_index(small_system: SmallSystem, tmp_path: Path) -> None:
+    words = ["refresh.every=0", "refresh.fresh_test=false", "trainer.max_steps=9", "evaluate.before_training=false"]
+    (tmp_path / "plain").mkdir(), (tmp_path / "reranked").mkdir()
+    plain = train(small_system.config(tmp_path / "plain" / "run", *words))
+    reranked = train(small_system.config(tmp_path / "reranked" / "run", *words, "retriever.rerank=37"))
+    assert column(plain, "train/nll")[1] == pytest.approx(column(reranked, "train/nll")[1], rel=1e-5)  # not yet stale
+    assert column(plain, "train/nll")[9] != pytest.approx(column(reranked, "train/nll")[9], rel=1e-3)

@@ -100,6 +100,30 @@ def test_bf16_autocast_leaves_scores_in_fp32(encoder_folder: Path, small_data: P
     assert (scores != scores.bfloat16().float()).any()
 
 
+@pytest.mark.parametrize("rerank", [0, 3, 11, 37])
+def test_reranking_orders_the_stale_candidates_by_fresh_scores(
+    rerank: int, encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    """Against sorting by hand; with every passage a candidate, it is the search of a fresh index."""
+    system = retriever(encoder_folder, small_data, tmp_path, dropout=0.5).train()
+    stale = torch.nn.functional.normalize(torch.randn(37, 24), dim=-1)
+    system.snapshot = Snapshot(build_index(stale.numpy(), "Flat"), 0, "", "", "Flat")
+    system.rerank = rerank
+    question_emb = torch.nn.functional.normalize(torch.randn(BATCH, 24), dim=-1)
+    found = system.retrieve(question_emb, N_DOCS)
+    fresh = question_emb @ encode(system).T
+    for b in range(BATCH):
+        candidates = (question_emb[b] @ stale.T).argsort(descending=True)[: max(rerank, N_DOCS)].tolist()
+        if rerank:
+            candidates.sort(key=lambda row: -fresh[b, row].item())
+        assert found.rows[b].tolist() == candidates[:N_DOCS]
+        assert found.index_scores[b].tolist() == pytest.approx(
+            (stale @ question_emb[b])[candidates[:N_DOCS]].tolist(), abs=1e-5
+        )
+    assert system.passage_encoder.training
+    assert not found.rows.requires_grad
+
+
 def test_searching_holds_one_snapshot(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
     system = retriever(encoder_folder, small_data, tmp_path)
     with pytest.raises(OpenBookError, match="before there is an index"):

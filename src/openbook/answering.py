@@ -43,7 +43,8 @@ def answer(
         read, logprobs = top, torch.zeros(top.shape, device=top.device)
     else:
         question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
-        found = retriever.search(question_emb, max(n_docs, *RECALL_AT))
+        look = retriever.search if index_is_exact else retriever.retrieve
+        found = look(question_emb, max(n_docs, *RECALL_AT))
         first = type(found)(found.rows[:, :n_docs], found.index_scores[:, :n_docs])
         exact = first.index_scores / retriever.temperature if index_is_exact else retriever.score(question_emb, first)
         top, read, logprobs = found.rows, first.rows, doc_logprobs(exact)

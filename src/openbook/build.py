@@ -149,7 +149,7 @@ def retriever(config: Config, ready: Parts) -> Retriever:
     return Retriever(
         encoders[0], encoders[-1], ready.corpus.tokens("encoder"), special_ids(load_tokenizer(wanted.passage_encoder)),
         config.data.max_passage_tokens, wanted.temperature, wanted.train_question_encoder, wanted.train_passage_encoder,
-        tokens_per_pass(config),
+        tokens_per_pass(config), wanted.rerank,
     )  # fmt: skip
 
 

@@ -69,6 +69,8 @@ class RetrieverConfig:
     """doc_scores = inner product / temperature"""
     n_docs: int = 4
     """passages marginalised per question in training"""
+    rerank: int = 0
+    """candidates that the index gives, of which the best by fresh scores are read; 0: the index's order stands"""
     train_question_encoder: bool = True
     """whether gradients reach the question encoder"""
     train_passage_encoder: bool = True

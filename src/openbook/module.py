@@ -75,7 +75,7 @@ class RagModule(L.LightningModule):
             doc_scores = retrieved.index_scores
         else:
             question_emb = self.retriever.encode_questions(batch.question_ids, batch.question_mask)  # q(x)
-            retrieved = self.retriever.search(question_emb, self.n_docs)  # z in top-k, by the index as it stands
+            retrieved = self.retriever.retrieve(question_emb, self.n_docs)  # z in top-k, by the index as it stands
             doc_scores = self.retriever.score(question_emb, retrieved)  # d(z)^T q(x), with today's weights
         token_logprobs = answer_logprobs(self.generator, batch, retrieved.rows, self.contexts, self.label_smoothing)
         nll = OBJECTIVES[self.objective](token_logprobs, doc_scores, batch.target_mask)  # -log p(y|x)

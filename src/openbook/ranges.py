@@ -14,7 +14,7 @@ POSITIVE = """
     trainer.checkpoint_every trainer.log_every evaluate.batch_size
 """.split()
 NOT_NEGATIVE = """
-    seed trainer.tokens_per_pass data.factbook.field_parts data.workers warmup.steps
+    seed retriever.rerank trainer.tokens_per_pass data.factbook.field_parts data.workers warmup.steps
     optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
     optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
 """.split()

@@ -34,6 +34,7 @@ class Retriever(nn.Module):
         train_question_encoder: bool = True,
         train_passage_encoder: bool = True,
         tokens_per_pass: int = 65536,
+        rerank: int = 0,
     ):
         super().__init__()
         self.question_encoder = question_encoder
@@ -46,6 +47,7 @@ class Retriever(nn.Module):
         self.max_passage_tokens = max_passage_tokens
         self.temperature = temperature
         self.tokens_per_pass = tokens_per_pass
+        self.rerank = rerank
         self.snapshot: Snapshot | None = None
 
     def train(self, mode: bool = True) -> Self:
@@ -65,6 +67,22 @@ class Retriever(nn.Module):
         if self.snapshot is None:
             raise OpenBookError("searched before there is an index", action="Add the IndexRefresh callback.")
         return self.snapshot.search(question_emb, top_k)
+
+    def retrieve(self, question_emb: Tensor, top_k: int) -> Retrieved:
+        """`search`, and with `rerank` the best top_k of its candidates by fresh scores, best first.
+
+        The candidates' passages are encoded without gradient and in eval mode, each once per batch. It undoes most of
+        what a stale index costs, for the price of that many encodings.
+        """
+        found = self.search(question_emb, max(top_k, self.rerank))
+        if self.rerank:
+            mode = self.passage_encoder.training
+            self.passage_encoder.eval()
+            with torch.no_grad():
+                order = self.score(question_emb, found).argsort(dim=1, descending=True, stable=True)
+            self.passage_encoder.train(mode)
+            found = Retrieved(found.rows.gather(1, order), found.index_scores.gather(1, order))
+        return Retrieved(found.rows[:, :top_k], found.index_scores[:, :top_k])
 
     def score(self, question_emb: Tensor, retrieved: Retrieved) -> Tensor:
         """Fresh doc_scores [batch, n_docs] fp32 of what was retrieved, divided by the temperature; -inf where missing.
