@@ -30,7 +30,7 @@ LAYERS = [
     "trainer",
     "answering warmup",
     "module datamodule",  # shells
-    "callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput",
+    "callbacks.collapse callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput",
     "callbacks.staleness",
     "callbacks.__init__",
     "build",  # entry

@@ -71,6 +71,8 @@ class RetrieverConfig:
     """passages marginalised per question in training"""
     rerank: int = 0
     """candidates that the index gives, of which the best by fresh scores are read; 0: the index's order stands"""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """what happens when every question is given the same few passages"""
     train_question_encoder: bool = True
     """whether gradients reach the question encoder"""
     train_passage_encoder: bool = True

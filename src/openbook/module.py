@@ -81,7 +81,8 @@ class RagModule(L.LightningModule):
         nll = OBJECTIVES[self.objective](token_logprobs, doc_scores, batch.target_mask)  # -log p(y|x)
         loss = self._reduce(nll, batch)
         self._log_likelihood(nll, batch)
-        seen = {"token_logprobs": token_logprobs, "doc_scores": doc_scores, "index_scores": retrieved.index_scores}
+        seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores}
+        seen |= {"rows": retrieved.rows, "index_scores": retrieved.index_scores}
         return {"loss": loss, **{name: value.detach() for name, value in seen.items()}}
 
     def _reduce(self, nll: Tensor, batch: Batch) -> Tensor:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 
 from openbook import build
-from openbook.callbacks import IndexRefresh, Provenance, Resumable, Staleness, Throughput
+from openbook.callbacks import CollapseWatch, IndexRefresh, Provenance, Resumable, Staleness, Throughput
 from openbook.config import Config
 from openbook.distributed import from_rank_zero
 from openbook.hardware import accelerator, autocast_dtype, rank_from_environment, set_threads
@@ -100,7 +100,8 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
         if module.retriever is not None:
             clock.refresh = build.index_refresh(config, ready, questions, autocast)
         resumable = Resumable(run.last, config.trainer.checkpoint_every)
-        trainer = make_trainer(config, _callbacks(run, clock.refresh, resumable), _loggers(config, run, resumed))
+        callbacks = _callbacks(config, run, ready.corpus.n_passages, clock.refresh, resumable)
+        trainer = make_trainer(config, callbacks, _loggers(config, run, resumed))
         say(f"run folder {run.path}; {ready.corpus.n_passages:,} passages; on {on}, {trainer.precision}")
         clock.lap("setup")
         return _stages(config, run, resumed, clock, trainer, module, questions, resumable)
@@ -140,9 +141,12 @@ def _stages(
     return run.path
 
 
-def _callbacks(run: RunFolder, refresh: IndexRefresh | None, resumable: Resumable) -> list[L.Callback]:
+def _callbacks(
+    config: Config, run: RunFolder, n_passages: int, refresh: IndexRefresh | None, resumable: Resumable
+) -> list[L.Callback]:
     """In the order they must run in: measure the step, then refresh, then save what both left."""
-    retrieving = [Staleness(refresh), refresh] if refresh else []
+    watch = CollapseWatch(n_passages, action=config.retriever.on_collapse)
+    retrieving = [Staleness(refresh), watch, refresh] if refresh else []
     return [Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), resumable]
 
 

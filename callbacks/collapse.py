@@ -1,0 +1,77 @@
+"""Watch for retrieval collapse: the same few passages for every question, after which nothing is learnt any more."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter, deque
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from openbook.distributed import any_rank, gather_objects
+from openbook.errors import OpenBookError
+
+REMEDY = (
+    "Lower optim.lr_passage_encoder and optim.lr_question_encoder, refresh the index more often (refresh.every), "
+    "raise optim.warmup_steps, or give the generator a warm-up: one that cannot read teaches the retriever noise."
+)
+
+
+class CollapseWatch(L.Callback):
+    """Logs, over the last `window` optimizer steps' passages of all ranks:
+
+    collapse/distinct_share      distinct passages, as a share of the most there could have been
+    collapse/effective_passages  exp of the entropy of the retrieved ids: as many passages as if all were equally usual
+    collapse/marginal_gain       nats per question by which the marginal beats the least useful passage alone
+
+    A window whose effective passages are under `threshold` of the most there could have been is a collapse: it is said
+    once, with what to try, or ends the run (action "stop"). Nothing is said before the first window is full.
+    """
+
+    def __init__(
+        self, n_passages: int, window: int = 20, threshold: float = 0.05, action: Literal["warn", "stop"] = "warn"
+    ):
+        self.n_passages = n_passages
+        self.threshold = threshold
+        self.action = action
+        self.recent: deque[list[int]] = deque(maxlen=window)
+        self.warned = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        rows = outputs["rows"]
+        real = rows[batch.weight > 0]
+        self.recent.append([row for part in gather_objects(real[real >= 0].tolist()) for row in part])
+        counts = Counter(row for step in self.recent for row in step)
+        retrieved = counts.total()
+        if not retrieved:
+            return
+        most = min(self.n_passages, retrieved)
+        effective = math.exp(-sum(n / retrieved * math.log(n / retrieved) for n in counts.values()))
+        gain = _marginal_gain(outputs["token_logprobs"], outputs["doc_scores"], outputs["nll"], batch)
+        measured = {"distinct_share": len(counts) / most, "effective_passages": effective, "marginal_gain": gain}
+        for name, value in measured.items():
+            pl_module.log(f"collapse/{name}", value, rank_zero_only=True)
+        full = len(self.recent) == self.recent.maxlen
+        if any_rank(full and effective < self.threshold * most and not self.warned):
+            self.warned = True
+            problem = OpenBookError(
+                "retrieval has collapsed", where=f"step {trainer.global_step}",
+                got=f"as good as {effective:.1f} passages for the questions of {len(self.recent)} steps",
+                expected=f"at least {self.threshold * most:.1f} of {most:,}", action=REMEDY,
+            )  # fmt: skip
+            if self.action == "stop":
+                raise problem
+            if trainer.is_global_zero:
+                warnings.warn(str(problem), stacklevel=2)
+
+
+def _marginal_gain(token_logprobs: torch.Tensor, doc_scores: torch.Tensor, nll: torch.Tensor, batch: Any) -> float:
+    """Mean over this rank's questions of log p(y|x) - min_k log p(y|x,z_k)."""
+    alone = (token_logprobs * batch.target_mask[:, None]).sum(-1)
+    worst = torch.where(doc_scores.isfinite(), alone, torch.inf).amin(1)
+    counted = (batch.weight > 0) & worst.isfinite() & nll.isfinite()
+    return float((-nll - worst)[counted].mean()) if counted.any() else 0.0
