@@ -49,7 +49,7 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
             refresh.load_state_dict(state)
         callbacks = [refresh]
     trainer = make_trainer(config, callbacks, [])
-    trainer.test(module, questions, verbose=False)
+    trainer.test(module, questions, verbose=False, weights_only=True)
 
     number = 1 + max((int(p.name) for p in (run.path / "evaluations").glob("*") if p.name.isdigit()), default=0)
     target = run.path / "evaluations" / str(number)

@@ -159,7 +159,7 @@ def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:
 
 def _test(trainer: L.Trainer, module: RagModule, questions: L.LightningDataModule, what: str) -> dict[str, Any]:
     say(what)
-    trainer.test(module, questions, verbose=False)
+    trainer.test(module, questions, verbose=False, weights_only=True)
     return dict(module.summary)
 
 
