@@ -100,6 +100,17 @@ def test_two_gloo_processes_give_the_numbers_of_one(small_system: SmallSystem, t
     assert ids[0] == ids[1]
 
 
+def test_loader_processes_change_no_number(small_system: SmallSystem, tmp_path: Path) -> None:
+    nll = {}
+    for workers in (0, 2):
+        (tmp_path / str(workers)).mkdir()
+        run = tmp_path / str(workers) / "run"
+        done = small_system.command("train", *small_system.words(run, f"data.workers={workers}"))
+        assert done.returncode == 0, done.stdout[-4000:]
+        nll[workers] = column(run, "train/nll")
+    assert nll[0] == nll[2]
+
+
 def test_a_signal_leaves_a_run_that_resumes(small_system: SmallSystem, tmp_path: Path) -> None:
     words = small_system.words(tmp_path / "run", "trainer.max_steps=100000", "trainer.validate_every=100000",
                                "evaluate.before_training=false")  # fmt: skip

@@ -94,6 +94,7 @@ def data(config: Config, ready: Parts) -> QuestionAnswerData:
         batch_size=config.trainer.batch_size, evaluation_batch_size=config.evaluate.batch_size,
         max_question_tokens=config.data.max_question_tokens, max_target_tokens=config.data.max_target_tokens,
         seed=config.seed, num_workers=config.data.workers, strict=config.data.strict_targets,
+        cache=config.data.cache,
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
     )  # fmt: skip
 
