@@ -76,16 +76,14 @@ class IndexRefresh(L.Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ensure(pl_module)
         retriever: Retriever = pl_module.retriever  # type: ignore[assignment]
-        stale = retriever.snapshot.encoder_fingerprint != retriever.passage_encoder.fingerprint()  # type: ignore[union-attr]
-        if self.fresh_test and stale:
+        if self.fresh_test and not retriever.index_is_fresh():
             self.refresh(retriever)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         retriever: Retriever = pl_module.retriever  # type: ignore[assignment]
-        trains = any(parameter.requires_grad for parameter in retriever.passage_encoder.parameters())
-        if trains and self.schedule.due(trainer.global_step, self.last_refresh):
+        if retriever.passage_encoder.trains and self.schedule.due(trainer.global_step, self.last_refresh):
             measured = self.refresh(retriever)
             measured["refresh/steps_since_last"] = float(trainer.global_step - self.last_refresh)
             self.last_refresh = trainer.global_step
@@ -100,7 +98,7 @@ class IndexRefresh(L.Callback):
         measured = {} if old is None else self._compare(retriever, old, new, embeddings)
         retriever.snapshot = new
         self.generation = new.generation
-        if any(parameter.requires_grad for parameter in retriever.passage_encoder.parameters()):
+        if retriever.passage_encoder.trains:
             self._encoder_then = _copied_state(retriever.passage_encoder)
         seconds = time.perf_counter() - started
         self.seconds += seconds

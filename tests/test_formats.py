@@ -11,7 +11,7 @@ import pytest
 
 from openbook.batch import Passage
 from openbook.errors import OpenBookError
-from openbook.formats import check_passages, check_questions, index_questions, parse_example, read_passages
+from openbook.formats import check_passages, index_questions, parse_example, read_passages
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -149,9 +149,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(OpenBookError, match=r"the gzip file is damaged \(.*p\.jsonl\.gz\).*Fetch or pack it again"):
         check_passages(packed)
     with pytest.raises(OpenBookError, match=r"this question format is not read .*\.jsonl\.gz.*Unpack it first"):
-        check_questions(written(tmp_path, QUESTION, "q.jsonl.gz"))
+        index_questions(written(tmp_path, QUESTION, "q.jsonl.gz"))
     with pytest.raises(OpenBookError, match=r"this question format is not read .*got \.json, expected \.jsonl with"):
-        check_questions(written(tmp_path, QUESTION, "q.json"))
+        index_questions(written(tmp_path, QUESTION, "q.json"))
 
 
 BAD_QUESTIONS = {
@@ -179,7 +179,7 @@ BAD_QUESTIONS = {
 def test_bad_questions(tmp_path: Path, fault: str) -> None:
     content, message = BAD_QUESTIONS[fault]
     with pytest.raises(OpenBookError, match=message):
-        check_questions(written(tmp_path, content, "q.jsonl"))
+        index_questions(written(tmp_path, content, "q.jsonl"))
 
 
 def test_index_finds_lines_after_a_skipped_blank(tmp_path: Path) -> None:
@@ -199,7 +199,8 @@ def test_one_line_alone_names_its_place() -> None:
 def test_real_nq_open_needs_one_key_renamed(tmp_path: Path) -> None:
     raw = (SHARED / "nq_open.dev.jsonl").read_text(encoding="utf-8")
     with pytest.raises(OpenBookError, match=r"400 of 400 lines have this fault\. Rename `answer` to `answers`"):
-        check_questions(written(tmp_path, raw, "nq.jsonl"))
-    assert check_questions(written(tmp_path, re.sub(r'"answer":', '"answers":', raw), "nq2.jsonl")) == 400
+        index_questions(written(tmp_path, raw, "nq.jsonl"))
+    renamed = re.sub(r'"answer":', '"answers":', raw)
+    assert len(index_questions(written(tmp_path, renamed, "nq2.jsonl"))) == 400
     with pytest.raises(OpenBookError, match="this question format is not read"):
-        check_questions(SHARED / "webquestions.val.json")
+        index_questions(SHARED / "webquestions.val.json")

@@ -48,6 +48,7 @@ class Parts:
     files: Files
     corpus: Corpus
     question_tokenizer: Any
+    passage_tokenizer: Any
     generator_tokenizer: Any
 
 
@@ -79,11 +80,11 @@ def parts(config: Config) -> Parts:
     named = files(config)
     generator_tokenizer = load_tokenizer(config.generator.model)
     question_tokenizer = load_tokenizer(config.retriever.question_encoder)
-    encoder_tokenizer = load_tokenizer(config.retriever.passage_encoder)
+    passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
     with progress("tokenising the corpus", "passages") as done:
-        corpus = build_corpus(named.corpus, {"encoder": encoder_tokenizer, "generator": generator_tokenizer},
+        corpus = build_corpus(named.corpus, {"encoder": passage_tokenizer, "generator": generator_tokenizer},
                               Path(config.data.cache), done)  # fmt: skip
-    return Parts(named, corpus, question_tokenizer, generator_tokenizer)
+    return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer)
 
 
 def data(config: Config, ready: Parts) -> QuestionAnswerData:
@@ -148,7 +149,7 @@ def retriever(config: Config, ready: Parts) -> Retriever:
         for encoder in encoders:
             encoder.freeze_word_embeddings()
     return Retriever(
-        encoders[0], encoders[-1], ready.corpus.tokens("encoder"), special_ids(load_tokenizer(wanted.passage_encoder)),
+        encoders[0], encoders[-1], ready.corpus.tokens("encoder"), special_ids(ready.passage_tokenizer),
         config.data.max_passage_tokens, wanted.temperature, wanted.train_question_encoder, wanted.train_passage_encoder,
         tokens_per_pass(config), wanted.rerank,
     )  # fmt: skip

@@ -28,6 +28,11 @@ class TextEncoder(nn.Module):
     def dim(self) -> int:
         return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
+    @property
+    def trains(self) -> bool:
+        """Whether any of its weights learn; a frozen encoder needs no gradient, no dropout and no refresh."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
     def freeze_word_embeddings(self) -> None:
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
         self.model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]

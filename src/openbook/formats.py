@@ -91,11 +91,6 @@ def index_questions(path: str | Path) -> np.ndarray:
     return np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
 
 
-def check_questions(path: str | Path) -> int:
-    """How many questions the file holds, after checking every line."""
-    return len(index_questions(path))
-
-
 def parse_example(line: bytes, where: str, default_id: str) -> Example:
     """One line of a question file. `where` (FILE:LINE) is for the error; `default_id` is for a line without `id`."""
     try:

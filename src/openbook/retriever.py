@@ -54,7 +54,7 @@ class Retriever(nn.Module):
         """A frozen encoder stays in eval mode: dropout in it would be noise that nothing learns from."""
         super().train(mode)
         for encoder in (self.question_encoder, self.passage_encoder):
-            if not any(parameter.requires_grad for parameter in encoder.parameters()):
+            if not encoder.trains:
                 encoder.eval()
         return self
 
@@ -97,14 +97,13 @@ class Retriever(nn.Module):
             scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
         return torch.where(retrieved.rows != MISSING_ROW, scores, -torch.inf)
 
+    def index_is_fresh(self) -> bool:
+        """Whether the snapshot was made from today's passage encoder."""
+        return self.snapshot is not None and self.snapshot.encoder_fingerprint == self.passage_encoder.fingerprint()
+
     def index_is_exact(self) -> bool:
         """Whether the snapshot's scores are what `score` would give: an exact index of today's weights."""
-        snapshot = self.snapshot
-        return (
-            snapshot is not None
-            and snapshot.factory == "Flat"
-            and snapshot.encoder_fingerprint == self.passage_encoder.fingerprint()
-        )
+        return self.snapshot is not None and self.snapshot.factory == "Flat" and self.index_is_fresh()
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""
