@@ -14,9 +14,11 @@ from rich.console import Console
 
 from openbook.errors import OpenBookError
 from openbook.metrics import Prediction, ReadPassage, summarize
-from openbook.plots import PANELS, groups_svg, plot_run, read_metrics
+from openbook.panels import DRIFT, KEPT, PANELS, Line, read_metrics
+from openbook.plots import curve_svg, groups_svg, plot_run
 from openbook.report import chosen_examples, headline, results_table, write_report
 
+AT_REFRESHES = ("refresh/overlap_at_k", "refresh/rank_correlation", "refresh/cosine_drift", "index/recall_of_family")
 HOSTILE = '<script>alert("$x^{$")</script>'
 
 
@@ -53,16 +55,17 @@ def run_folder(tmp_path: Path) -> Path:
     (folder / "environment.json").write_text(json.dumps({"packages": {"torch": "2.13.0"}, "gpus": ["none", "at all"]}))
     (folder / "config.yaml").write_text("retriever:\n  n_docs: 5  # <five>\n")
     (folder / "predictions.jsonl").write_text("".join(json.dumps(one.to_json()) + "\n" for one in after))
-    lines = [column for panel in PANELS for column, _, _ in panel.lines]
+    lines = [column for panel in PANELS for column in panel.columns]
     columns = ["step", "epoch", *lines, "refresh/generation", "refresh/seconds"]
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for step in range(0, 61, 10):
-            values = {column: 0.5 for column in lines if not column.startswith("refresh/")}
+            values = {column: 0.5 for column in lines if column not in AT_REFRESHES}
             writer.writerow({"step": step, "epoch": 0, **values})
         for generation, step in ((1, 20), (2, 40)):
-            row = {"refresh/generation": generation, "refresh/overlap_at_k": 0.625, "refresh/seconds": 7.5}
+            row = {"refresh/generation": generation, "refresh/seconds": 7.5}
+            row |= dict.fromkeys(AT_REFRESHES, 0.625)
             writer.writerow({"step": step, **row})
     return folder
 
@@ -113,6 +116,8 @@ def test_report_holds_everything(run_folder: Path) -> None:
         "none, at all",
         "overlap@k",
         "0.625",
+        "rank correlation",
+        "Recall of the family: share of what exact search finds",
         "12 of 14 test questions",
         "14 questions: chance alone moves a rate near 50 % by about ±26.2 points",
         HOSTILE,
@@ -192,6 +197,72 @@ def test_missing_columns_are_named(run_folder: Path) -> None:
     assert "metrics.csv has no validation/recall_at_5 or validation/recall_at_1 or validation/exact_match." in page.text
     assert "metrics.csv has no refresh: the index stayed as it was built." in page.text
     assert "nats per question" in page.text, "the loss per question stands in for the loss per token"
+
+
+def test_a_run_without_the_measures_of_the_index_is_no_worse_for_it(run_folder: Path) -> None:
+    """metrics.csv as it was before they were logged: nothing is said to be missing, no column is all dashes."""
+    (run_folder / "metrics.csv").write_text(
+        "step,train/nll_per_token,train/staleness,validation/recall_at_1,refresh/generation,refresh/overlap_at_k\n"
+        "1,2.5,.1,,,\n2,2.0,.2,.5,1,.75\n3,1.5,.1,,,\n"
+    )
+    _, page = page_of(run_folder)
+    assert "What the index still gets right" in page.text
+    assert "overlap@k at refreshes" in page.text
+    assert "Overlap@k: share of the probe questions' old top-k that the new index still finds." in page.text
+    for absent in (
+        "cosine drift",
+        "Cosine drift",
+        "Age of the index",
+        "Passages encoded",
+        "rank correlation:",
+        "family",
+    ):
+        assert absent not in page.text, absent
+
+
+def test_an_index_renewed_in_slices_is_not_called_as_built(run_folder: Path) -> None:
+    (run_folder / "metrics.csv").write_text(
+        "step,train/nll_per_token,refresh/mean_age,refresh/encoded_passages,index/recall_of_family\n"
+        "0,,,1000,.97\n1,2.5,1,1100,\n2,2.0,1.5,1200,\n"
+    )
+    _, page = page_of(run_folder)
+    assert "renewed a slice at a time" in page.text
+    assert "stayed as it was built" not in page.text
+    assert "generation" not in page.text.split("Refreshes of the index")[1].split("Per relation")[0]
+    assert "Age of the index" in page.text and "Passages encoded for the index" in page.text
+
+
+def test_one_curve_from_two_columns() -> None:
+    line = Line(("at", "between"), "both", "#000000")
+    curves = {"at": ([30.0, 60.0], [0.5, 0.6]), "between": ([10.0, 30.0, 40.0], [0.9, 0.4, 0.8])}
+    assert line.points(curves) == ([10, 30, 40, 60], [0.9, 0.4, 0.8, 0.6])
+    assert line.points({"at": curves["at"]}) == curves["at"]
+    assert line.points({}) == ([], [])
+
+
+def test_a_curve_that_a_refresh_mends_starts_anew_there() -> None:
+    curves = {
+        "staleness/cosine_drift": ([5.0, 9.0, 14.0, 19.0], [0.1, 0.2, 0.1, 0.2]),
+        "refresh/cosine_drift": ([10.0], [0.25]),
+        "refresh/generation": ([10.0], [1.0]),
+    }
+
+    def strokes(drawn: str) -> list[int]:
+        """Points per unbroken piece of the orange curve."""
+        path = re.search(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: var\(--orange\); stroke-width: 1.8', drawn)
+        assert path is not None
+        return [len(piece.split("L")) for piece in path[1].split("M") if piece.strip()]
+
+    assert strokes(curve_svg(DRIFT, curves)) == [3, 2], "the value at the refresh was measured before it"
+    del curves["refresh/generation"]
+    assert strokes(curve_svg(DRIFT, curves)) == [5]
+
+
+def test_rank_correlation_below_zero_stays_in_the_picture() -> None:
+    for lower, lowest in ((0.25, 0.0), (-0.5, -0.4)):
+        drawn = curve_svg(KEPT, {"staleness/rank_correlation": ([1.0, 2.0], [0.5, lower])})
+        axis = drawn[drawn.index("matplotlib.axis_2") :].replace("\N{MINUS SIGN}", "-")
+        assert min(float(tick) for tick in re.findall(r">(-?[\d.]+)</text>", axis)) == lowest
 
 
 def test_no_folder_is_an_error(tmp_path: Path) -> None:

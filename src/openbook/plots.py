@@ -6,13 +6,11 @@ written as hex and become CSS variables in the SVG: a page's light or dark style
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
 
-Curves = dict[str, tuple[list[float], list[float]]]
-"""Column of metrics.csv -> (steps, values), steps ascending."""
+from openbook.panels import BLUE, GREEN, GREY, GRID, INK, ORANGE, PICTURE, Curves, Panel, read_metrics
 
-INK, GRID, BLUE, ORANGE, GREEN, GREY = "#24292f", "#d8dee4", "#2f6fd0", "#d97706", "#15956b", "#8c959f"
 CSS_NAMES = {
     INK: "currentColor",
     GRID: "var(--grid)",
@@ -41,92 +38,10 @@ SMOOTHED_FROM = 60
 """From so many points on a curve is drawn faintly, with its running mean over a twentieth of its length."""
 MOST_GROUPS = 40
 LONGEST_NAME = 34
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One plot over steps. lines: column, label, colour; `instead` is drawn where none of its columns is there.
-
-    rate: 0 to 1, shown in percent. noisy: long curves get a running mean (never staleness: its jumps are the message).
-    """
-
-    title: str
-    ylabel: str
-    lines: tuple[tuple[str, str, str], ...]
-    rate: bool = False
-    noisy: bool = False
-    marker: str = ""
-    instead: Panel | None = None
-
-    def chosen(self, curves: Curves) -> Panel | None:
-        """This panel or its stand-in, whichever has something to draw."""
-        if any(column in curves for column, _, _ in self.lines):
-            return self
-        return self.instead.chosen(curves) if self.instead else None
-
-    @property
-    def missing(self) -> str:
-        """What to say where there is nothing to draw."""
-        return "metrics.csv has no " + " or ".join(column for column, _, _ in self.lines)
-
-
-LOSS = Panel(
-    "Training loss",
-    "nats per target token",
-    (("train/nll_per_token", "loss", BLUE),),
-    noisy=True,
-    instead=Panel("Training loss", "nats per question", (("train/nll", "loss", BLUE),), noisy=True),
-)
-VALIDATION = Panel(
-    "Validation",
-    "share of questions",
-    (
-        ("validation/recall_at_5", "recall@5", GREEN),
-        ("validation/recall_at_1", "recall@1", ORANGE),
-        ("validation/exact_match", "exact match", BLUE),
-    ),
-    rate=True,
-    marker="o",
-)
-OVERLAP = Panel(
-    "Overlap@k of the old and the new index",
-    "share of passages kept",
-    (("refresh/overlap_at_k", "overlap@k", GREEN),),
-    rate=True,
-    marker="o",
-)
-STALENESS = Panel("Staleness", "mean |doc_scores - index_scores|", (("train/staleness", "staleness", ORANGE),))
-ENTROPY = Panel(
-    "Entropy of the prior",
-    "nats, over the passages of a question",
-    (("train/prior_entropy", "entropy", BLUE),),
-    noisy=True,
-)
-THROUGHPUT = Panel(
-    "Throughput", "questions per second", (("throughput/questions_per_second", "questions/s", BLUE),), noisy=True
-)
-PANELS = (LOSS, VALIDATION, OVERLAP, STALENESS, ENTROPY, THROUGHPUT)
-
-
-def read_metrics(path: Path) -> Curves:
-    """The columns of a CSV with a `step` column and gaps, as Lightning's CSVLogger writes it.
-
-    A step written twice (a resumed run) counts with its last value; cells that are not finite numbers are gaps.
-    """
-    columns: dict[str, dict[float, float]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            step = _number(row.get("step"))
-            if step is None:
-                continue
-            for column, cell in row.items():
-                value = _number(cell)
-                if value is not None and column not in ("step", None):
-                    columns.setdefault(column, {})[step] = value
-    return {
-        column: ([step for step, _ in points], [value for _, value in points])
-        for column, points in ((column, sorted(values.items())) for column, values in columns.items())
-    }
+MOST_REFRESHES = 60
+"""Of more refreshes than this no lines are drawn: they would hide the curves."""
+TITLE_ROW = 62
+"""About so many characters of title and legend stand side by side; a longer legend goes under the plot."""
 
 
 def curve_svg(panel: Panel, curves: Curves) -> str:
@@ -136,7 +51,7 @@ def curve_svg(panel: Panel, curves: Curves) -> str:
         return ""
     figure = _figure(5.6, 3.2)
     with _style():
-        _draw(figure.add_subplot(), chosen, curves)
+        _draw(figure, figure.add_subplot(), chosen, curves)
         return _svg(figure, chosen.title)
 
 
@@ -176,7 +91,7 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
 
 
 def plot_run(run_folder: Path, path_png: Path) -> None:
-    """Loss, validation, overlap@k and staleness of a run as one PNG of 1200 x 800 pixels.
+    """Loss, validation, what the index still gets right, and staleness as one PNG of 1200 x 800 pixels.
 
     What metrics.csv does not have is said in its panel.
     """
@@ -184,10 +99,10 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
     curves = read_metrics(metrics) if metrics.is_file() else {}
     figure = _figure(12, 8)
     with _style():
-        for axes, panel in zip(figure.subplots(2, 2).flat, (LOSS, VALIDATION, OVERLAP, STALENESS), strict=True):
+        for axes, panel in zip(figure.subplots(2, 2).flat, PICTURE, strict=True):
             chosen = panel.chosen(curves)
             if chosen:
-                _draw(axes, chosen, curves)
+                _draw(figure, axes, chosen, curves)
             else:
                 _dress(axes, panel.title, "step", "")
                 axes.set_yticks([])
@@ -197,39 +112,59 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
         FigureCanvasAgg(figure).print_png(path_png)
 
 
-def _draw(axes: Axes, panel: Panel, curves: Curves) -> None:
+def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
     refreshes = curves.get("refresh/generation", curves.get("refresh/overlap_at_k", ([], [])))[0]
-    for step in refreshes if panel is not OVERLAP else ():
+    for step in refreshes if len(refreshes) <= MOST_REFRESHES else ():
         axes.axvline(step, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="refresh", zorder=1)
-    for column, label, colour in panel.lines:
-        if column not in curves:
+    lowest = 0.0
+    for line in panel.lines:
+        steps, values = line.points(curves)
+        if not steps:
             continue
-        steps, values = curves[column]
+        lowest = min(lowest, *values)
+        if line.restarts:
+            steps, values = _broken(steps, values, refreshes)
         smooth = panel.noisy and len(values) >= SMOOTHED_FROM
         axes.plot(
-            steps, values, color=colour, alpha=0.3 if smooth else 1.0, linewidth=1.0 if smooth else 1.8,
-            marker=panel.marker, markersize=4, label="" if smooth else label,
+            steps, values, color=line.colour, alpha=0.3 if smooth else 1.0, linewidth=1.0 if smooth else 1.8,
+            linestyle=line.style, marker=line.marker, markersize=4, label="" if smooth else line.label,
         )  # fmt: skip
         if smooth:
-            axes.plot(steps, _running_mean(values, len(values) // 40), color=colour, linewidth=1.8, label=label)
+            smoothed = _running_mean(values, len(values) // 40)
+            axes.plot(steps, smoothed, color=line.colour, linewidth=1.8, label=line.label)
     _dress(axes, panel.title, "step", panel.ylabel)
     # One range of steps for all plots of a run, so that they can be read one above the other.
     first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
     margin = max(0.02 * (last - first), 0.5)
     axes.set_xlim(first - margin, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    if panel.rate:
-        axes.set_ylim(0, 1.03)
+    if panel.scale in ("percent", "unit"):
+        axes.set_ylim(1.03 * lowest, 1.03)
+    if panel.scale == "percent":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if panel.scale == "count":
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    _legend(figure, axes, panel)
+
+
+def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
+    """Every label once, beside the title where there is room, else under the plot."""
     handles, texts = axes.get_legend_handles_labels()
     once = dict(zip(texts, handles, strict=True))
     if len(panel.lines) == 1:
-        once.pop(panel.lines[0][1], None)  # the title and the axis name it already
-    if once:
-        axes.legend(
-            list(once.values()), list(once), frameon=False, labelcolor=INK, fontsize=8.5, ncols=len(once),
-            loc="lower right", bbox_to_anchor=(1.0, 0.99), handlelength=1.3, columnspacing=1.0, borderaxespad=0.1,
-        )  # fmt: skip
+        once.pop(panel.lines[0].label, None)  # the title and the axis name it already
+    if not once:
+        return
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
+    if len(panel.title) + sum(len(text) + 3 for text in once) > TITLE_ROW:
+        # Inches, whatever the plot's height: the numbers and the name of its axis lie between.
+        below = axes.transAxes + ScaledTranslation(0, -0.47, figure.dpi_scale_trans)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below, "ncols": 3}
+    axes.legend(
+        list(once.values()), list(once), frameon=False, labelcolor=INK, fontsize=8.5,
+        handlelength=1.3, columnspacing=1.0, borderaxespad=0.1, **place,
+    )  # fmt: skip
 
 
 def _dress(axes: Axes, title: str, xlabel: str, ylabel: str) -> None:
@@ -270,6 +205,14 @@ def _svg(figure: Figure, title: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
 
 
+def _broken(
+    steps: Sequence[float], values: Sequence[float], refreshes: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """The curve with a gap after each refresh; a value at a refresh's own step was measured before it."""
+    points = sorted([*zip(steps, values, strict=True), *((step + 0.5, math.nan) for step in refreshes)])
+    return [step for step, _ in points], [value for _, value in points]
+
+
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
     """The mean over `width` values to either side, fewer at the two ends."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
@@ -280,11 +223,3 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
 
 def _short(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
-
-
-def _number(cell: object) -> float | None:
-    try:
-        value = float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None

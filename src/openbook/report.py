@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 
-from openbook import plots
 from openbook.errors import OpenBookError
 from openbook.metrics import HELD_OUT, Prediction, summarize
+from openbook.panels import PANELS, Curves
+from openbook.plots import curve_svg, groups_svg
+from openbook.run_files import RunFiles, read_run
 
 N_EXAMPLES = 12
 HEADLINE = {
@@ -27,12 +28,22 @@ HEADLINE = {
     "recall_at_20": "recall@20",
 }
 REFRESH_COLUMNS = {
-    "refresh/generation": "generation",
-    "refresh/overlap_at_k": "overlap@k",
-    "refresh/score_drift": "score drift",
-    "refresh/seconds": "seconds",
-    "refresh/passages_per_second": "passages/s",
+    "refresh/generation": ("generation", ""),
+    "refresh/overlap_at_k": ("overlap@k", "share of the probe questions' old top-k that the new index still finds"),
+    "refresh/rank_correlation": (
+        "rank correlation",
+        "Spearman's rho between old and new scores of the same passages, mean over the probe questions",
+    ),
+    "refresh/cosine_drift": ("cosine drift", "mean 1 - cosine between old and new vectors of the same passages"),
+    "refresh/score_drift": ("score drift", "mean |new - old| score of the old top-k"),
+    "index/recall_of_family": (
+        "recall of the family",
+        "share of what exact search finds among the same vectors that the index finds",
+    ),
+    "refresh/seconds": ("seconds", ""),
+    "refresh/passages_per_second": ("passages/s", ""),
 }
+"""Column of metrics.csv -> its heading in the table of refreshes, and what is to be said about it."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +57,6 @@ class Row:
     better: int
 
 
-@dataclass
-class RunFiles:
-    """What a run folder holds. `problems` says per file what is missing or unreadable; the rest is then empty."""
-
-    summary: dict[str, Any] = field(default_factory=dict)
-    environment: dict[str, Any] = field(default_factory=dict)
-    config: str = ""
-    curves: plots.Curves = field(default_factory=dict)
-    predictions: list[Prediction] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)
-
-
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into the run folder and return its path.
 
@@ -65,59 +64,21 @@ def write_report(run_folder: Path) -> Path:
     """
     if not run_folder.is_dir():
         raise OpenBookError(
-            "no run folder to report on",
-            where=run_folder,
+            "no run folder to report on", where=run_folder,
             expected="a folder with summary.json, metrics.csv and predictions.jsonl",
             action="Give the folder that training printed.",
-        )
+        )  # fmt: skip
     files = read_run(run_folder)
     environment = Environment(
-        loader=PackageLoader("openbook", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        loader=PackageLoader("openbook", ""), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     page = environment.get_template("report.html.j2").render(page_of(files, run_folder.name))
     target = run_folder / "report.html"
     unfinished = target.with_suffix(".html.tmp")
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, target)
     return target
-
-
-def read_run(run_folder: Path) -> RunFiles:
-    """Every file of the folder that the report uses, as far as it is there and readable."""
-    files = RunFiles()
-
-    def read(name: str, reader: Any, empty: Any) -> Any:
-        path = run_folder / name
-        if not path.is_file():
-            files.problems[name] = f"{name} is missing from the run folder."
-            return empty
-        try:
-            return reader(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            files.problems[name] = f"{name} cannot be read: {error}."
-            return empty
-
-    def predictions(path: Path) -> list[Prediction]:
-        read_ones, bad = [], []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                read_ones.append(Prediction.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError):
-                bad.append(number)
-        if bad:
-            files.problems[path.name] = f"{path.name}: {len(bad)} lines cannot be read, the first is line {bad[0]}."
-        return read_ones
-
-    files.summary = read("summary.json", _json_object, {})
-    files.environment = read("environment.json", _json_object, {})
-    files.config = read("config.yaml", lambda path: path.read_text(encoding="utf-8"), "")
-    files.curves = read("metrics.csv", plots.read_metrics, {})
-    files.predictions = read("predictions.jsonl", predictions, [])
-    return files
 
 
 def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
@@ -129,7 +90,8 @@ def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
     for key in ("by_relation", "by_phrasing"):
         # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
         now = _dict(after.get(key)) or _dict(measured.get(key))
-        groups[key] = Markup(plots.groups_svg(_dict(before.get(key)), now, key.replace("_", " ")))
+        groups[key] = Markup(groups_svg(_dict(before.get(key)), now, key.replace("_", " ")))
+    drawn = [(panel, Markup(curve_svg(panel, files.curves))) for panel in PANELS]
     return {
         "title": f"{summary.get('experiment') or 'run'} / {run_name}",
         "problems": files.problems,
@@ -137,9 +99,14 @@ def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
         "uncertainty": _uncertainty(after.get("n_questions")),
         "facts": _facts(summary),
         "disclosures": [str(text) for text in summary.get("disclosures") or ()],
-        "panels": [(panel, Markup(plots.curve_svg(panel, files.curves))) for panel in plots.PANELS],
+        "panels": [(panel, svg) for panel, svg in drawn if svg or not panel.optional],
         "refreshes": _refreshes(files.curves),
-        "refresh_columns": list(REFRESH_COLUMNS.values()),
+        "refresh_words": [
+            f"{heading.capitalize()}: {words}."
+            for name, (heading, words) in REFRESH_COLUMNS.items()
+            if words and name in files.curves
+        ],
+        "in_slices": "refresh/mean_age" in files.curves,
         "groups": groups,
         "has_before": bool(before),
         "examples": chosen_examples(files.predictions),
@@ -212,11 +179,16 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return facts
 
 
-def _refreshes(curves: plots.Curves) -> list[list[str]]:
-    """One row per refresh: the step, then REFRESH_COLUMNS; a dash where a column has no value."""
-    columns = [dict(zip(*curves.get(name, ([], [])), strict=True)) for name in REFRESH_COLUMNS]
-    steps = sorted(set().union(*columns))
-    return [[f"{step:g}", *(_short_number(column.get(step)) for column in columns)] for step in steps]
+def _refreshes(curves: Curves) -> list[list[str]]:
+    """A header, then one row per refresh: the step, then those of REFRESH_COLUMNS that the run has; [] without any.
+
+    A dash where a column has no value at that step. The first build is no refresh, though it measures its family.
+    """
+    there = {name: heading for name, (heading, _) in REFRESH_COLUMNS.items() if name in curves}
+    columns = {heading: dict(zip(*curves[name], strict=True)) for name, heading in there.items()}
+    steps = sorted({step for name in there if name.startswith("refresh/") for step in curves[name][0]})
+    rows = [[f"{step:g}", *(_short_number(column.get(step)) for column in columns.values())] for step in steps]
+    return [["step", *columns], *rows] if rows else []
 
 
 def _uncertainty(n_questions: object) -> str:
@@ -226,13 +198,6 @@ def _uncertainty(n_questions: object) -> str:
     # 95 % half-width of a share near one half: 1.96 sqrt(0.25 / n)
     points = 98 / math.sqrt(n_questions)
     return f"{n_questions:,} questions: chance alone moves a rate near 50 % by about ±{points:.1f} points (95 %)."
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    read = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(read, dict):
-        raise TypeError(f"it holds a {type(read).__name__}, not an object")
-    return read
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
