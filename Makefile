@@ -18,11 +18,11 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate report list keys show data test lint types clean
+.PHONY: help setup train resume evaluate plan report list keys show data bench-index test lint types clean
 
 help: ## this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU index)
 
@@ -41,6 +41,9 @@ resume: $(READY) ## continue an interrupted run: make resume RUN=runs/rag_token/
 evaluate: $(READY) ## answer the test questions with a trained run: make evaluate RUN=...
 	$(PY) -m openbook evaluate $(RUN) $(ARGS)
 
+plan: $(READY) ## what an experiment's index would take: memory, disk, seconds per refresh
+	$(PY) -m openbook plan $(EXP) $(OVERRIDES)
+
 report: $(READY) ## write a run's report.html and report.png anew
 	$(PY) -m openbook report $(RUN)
 
@@ -55,6 +58,9 @@ show: $(READY) ## the whole configuration an experiment comes to
 
 data: $(READY) ## build and check an experiment's data, nothing else
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
+
+bench-index: $(READY) ## measure the index on this machine: benchmarks/index.json, about ten minutes alone
+	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.$$part --out $$OUT || exit 1; done
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

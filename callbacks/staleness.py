@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning as L
 import torch
-from openbook.callbacks.index_refresh import IndexRefresh
 
 from openbook.distributed import sum_over_ranks
 from openbook.objectives import doc_logprobs, posterior
+from openbook.upkeep import IndexUpkeep
 
 
 class Staleness(L.Callback):
@@ -18,11 +18,12 @@ class Staleness(L.Callback):
     train/staleness            |doc_scores - index_scores| of the passages read, in units of the inner product
     train/prior_entropy        of p(z|x), nats; log(n_docs) is a retriever without opinion, 0 one without doubt
     train/posterior_entropy    of p(z|x,y), nats
-    train/steps_since_refresh  optimizer steps
+    train/steps_since_refresh  optimizer steps since the weights that the index was made from; the mean over the
+                               passages where they differ
     """
 
-    def __init__(self, refresh: IndexRefresh):
-        self.refresh = refresh
+    def __init__(self, upkeep: IndexUpkeep):
+        self.upkeep = upkeep
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -40,5 +41,4 @@ class Staleness(L.Callback):
         *sums, questions = sum_over_ranks((per_question * batch.weight).sum(-1)).tolist()
         for name, value in zip(("staleness", "prior_entropy", "posterior_entropy"), sums, strict=True):
             pl_module.log(f"train/{name}", value / max(questions, 1.0), rank_zero_only=True)
-        since = float(trainer.global_step - self.refresh.last_refresh)
-        pl_module.log("train/steps_since_refresh", since, rank_zero_only=True)
+        pl_module.log("train/steps_since_refresh", self.upkeep.age(trainer.global_step), rank_zero_only=True)

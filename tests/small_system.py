@@ -1,16 +1,33 @@
-"""Configurations of the main job on tiny local models and data, shared by the tests that train."""
+"""Configurations of the main job on tiny local models and data, shared by the tests that train; and encoders and
+corpora that are smaller still and never on disk, for tests of the index alone."""
 
 from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from openbook.callbacks import Throughput
+from transformers import BertConfig, BertModel
+
 from openbook.config import Config
+from openbook.corpus import PassageTokens
+from openbook.encoders import TextEncoder
 from openbook.experiment import load_experiment
+from openbook.refresh import CorpusOptions
+from openbook.retriever import Retriever
+from openbook.text import SpecialIds
+from openbook.train import train
+
+DIM = 12
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,97 @@ class SmallSystem:
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
 
+# Runs
+
+
+class StoppedError(Exception):
+    pass
+
+
+def train_until(config: Config, steps: int) -> None:
+    """A run that dies at the start of the step after these, as if the machine had."""
+
+    def stop(self: Throughput, trainer, module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
+        if trainer.global_step == steps:
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Throughput, "on_train_batch_start", stop)
+        with pytest.raises(StoppedError):
+            train(config)
+
+
+def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> None:
+    """`openbook` commands one after another in the same two gloo processes: most of what two processes cost is their
+    start. Raises AssertionError with what they said where one fails."""
+    script = (
+        "import os\nfrom openbook.__main__ import main\n"
+        f"for words in {[list(words) for words in commands]!r}:\n"
+        "    os.environ['OPENBOOK_RUN_DIR'] = ''\n    assert main(words) == 0, words\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}  # fmt: skip
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], env={**shared, "RANK": rank, "LOCAL_RANK": rank}, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for rank in "01"
+    ]  # fmt: skip
+    try:
+        said = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:] + said[1][-3000:]
+
+
 def column(run: Path, name: str) -> dict[int, float]:
     """{step: value} of one column of metrics.csv, empty cells left out."""
     with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
         return {int(row["step"]): float(row[name]) for row in csv.DictReader(file) if row.get(name)}
+
+
+# An index without a run
+
+
+def tiny_encoder(seed: int = 0, dropout: float = 0.0) -> TextEncoder:
+    """A BERT of 1 layer over 61 ids, random weights; in training mode where it has dropout."""
+    torch.manual_seed(seed)
+    config = BertConfig(vocab_size=61, hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=16, max_position_embeddings=32, initializer_range=0.4,
+                        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)  # fmt: skip
+    return TextEncoder(BertModel(config), "mean", normalize=True).train(dropout > 0)
+
+
+def tiny_tokens(n: int, seed: int = 0) -> PassageTokens:
+    """n passages of 3 to 13 random ids, two of them the title."""
+    random = np.random.default_rng(seed)
+    lengths = random.integers(3, 14, n)
+    return PassageTokens(random.integers(4, 61, lengths.sum()).astype(np.uint16),
+                         np.concatenate([[0], lengths.cumsum()]), np.full(n, 2, dtype=np.int32))  # fmt: skip
+
+
+def tiny_corpus(n: int = 41, tokens_per_pass: int = 64, seed: int = 0) -> CorpusOptions:
+    return CorpusOptions(tiny_tokens(n), SpecialIds(1, 2, 3, 0), 17, f"corpus of {n}", tokens_per_pass, seed=seed)
+
+
+def tiny_retriever(corpus: CorpusOptions, dropout: float = 0.0, rerank: int = 0) -> Retriever:
+    return Retriever(tiny_encoder(1), tiny_encoder(2, dropout), corpus.tokens, corpus.special, corpus.max_length, 0.5,
+                     rerank=rerank)  # fmt: skip
+
+
+def nudge(retriever: Retriever, seed: int, by: float = 0.1) -> None:
+    """What an optimizer step does to the passage encoder, as far as an index is concerned."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in retriever.passage_encoder.parameters():
+            parameter.add_(by * torch.randn(parameter.shape, generator=draw))
+    retriever.fresh.outdate()
+
+
+def tiny_probes(n: int = 11, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids and mask [n, 7] of questions."""
+    ids = torch.randint(4, 61, (n, 7), generator=torch.Generator().manual_seed(seed))
+    return ids, torch.ones_like(ids, dtype=torch.bool)

@@ -20,31 +20,35 @@ SOURCES = {path.stem: path for path in (ROOT / "src/openbook").glob("*.py")} | {
 # From the ground up; a module imports only from lines above its own.
 LAYERS = [
     "errors",  # words
-    "batch config __init__ factbook_relations",
-    "objectives metrics distributed optim schedule hardware lines plots factbook_questions_government",  # pure
-    "ranges progress weights formats factbook_text factbook_questions",  # parts
-    "experiment factbook_facts reader_layers stream text mips corpus",
-    "factbook reader encoders collate",
-    "generator encode_corpus retriever report",  # composed
-    "decode contexts preflight runs logs",
+    "batch config __init__ factbook_relations panels",
+    "objectives metrics distributed optim schedule hardware lines plots staleness factbook_questions_government",
+    "ranges progress weights formats factbook_text factbook_questions run_files gpu_flat factories fresh memory",
+    "calibration experiment factbook_facts reader_layers stream text families corpus",
+    "factbook reader encoders collate mips index_store",
+    "generator encode_corpus retriever report comparison",  # composed
+    "refresh decode contexts preflight runs logs",
+    "rolling look plan timing",
+    "fits",
+    "upkeep",
     "trainer",
     "answering warmup",
     "module datamodule",  # shells
-    "callbacks.collapse callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput",
+    "callbacks.collapse callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput "
     "callbacks.staleness",
     "callbacks.__init__",
-    "build",  # entry
+    "build planning",  # entry
+    "prepare",
     "train evaluate",
     "__main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split("  ")[0].split()}
 
 OWNERS = {
-    "faiss": {"mips"},
+    "faiss": {"factories", "families", "gpu_flat"},
     "torch.distributed": {"distributed"},
     "omegaconf": {"experiment"},
     "transformers": {"weights", "encoders", "generator"},
-    "lightning": {"module", "datamodule", "logs", "train", "trainer", "evaluate"}
+    "lightning": {"module", "datamodule", "logs", "train", "trainer", "evaluate", "prepare"}
     | {name for name in SOURCES if name.startswith("callbacks.")} - {"callbacks.__init__"},
     "matplotlib": {"plots"},
     "jinja2": {"report"},

@@ -1,19 +1,31 @@
-"""What a refresh measures, and that a failed one leaves the old snapshot whole."""
+"""The callback: a refresh through training, once per optimizer step, and what a checkpoint and a test see of it."""
 
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from openbook.callbacks import IndexRefresh, index_refresh
+from openbook.callbacks import IndexRefresh
 
 from openbook import build
 from openbook.datamodule import QuestionAnswerData
+from openbook.evaluate import evaluate
+from openbook.logs import read_checkpoint
+from openbook.mips import Snapshot
+from openbook.refresh import Refresh
 from openbook.retriever import Retriever
+from openbook.rolling import Rolling
 from openbook.train import train
+from openbook.upkeep import IndexUpkeep
 from tests.small_system import SmallSystem, column
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+QUICK = ("evaluate.before_training=false", "data.test=")
+SLOWLY = ("optim.lr_question_encoder=0.0003", "optim.lr_passage_encoder=0.0003", "optim.lr_generator=0.0003")
+"""So that retrieval does not collapse to the same three passages, for which most mistakes do not show."""
 
 
 @pytest.fixture(autouse=True)
@@ -22,40 +34,55 @@ def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def system(small_system: SmallSystem, tmp_path: Path) -> tuple[Retriever, IndexRefresh, QuestionAnswerData]:
+def refreshed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many passages each refresh has encoded."""
+    encoded: list[int] = []
+    original = Refresh.finish
+
+    def finish(self: Refresh) -> tuple[Snapshot, dict[str, float]]:
+        encoded.append(self.encoded)
+        return original(self)
+
+    monkeypatch.setattr(Refresh, "finish", finish)
+    return encoded
+
+
+@pytest.fixture
+def system(small_system: SmallSystem, tmp_path: Path) -> tuple[Retriever, IndexUpkeep, QuestionAnswerData]:
     config = small_system.config(tmp_path / "run")
     ready = build.parts(config)
     questions = build.data(config, ready)
     questions.setup()
-    return build.retriever(config, ready), build.index_refresh(config, ready, questions, None), questions
+    return build.retriever(config, ready), build.index_refresh(config, ready, questions, None).upkeep, questions
 
 
-def test_a_refresh_swaps_and_measures(system: tuple[Retriever, IndexRefresh, QuestionAnswerData]) -> None:
-    retriever, refresh, _ = system
-    first = refresh.refresh(retriever)
+def test_a_refresh_swaps_and_measures(system: tuple[Retriever, IndexUpkeep, QuestionAnswerData]) -> None:
+    retriever, upkeep, _ = system
+    first = upkeep.refresh(retriever, 0)
     assert "refresh/overlap_at_k" not in first  # nothing to compare with
     old = retriever.snapshot
-    again = refresh.refresh(retriever)
+    again = upkeep.refresh(retriever, 1)
     assert retriever.snapshot is not old
     assert (again["refresh/generation"], again["refresh/overlap_at_k"]) == (1.0, 1.0)
     assert again["refresh/score_drift"] == pytest.approx(0.0, abs=1e-5)
     with torch.no_grad():
         for parameter in retriever.passage_encoder.parameters():
             parameter.add_(torch.randn_like(parameter))
-    moved = refresh.refresh(retriever)
+    moved = upkeep.refresh(retriever, 2)
     assert moved["refresh/overlap_at_k"] < 1
     assert moved["refresh/score_drift"] > 0.01
+    assert upkeep.seconds > 0
 
 
-def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, IndexRefresh, QuestionAnswerData]) -> None:
+def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, IndexUpkeep, QuestionAnswerData]) -> None:
     """Against sets, by hand."""
-    retriever, refresh, questions = system
-    refresh.refresh(retriever)
+    retriever, upkeep, questions = system
+    upkeep.refresh(retriever, 0)
     old = retriever.snapshot
     with torch.no_grad():
         for parameter in retriever.passage_encoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    measured = refresh.refresh(retriever)["refresh/overlap_at_k"]
+    measured = upkeep.refresh(retriever, 1)["refresh/overlap_at_k"]
     probes = questions.probe_questions(128)
     assert probes is not None and old is not None and retriever.snapshot is not None
     retriever.eval()
@@ -65,56 +92,65 @@ def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, IndexRef
     assert measured == pytest.approx(sum(shares) / len(shares), abs=1e-6)
 
 
-@pytest.mark.parametrize("point", ["encode_passages", "concatenate_shards", "build_index", "Snapshot"])
-def test_a_refresh_that_fails_leaves_the_old_snapshot(
-    point: str, system: tuple[Retriever, IndexRefresh, QuestionAnswerData], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    retriever, refresh, _ = system
-    refresh.refresh(retriever)
-    old = retriever.snapshot
-    assert old is not None
-    answers = old.search(torch.ones(1, 24), 5).rows.tolist()
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise MemoryError  # without a text: other ranks must hear of it all the same
-
-    monkeypatch.setattr(index_refresh, point, fail)
-    with pytest.raises(MemoryError):
-        refresh.refresh(retriever)
-    assert retriever.snapshot is old
-    assert refresh.generation == old.generation
-    assert old.search(torch.ones(1, 24), 5).rows.tolist() == answers
-
-
-def test_its_state_is_plain(system: tuple[Retriever, IndexRefresh, QuestionAnswerData], tmp_path: Path) -> None:
-    retriever, refresh, _ = system
-    refresh.refresh(retriever)
-    torch.save(refresh.state_dict(), tmp_path / "state.pt")
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["generation"] == 0
-    other = IndexRefresh(refresh.schedule, refresh.options, "corpus")
+@pytest.mark.parametrize("mode", ["amortized", "rolling"])
+def test_its_state_is_plain_and_saved_with_the_run(mode: str, small_system: SmallSystem, tmp_path: Path) -> None:
+    """In the middle of everything, and loaded without unpickling code."""
+    config = small_system.config(tmp_path / "run", *QUICK, f"refresh.mode={mode}", "refresh.every=3",
+                                 "refresh.spread=3", "trainer.max_steps=5")  # fmt: skip
+    checkpoint = read_checkpoint(train(config) / "checkpoints" / "last.ckpt")
+    state = next(state for name, state in checkpoint["callbacks"].items() if name.startswith("IndexRefresh"))
+    assert state["generation"] == (0 if mode == "amortized" else 1)
+    assert ("next" in state, "rolling" in state) == (mode == "amortized", mode == "rolling")
+    ready = build.parts(config)
+    other = build.index_refresh(config, ready, None, None)
     other.load_state_dict(state)
-    assert other.generation == 0
+    assert (other.upkeep.generation, other.upkeep.encoded) == (state["generation"], state["encoded"])
 
 
 def test_with_accumulation_a_step_is_an_optimizer_step(small_system: SmallSystem, tmp_path: Path) -> None:
-    run = train(
-        small_system.config(
-            tmp_path / "run", "trainer.accumulate=2", "trainer.batch_size=2", "evaluate.before_training=false"
-        )
-    )
+    config = small_system.config(tmp_path / "run", "trainer.accumulate=2", "trainer.batch_size=2", *QUICK)
+    run = train(config)
     assert column(run, "refresh/generation") == {2: 1.0, 4: 2.0, 6: 3.0}
     assert sorted(column(run, "train/nll")) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_frozen_passage_encoder_is_encoded_once(
+def test_both_halves_of_an_accumulated_step_are_written_back(
     small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded: list[int] = []
-    original = index_refresh.encode_passages
-    monkeypatch.setattr(index_refresh, "encode_passages", lambda *args: encoded.append(1) or original(*args))
+    read: list[set[int]] = [set()]
+    written: list[set[int]] = []
+    score, write_back = Retriever.score, Rolling.write_back
+
+    def scored(self: Retriever, question_emb: torch.Tensor, retrieved):  # type: ignore[no-untyped-def]
+        if self.training:
+            read[-1] |= set(retrieved.rows.flatten().tolist())
+        return score(self, question_emb, retrieved)
+
+    def back(self: Rolling, rows: torch.Tensor, embeddings: torch.Tensor, step: int) -> None:
+        written.append(set(rows.tolist()))
+        read.append(set())
+        write_back(self, rows, embeddings, step)
+
+    prepare = IndexUpkeep.prepare
+
+    def prepared(self: IndexUpkeep, retriever: Retriever, step: int) -> None:
+        read[-1].clear()  # what was read to time a step
+        prepare(self, retriever, step)
+
+    monkeypatch.setattr(IndexUpkeep, "prepare", prepared)
+    monkeypatch.setattr(Retriever, "score", scored)
+    monkeypatch.setattr(Rolling, "write_back", back)
+    train(small_system.config(tmp_path / "run", "trainer.accumulate=2", "trainer.batch_size=2", *QUICK, *SLOWLY,
+                              "refresh.mode=rolling"))  # fmt: skip
+    assert len(written) == 6 and len(set().union(*written)) > 12
+    assert written == read[:6], "validation's passages are not the step's"
+
+
+def test_a_frozen_passage_encoder_is_encoded_once(
+    small_system: SmallSystem, tmp_path: Path, refreshed: list[int]
+) -> None:
     run = train(small_system.config(tmp_path / "run", "retriever.train_passage_encoder=false"))
-    assert encoded == [1]
+    assert refreshed == [37]
     assert max(column(run, "train/staleness").values()) < 1e-4
 
 
@@ -136,8 +172,41 @@ def test_tied_encoders_are_one_model_that_trains(small_system: SmallSystem, tmp_
 
 def test_reranking_serves_training_on_a_stale_index(small_system: SmallSystem, tmp_path: Path) -> None:
     words = ["refresh.every=0", "refresh.fresh_test=false", "trainer.max_steps=9", "evaluate.before_training=false"]
-    (tmp_path / "plain").mkdir(), (tmp_path / "reranked").mkdir()
-    plain = train(small_system.config(tmp_path / "plain" / "run", *words))
-    reranked = train(small_system.config(tmp_path / "reranked" / "run", *words, "retriever.rerank=37"))
+    plain = train(small_system.config(tmp_path / "plain", *words))
+    reranked = train(small_system.config(tmp_path / "reranked", *words, "retriever.rerank=37"))
     assert column(plain, "train/nll")[1] == pytest.approx(column(reranked, "train/nll")[1], rel=1e-5)  # not yet stale
     assert column(plain, "train/nll")[9] != pytest.approx(column(reranked, "train/nll")[9], rel=1e-3)
+
+
+def test_the_vectors_of_the_last_run_are_not_encoded_again(
+    small_system: SmallSystem, tmp_path: Path, refreshed: list[int]
+) -> None:
+    """A second run from the same weights reads them from the cache; its numbers are the first one's."""
+    quick = (*QUICK, "trainer.max_steps=2")
+    first = train(small_system.config(tmp_path / "run", *quick))
+    second = train(small_system.config(tmp_path / "again", *quick))
+    assert refreshed == [37, 37, 0, 37]  # the first index, and the one after step 2
+    assert column(first, "train/nll") == column(second, "train/nll")
+    refreshed.clear()
+    train(small_system.config(tmp_path / "without", *quick, "index.keep_vectors=0"))
+    assert refreshed == [37, 37]
+
+
+def test_the_test_sees_a_fresh_index_and_evaluate_repeats_it(small_system: SmallSystem, tmp_path: Path) -> None:
+    words = ["evaluate.before_training=false", "refresh.mode=rolling", "refresh.every=4", "refresh.share=0.5",
+             "trainer.max_steps=5", "trainer.tokens_per_pass=200"]  # fmt: skip
+    seen: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = IndexRefresh.on_test_start
+
+        def start(self, trainer, module):  # type: ignore[no-untyped-def]
+            original(self, trainer, module)
+            seen.append(module.retriever.index_is_exact())
+
+        patch.setattr(IndexRefresh, "on_test_start", start)
+        run = train(small_system.config(tmp_path / "run", *words))
+        stale = train(small_system.config(tmp_path / "stale", *words, "refresh.fresh_test=false"))
+    assert seen == [True, False]
+    for folder in (run, stale):
+        tested = json.loads((folder / "summary.json").read_text())["test"]
+        assert json.loads(evaluate(str(folder), []).read_text())["test"] == tested

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,10 +13,11 @@ from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from openbook.batch import Retrieved
 from openbook.corpus import build_corpus
-from openbook.encode_corpus import encode_passages
+from openbook.encode_corpus import PassageCoder, encode_passes
 from openbook.encoders import TextEncoder, load_encoder, load_tokenizer
 from openbook.errors import OpenBookError
-from openbook.mips import Snapshot, build_index
+from openbook.families import IndexOptions, ShardIndex
+from openbook.mips import Snapshot
 from openbook.retriever import Retriever
 from openbook.text import passage_inputs, special_ids
 from openbook.weights import check_model_folder
@@ -31,7 +33,18 @@ def retriever(encoder_folder: Path, small_data: Path, cache: Path, dropout: floa
 
 
 def encode(system: Retriever, tokens_per_pass: int = 200, rows: range = range(37)) -> torch.Tensor:
-    return encode_passages(system.passage_encoder, system.tokens, rows, system.special, 31, tokens_per_pass)
+    """[n, dim] as an index would be made of, in the order of the rows."""
+    coder = PassageCoder(system.passage_encoder, system.tokens, system.special, 31)
+    found = torch.empty(len(rows), 24)
+    for chosen, embeddings in encode_passes(coder, coder.passes(rows, tokens_per_pass)):
+        found[torch.from_numpy(chosen) - rows.start] = embeddings
+    return found
+
+
+def snapshot_of(embeddings: torch.Tensor) -> Snapshot:
+    index = ShardIndex(embeddings.shape[1], len(embeddings), IndexOptions())
+    index.write(np.arange(len(embeddings)), embeddings.numpy())
+    return Snapshot(index.finish(), 0, "", "", len(embeddings))
 
 
 def test_any_batching_gives_the_embeddings_of_one_by_one(
@@ -107,7 +120,7 @@ def test_reranking_orders_the_stale_candidates_by_fresh_scores(
     """Against sorting by hand; with every passage a candidate, it is the search of a fresh index."""
     system = retriever(encoder_folder, small_data, tmp_path, dropout=0.5).train()
     stale = torch.nn.functional.normalize(torch.randn(37, 24), dim=-1)
-    system.snapshot = Snapshot(build_index(stale.numpy(), "Flat"), 0, "", "", "Flat")
+    system.snapshot = snapshot_of(stale)
     system.rerank = rerank
     question_emb = torch.nn.functional.normalize(torch.randn(BATCH, 24), dim=-1)
     found = system.retrieve(question_emb, N_DOCS)
@@ -124,12 +137,35 @@ def test_reranking_orders_the_stale_candidates_by_fresh_scores(
     assert not found.rows.requires_grad
 
 
+@pytest.mark.parametrize("depth", [0, 2, 23])
+def test_a_deeper_look_remembers_candidates_and_changes_no_passage(
+    depth: int, encoder_folder: Path, small_data: Path, tmp_path: Path
+) -> None:
+    system = retriever(encoder_folder, small_data, tmp_path).train()
+    system.snapshot = snapshot_of(encode(system))
+    question_emb = torch.nn.functional.normalize(torch.randn(BATCH, 24), dim=-1)
+    plain = system.retrieve(question_emb, N_DOCS)
+    assert len(system.take_candidates()) == 0
+    system.depth = depth
+    found = system.retrieve(question_emb, N_DOCS)
+    assert torch.equal(found.rows, plain.rows) and torch.equal(found.index_scores, plain.index_scores)
+    expected = system.search(question_emb, max(depth, N_DOCS)).rows.flatten().tolist() if depth else []
+    assert system.take_candidates().tolist() == expected
+    assert len(system.take_candidates()) == 0
+    system.eval().retrieve(question_emb, N_DOCS)
+    assert len(system.take_candidates()) == 0, "validation questions made passages hot"
+    system.rerank = 7
+    reranked = system.retrieve(question_emb, N_DOCS)
+    system.depth = 0
+    assert torch.equal(reranked.rows, system.retrieve(question_emb, N_DOCS).rows), "depth is not a wider re-ranking"
+
+
 def test_searching_holds_one_snapshot(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
     system = retriever(encoder_folder, small_data, tmp_path)
     with pytest.raises(OpenBookError, match="before there is an index"):
         system.search(torch.randn(1, 24), 1)
     embeddings = encode(system)
-    system.snapshot = Snapshot(build_index(embeddings.numpy(), "Flat"), 0, "", "", "Flat")
+    system.snapshot = snapshot_of(embeddings)
     assert system.search(embeddings[:5], 1).rows[:, 0].tolist() == list(range(5))
 
 

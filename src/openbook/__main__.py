@@ -14,6 +14,7 @@ commands:
   train EXPERIMENT [key=value ...]     train, evaluate, write runs/EXPERIMENT/NAME/
   resume RUN [key=value ...]           continue an interrupted run from its last checkpoint
   evaluate RUN [key=value ...]         answer the test questions with a trained run
+  plan EXPERIMENT [key=value ...]      what the index of a run would take, measured; refuses what cannot fit
   report RUN                           write report.html and report.png anew
   list                                 the experiments and what each one shows
   keys [TEXT]                          every key with its unit and default (holding TEXT)
@@ -29,7 +30,7 @@ examples:
   python -m openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
 """
 
-COMMANDS = ("train", "resume", "evaluate", "report", "list", "keys", "show", "data")
+COMMANDS = ("train", "resume", "evaluate", "plan", "report", "list", "keys", "show", "data")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,11 +60,11 @@ def _run(command: str, words: list[str]) -> None:
     """Heavy imports wait until a command needs them: bad input is answered at once."""
     from openbook.experiment import described_keys, list_experiments, load_experiment, to_yaml
 
-    needs_subject = command in ("train", "resume", "evaluate", "report", "show")
+    needs_subject = command in ("train", "resume", "evaluate", "plan", "report", "show")
     subject = words[0] if words and (needs_subject or "=" not in words[0]) else ""
     overrides = words[1:] if subject else words
     if needs_subject and not subject:
-        wanted = "an experiment" if command in ("train", "show") else "a run folder"
+        wanted = "an experiment" if command in ("train", "plan", "show") else "a run folder"
         raise OpenBookError(f"`{command}` needs {wanted}", action=f"python -m openbook {command} NAME")
     match command:
         case "list":
@@ -82,6 +83,16 @@ def _run(command: str, words: list[str]) -> None:
 
             quiet()
             train(config)
+        case "plan":
+            config = load_experiment(subject, overrides)
+            from openbook.prepare import prepare
+            from openbook.trainer import quiet
+
+            quiet()
+            prepared = prepare(config)
+            if config.objective == "closed_book":
+                raise OpenBookError("a closed book has no index to plan", where="objective", got=config.objective)
+            prepared.plan(prepared.module(), prepared.refresh())
         case "resume":
             from openbook.train import resume
             from openbook.trainer import quiet

@@ -33,8 +33,9 @@ def answer(
 ) -> list[Prediction]:
     """One Prediction per example of the batch, padding examples (weight 0) left out.
 
-    The index gives the top 20 for recall; the first n_docs of them are read, weighted by freshly computed scores, or by
-    the index's own where index_is_exact says that they are the same (up to the dtype the corpus was encoded in).
+    The index gives the top 20 for recall; the first n_docs of them are read, ordered (unless the retriever's rerank is
+    -1) and weighted by freshly computed scores, or by the index's own where index_is_exact says that they are the same
+    (up to the dtype the corpus was encoded in).
     Without a retriever (closed book) the generator reads the question alone and nothing is retrieved. The caller puts
     the modules in eval mode.
     """
@@ -47,7 +48,14 @@ def answer(
         found = look(question_emb, max(n_docs, *RECALL_AT))
         first = type(found)(found.rows[:, :n_docs], found.index_scores[:, :n_docs])
         exact = first.index_scores / retriever.temperature if index_is_exact else retriever.score(question_emb, first)
-        top, read, logprobs = found.rows, first.rows, doc_logprobs(exact)
+        if retriever.rerank >= 0 and not index_is_exact:  # their fresh scores are known anyway
+            order = exact.argsort(dim=1, descending=True, stable=True)
+            first, exact = (
+                type(found)(first.rows.gather(1, order), first.index_scores.gather(1, order)),
+                exact.gather(1, order),
+            )
+        top = torch.cat([first.rows, found.rows[:, n_docs:]], dim=1)
+        read, logprobs = first.rows, doc_logprobs(exact)
     context_ids, context_mask = contexts(batch.context_questions, read)
     decoded = greedy(generator, context_ids, context_mask, logprobs, cast(Objective, objective), max_length)
     return [

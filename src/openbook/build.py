@@ -11,22 +11,25 @@ from typing import Any
 import torch
 
 from openbook.callbacks import IndexRefresh
-from openbook.callbacks.index_refresh import IndexOptions
 from openbook.config import EMBEDDED, MINILM, Config, FactbookConfig
 from openbook.contexts import ContextBuilder
 from openbook.corpus import Corpus, build_corpus
 from openbook.datamodule import QuestionAnswerData
 from openbook.encoders import load_encoder, load_tokenizer
 from openbook.factbook import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
+from openbook.factories import search_device
+from openbook.families import IndexOptions
 from openbook.generator import load_generator
 from openbook.hardware import accelerator
-from openbook.mips import search_device
+from openbook.index_store import VectorStore
 from openbook.module import RagModule
 from openbook.progress import progress, say
 from openbook.reader import detokenize
+from openbook.refresh import CorpusOptions
 from openbook.retriever import Retriever
 from openbook.schedule import RefreshSchedule
 from openbook.text import special_ids
+from openbook.upkeep import IndexUpkeep, RefreshOptions
 from openbook.warmup import WarmupOptions, warm_up
 from openbook.weights import model_folder
 
@@ -167,9 +170,16 @@ def index_refresh(
     config: Config, ready: Parts, questions: QuestionAnswerData | None, autocast: torch.dtype | None
 ) -> IndexRefresh:
     """The callback that owns the index; without questions it cannot compare one index with the next."""
-    index = config.index
-    options = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
-                           tokens_per_pass(config), autocast or torch.float32)  # fmt: skip
-    probes = questions.probe_questions(config.refresh.probes) if questions else None
-    schedule, k = RefreshSchedule.read(config.refresh.every), config.refresh.overlap_k
-    return IndexRefresh(schedule, options, ready.corpus.fingerprint, probes, k, config.refresh.fresh_test)
+    index, refresh = config.index, config.refresh
+    family = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
+                          index.gpu_temp_memory, config.seed)  # fmt: skip
+    corpus = CorpusOptions(
+        ready.corpus.tokens("encoder"), special_ids(ready.passage_tokenizer), config.data.max_passage_tokens,
+        ready.corpus.fingerprint, tokens_per_pass(config), autocast or torch.float32, config.seed,
+    )  # fmt: skip
+    schedule = RefreshSchedule.read(refresh.every, refresh.min_overlap, refresh.floor, refresh.ceiling)
+    options = RefreshOptions(schedule, refresh.mode, refresh.spread, refresh.share, refresh.overlap_k,
+                             refresh.look_every)  # fmt: skip
+    probes = questions.probe_questions(refresh.probes) if questions else None
+    store = VectorStore(Path(config.data.cache) / "vectors", index.keep_vectors) if index.keep_vectors else None
+    return IndexRefresh(IndexUpkeep(options, family, corpus, probes, store), refresh.fresh_test)

@@ -70,7 +70,8 @@ class RetrieverConfig:
     n_docs: int = 4
     """passages marginalised per question in training"""
     rerank: int = 0
-    """candidates that the index gives, of which the best by fresh scores are read; 0: the index's order stands"""
+    """candidates that the index gives, of which the best by fresh scores are read; 0: as many as are read, which are
+    put in order by fresh scores at no cost; -1: the index's order stands"""
     on_collapse: Literal["warn", "stop"] = "warn"
     """what happens when every question is given the same few passages"""
     train_question_encoder: bool = True
@@ -93,12 +94,32 @@ class IndexConfig:
     """lists visited per query (IVF families)"""
     ef_search: int = 64
     """candidates per query (HNSW families)"""
+    gpu_temp_memory: int = 256
+    """MiB that FAISS may take for its work on a GPU, per rank"""
+    keep_vectors: int = 4
+    """sets of passage vectors kept in data.cache (fp32, Flat only), so that the same weights encode only passages that
+    have changed; 0: none"""
 
 
 @dataclass(frozen=True)
 class RefreshConfig:
     every: str = "30"
-    """optimizer steps between refreshes, or spans like 0-1000:100,1000-:500; 0: built once and never refreshed"""
+    """optimizer steps between refreshes, or spans like 0-1000:100,1000-:500, or `staleness`; 0: never refreshed"""
+    mode: Literal["blocking", "amortized", "rolling", "hot"] = "blocking"
+    """training waits; a slice after every step and then a swap; the oldest passages replaced after every step;
+    likewise, but those first that recent questions wanted"""
+    spread: int = 10
+    """optimizer steps over which an amortized refresh is spread"""
+    share: float = 1.0
+    """share of the corpus that rolling and hot encode per `every` steps"""
+    min_overlap: float = 0.7
+    """with every=staleness: overlap@k of stale and fresh results under which the index is refreshed"""
+    floor: int = 10
+    """with every=staleness: fewest optimizer steps between refreshes"""
+    ceiling: int = 200
+    """with every=staleness: most optimizer steps between refreshes; 0: any number"""
+    look_every: int = 0
+    """optimizer steps between looks at how stale the index is on probe questions; 0: only at refreshes"""
     probes: int = 128
     """validation questions on which the old and the new index are compared"""
     overlap_k: int = 10

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -59,25 +62,64 @@ def from_rank_zero(value: Any) -> Any:
     return values[0]
 
 
-def concatenate_shards(rows: Tensor, n: int) -> Tensor:
-    """[n, dim] on the CPU of every rank from each rank's rows [len(shard(n, rank)), dim].
+def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
+    """[n_0 + n_1 + ..., ...] from each rank's rows [n_rank, ...], in the order of the ranks, and the n_rank.
 
-    Ranks send one after the other into their place, so the peak is the result plus the largest shard.
+    Ranks may bring different numbers of rows, also none; what a row is made of is the same everywhere.
     """
     if world_size() == 1:
-        return rows.cpu()
-    device = _device()
-    whole = torch.empty((n, rows.shape[1]), dtype=rows.dtype)
+        return rows, [len(rows)]
+    counts = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=_device()))
+    lengths = [int(count) for count in counts]
+    padded = torch.zeros((max(lengths), *rows.shape[1:]), dtype=rows.dtype, device=_device())
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]).to(rows.device), lengths
+
+
+def exchange_rows(rows: Tensor, counts: list[int]) -> Tensor:
+    """[world_size, counts[rank], ...] on the CPU: every rank's answer to this rank's rows.
+
+    rows [sum of counts, ...]: this rank's answers to all ranks' rows, in the order of `gather_rows`.
+    """
+    if world_size() == 1:
+        return rows[None]
+    mine = counts[rank()]
+    received = torch.empty((world_size() * mine, *rows.shape[1:]), dtype=rows.dtype, device=_device())
+    dist.all_to_all_single(received, rows.to(_device()).contiguous(), [mine] * world_size(), counts)
+    return received.unflatten(0, (world_size(), mine)).cpu()
+
+
+def shards_on_rank_zero(rows: np.ndarray, n: int) -> np.ndarray | None:
+    """[n, ...] on rank 0, None elsewhere, from each rank's rows [len(shard(n, rank)), ...] of plain numbers.
+
+    Ranks send one after the other into their place, so the peak is the result plus the largest shard. One rank gets
+    its rows themselves, not a copy.
+    """
+    if world_size() == 1:
+        return rows
+    whole = np.empty((n, *rows.shape[1:]), dtype=rows.dtype) if rank() == 0 else None
     for source in range(world_size()):
         part = shard(n, source, world_size())
-        sent = (
-            rows.to(device)
-            if source == rank()
-            else torch.empty((len(part), rows.shape[1]), dtype=rows.dtype, device=device)
-        )
+        sent = torch.from_numpy(rows if source == rank() else np.empty((len(part), *rows.shape[1:]), dtype=rows.dtype))
+        sent = sent.contiguous().to(_device())
         dist.broadcast(sent, src=source)
-        whole[part.start : part.stop] = sent.cpu()
+        if whole is not None:
+            whole[part.start : part.stop] = sent.cpu().numpy()
     return whole
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one rank raises inside is raised on all of them, after the block."""
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as caught:  # exchanged before it is raised: a rank alone would leave the others waiting
+        error = caught
+    raise_together(error)
 
 
 def raise_together(error: Exception | None) -> None:

@@ -1,9 +1,9 @@
-"""Passages to embeddings, one length at a time without padding; the encoder and the random state stay as they are."""
+"""Passages to embeddings, one length at a time without padding, by a copy of the encoder that stays as it was."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,31 +14,89 @@ from openbook.encoders import TextEncoder
 from openbook.text import SpecialIds, by_length, passage_inputs
 
 
-def encode_passages(
-    encoder: TextEncoder,
-    tokens: PassageTokens,
-    rows: range,
-    special: SpecialIds,
-    max_length: int,
-    tokens_per_pass: int,
-    dtype: torch.dtype = torch.float32,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """Embeddings [len(rows), dim] fp32 on the CPU, in the order of rows.
+class PassageCoder:
+    """A copy of a passage encoder, weights in dtype and in eval mode (dropout would make an index of noise).
 
-    A copy of the encoder with weights in dtype runs in eval mode under inference_mode (dropout would make an index of
-    noise): the encoder itself and the random state are left as they are. progress is told passages done and in all.
+    The encoder itself and the random state are left as they are; weights are cast once, not in every forward pass.
+
+    coder(rows) -> embeddings [n, dim] fp32 on the CPU, under inference_mode. On a GPU the work goes to a stream of its
+    own beside training: `start` returns at once, and the embeddings are waited for when they are asked for.
     """
-    device = next(encoder.parameters()).device
-    embeddings = torch.empty((len(rows), encoder.dim))
-    # A copy: the encoder that trains keeps its mode, and weights are cast once instead of in every forward pass.
-    encoder = copy.deepcopy(encoder).to(dtype).eval()
-    done = 0
-    with torch.inference_mode():
-        lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
-        for chosen in by_length(lengths, tokens_per_pass, padded=False):
-            ids, _ = passage_inputs(tokens, chosen + rows.start, special, max_length)
-            embeddings[torch.from_numpy(chosen)] = encoder(ids.to(device), None).cpu()
-            done += len(chosen)
-            progress(done, len(rows))
-    return embeddings
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        tokens: PassageTokens,
+        special: SpecialIds,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.encoder = copy.deepcopy(encoder).to(dtype).eval().requires_grad_(False)
+        self.tokens, self.special, self.max_length = tokens, special, max_length
+        self.device = next(encoder.parameters()).device
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def take(self, encoder: TextEncoder) -> None:
+        """Copy the weights as they are now."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.encoder.parameters(), encoder.parameters(), strict=True):
+                mine.copy_(theirs)
+
+    def lengths(self, rows: np.ndarray | range) -> np.ndarray:
+        """[n] tokens of each passage as the encoder reads it, special tokens included."""
+        return np.minimum(self.tokens.length(np.asarray(rows)) + self.special.n_in_context, self.max_length)
+
+    def passes(self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
+        """`plan_passes` of these rows, as rows."""
+        rows = np.asarray(rows)
+        return [rows[places] for places in plan_passes(self.lengths(rows), tokens_per_pass, seed)]
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        return self.start(rows).result()
+
+    def start(self, rows: np.ndarray) -> Encoding:
+        """Begin to encode the passages at rows [n] in one forward pass; of one length they need no padding."""
+        ids, mask = passage_inputs(self.tokens, rows, self.special, self.max_length)
+        padded = not bool(mask.all())
+        with torch.inference_mode():
+            if self._stream is None:
+                return Encoding(rows, self.encoder(ids, mask if padded else None))
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._stream):
+                ids, mask = (part.pin_memory().to(self.device, non_blocking=True) for part in (ids, mask))
+                return Encoding(rows, self.encoder(ids, mask if padded else None), self._stream)
+
+
+class Encoding:
+    """Embeddings of the passages at rows [n], perhaps still being computed."""
+
+    def __init__(self, rows: np.ndarray, embeddings: Tensor, stream: torch.cuda.Stream | None = None):
+        self.rows, self._embeddings, self._stream = rows, embeddings, stream
+
+    def result(self) -> Tensor:
+        """[n, dim] fp32 on the CPU; waits for what is still computed."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        return self._embeddings.float().cpu()
+
+
+def plan_passes(lengths: np.ndarray, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
+    """Places into lengths [n], in forward passes of one length and at most tokens_per_pass tokens each.
+
+    The passes come in a seeded random order: whatever a part of them takes, it takes passages of all lengths.
+    """
+    passes = list(by_length(lengths, tokens_per_pass, padded=False))
+    order = np.random.default_rng(seed).permutation(len(passes))
+    return [passes[number] for number in order]
+
+
+def encode_passes(coder: PassageCoder, passes: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(rows, embeddings) of each pass. Of a GPU's passes the next is under way before the last is waited for."""
+    ahead: Encoding | None = None
+    for rows in passes:
+        started = coder.start(rows)
+        if ahead is not None:
+            yield ahead.rows, ahead.result()
+        ahead = started
+    if ahead is not None:
+        yield ahead.rows, ahead.result()

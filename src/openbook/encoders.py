@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from typing import Any, Literal
 
@@ -33,6 +34,11 @@ class TextEncoder(nn.Module):
         """Whether any of its weights learn; a frozen encoder needs no gradient, no dropout and no refresh."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
+    @property
+    def noisy(self) -> bool:
+        """Whether dropout is at work: then embeddings are fit for learning and for nothing else."""
+        return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules())
+
     def freeze_word_embeddings(self) -> None:
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
         self.model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
@@ -49,6 +55,20 @@ class TextEncoder(nn.Module):
             weights = mask.unsqueeze(-1).to(states.dtype)
             pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def copied_state(self) -> dict[str, Tensor] | None:
+        """The weights as they are, on the CPU; None where they are frozen, for they stay what they are."""
+        if not self.trains:
+            return None
+        return {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+
+    def with_state(self, state: dict[str, Tensor] | None) -> TextEncoder:
+        """A copy with the weights of `copied_state`; the encoder itself where that was None."""
+        if state is None:
+            return self
+        encoder = copy.deepcopy(self)
+        encoder.load_state_dict(state)
+        return encoder
 
     def fingerprint(self) -> str:
         """sha256 over weights and pooling: equal fingerprints give equal embeddings."""

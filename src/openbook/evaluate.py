@@ -9,10 +9,8 @@ import lightning as L
 
 from openbook import build
 from openbook.errors import OpenBookError
-from openbook.hardware import accelerator, autocast_dtype, set_threads
 from openbook.logs import read_checkpoint
-from openbook.mips import use_threads
-from openbook.preflight import check, check_corpus
+from openbook.prepare import prepare
 from openbook.progress import console, say
 from openbook.report import results_table
 from openbook.runs import RunFolder, write_json
@@ -28,22 +26,16 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
     """
     run = RunFolder.existing(folder)
     config = run.load_config(overrides, training=False)
-    check(config)
-    content = read_checkpoint(run.last)
-    use_threads(set_threads(config.trainer.devices))
-    L.seed_everything(config.seed, verbose=False)
-    ready = build.parts(config)
-    check_corpus(config, ready.corpus)
-    questions = build.data(config, ready)
-    questions.setup("test")
-    if ready.files.test is None:
+    if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
-    autocast = autocast_dtype(config.trainer.precision, accelerator(config.trainer.accelerator))
+    content = read_checkpoint(run.last)
+    prepared = prepare(config, "test")
+    ready, questions = prepared.ready, prepared.questions
     module = build.module(config, ready, reader_folder=None)
     module.load_state_dict(content["state_dict"])
     callbacks: list[L.Callback] = []
     if module.retriever is not None:
-        refresh = build.index_refresh(config, ready, None, autocast)
+        refresh = prepared.refresh(probes=False)
         state = content["callbacks"].get(refresh.state_key, {})
         if not config.refresh.fresh_test and state.get("corpus") == ready.corpus.fingerprint:
             refresh.load_state_dict(state)

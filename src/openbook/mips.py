@@ -1,146 +1,99 @@
-"""Maximum inner product search over a snapshot: one immutable index, the only module that knows FAISS."""
+"""Maximum inner product search over a snapshot: one immutable index, sharded over the ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
 from openbook.batch import MISSING_ROW, Retrieved
+from openbook.calibration import CANDIDATES
+from openbook.distributed import exchange_rows, gather_rows, sum_over_ranks
 from openbook.errors import OpenBookError
+from openbook.families import ShardIndex
 
-faiss.cvar.distance_compute_blas_threshold = 20
-# By FAISS's default small batches of queries stay off the BLAS path: five times slower at 100,000 passages.
+Comparable = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An index and what it was made from. Searching holds one; a swap rebinds the name, nothing is changed in place.
+    """An index and what it was made from. Searching holds one; a swap rebinds the name.
 
-    generation counts the snapshots of a run from 0. The fingerprints are those of the passage encoder's weights and of
-    the corpus: equal fingerprints, equal index.
+    index holds this rank's passages, of all n_passages those from first_row on. generation counts the snapshots of a
+    run from 0. The fingerprints are those of the passage encoder's weights and of the corpus: equal fingerprints,
+    equal index. Where passages are of different ages (`rolling`, `hot`), encoder_fingerprint is empty, and comparable
+    makes their scores comparable: (questions [n, dim], scores [n, k], rows of this shard [n, k]) -> scores [n, k].
     """
 
-    index: Any
+    index: ShardIndex
     generation: int
     encoder_fingerprint: str
     corpus_fingerprint: str
-    factory: str
+    n_passages: int
+    first_row: int = 0
+    comparable: Comparable | None = None
 
     @property
-    def n_passages(self) -> int:
-        return int(self.index.ntotal)
+    def factory(self) -> str:
+        return self.index.options.factory
 
     def search(self, question_embeddings: Tensor, top_k: int) -> Retrieved:
         """The top_k passages of each question: question_embeddings [batch, dim] -> rows and scores [batch, top_k].
 
-        Where the index had fewer hits, and where it gives a passage twice, the row is MISSING_ROW and the score -inf.
+        All ranks call it together, each with questions of its own and as many as it likes: every shard is searched for
+        every question, ids and scores are exchanged and merged, and each rank gets its own questions' passages. Where
+        the index had fewer hits, and where it gives a passage twice, the row is MISSING_ROW and the score -inf.
         index_scores are plain inner products, before any temperature. Nothing here is differentiable.
         """
-        queries = question_embeddings.detach().float().cpu().numpy()
+        asked, counts = gather_rows(question_embeddings.detach().float())
+        queries = np.ascontiguousarray(asked.cpu().numpy())
         if not np.isfinite(queries).all():
             raise OpenBookError("question embeddings are not finite", action="Training has diverged: lower optim.lr_*, "
                                 "raise optim.warmup_steps, or resume from an earlier checkpoint.")  # fmt: skip
-        if queries.shape[1] != self.index.d:
+        if queries.shape[1] != self.index.dim:
             raise OpenBookError("question embeddings do not fit the index", got=f"dim {queries.shape[1]}",
-                                expected=f"dim {self.index.d}")  # fmt: skip
-        scores, rows = self.index.search(np.ascontiguousarray(queries), top_k)
-        missing = (rows < 0) | ~np.isfinite(scores) | _repeated(rows)
-        rows = np.where(missing, MISSING_ROW, rows)
-        scores = np.where(missing, -np.inf, scores)
+                                expected=f"dim {self.index.dim}")  # fmt: skip
+        if self.comparable is None:
+            scores, rows = self.index.search(queries, top_k)
+        else:
+            scores, rows = self.index.search(queries, max(top_k, CANDIDATES))
+            scores, rows = merged(self.comparable(queries, scores, rows)[None], rows[None], top_k)
+        rows = np.where(rows == MISSING_ROW, MISSING_ROW, rows + self.first_row)
+        all_scores = exchange_rows(torch.from_numpy(scores), counts).numpy()
+        all_rows = exchange_rows(torch.from_numpy(rows), counts).numpy()
+        scores, rows = merged(all_scores, all_rows, top_k)
         device = question_embeddings.device
-        return Retrieved(torch.from_numpy(rows).to(device), torch.from_numpy(scores.astype(np.float32)).to(device))
+        return Retrieved(torch.from_numpy(rows).to(device), torch.from_numpy(scores).to(device))
+
+    def scores(self, question_embeddings: Tensor, rows: Tensor) -> Tensor:
+        """Inner products [batch, k] fp32 of questions [batch, dim], the same on every rank, with the stored vectors of
+        rows [batch, k]; 0 where missing. All ranks call it together. For families that keep their vectors."""
+        local = rows.cpu().numpy() - self.first_row
+        mine = (local >= 0) & (local < self.index.n_passages) & (rows.cpu().numpy() != MISSING_ROW)
+        scores = np.zeros(local.shape)
+        queries = question_embeddings.detach().double().cpu().numpy()
+        vectors = self.index.vectors(local[mine]).astype(np.float64)
+        scores[mine] = (vectors * queries[np.nonzero(mine)[0]]).sum(-1)
+        return sum_over_ranks(torch.from_numpy(scores)).float()
 
 
-def build_index(
-    embeddings: np.ndarray,
-    factory: str,
-    device: Literal["cpu", "gpu"] = "cpu",
-    nprobe: int = 16,
-    ef_search: int = 64,
-) -> Any:
-    """A FAISS inner-product index over embeddings [n_passages, dim] fp32, row i for passage i.
-
-    Families that learn (IVF, PQ) are trained on these very embeddings. Raises OpenBookError for embeddings that are
-    not finite (FAISS would accept them) and for a factory string FAISS cannot read.
-    """
-    embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-    broken = ~np.isfinite(embeddings).all(axis=1)
-    if broken.any():
-        raise OpenBookError(
-            "passage embeddings are not finite",
-            got=f"{int(broken.sum()):,} of {len(embeddings):,} with NaN or infinity, first row {int(broken.argmax())}",
-            action="Has training diverged? Lower optim.lr_passage_encoder or raise optim.warmup_steps.",
-        )
-    index = _empty_index(embeddings.shape[1], factory)
-    if not index.is_trained:
-        index.train(embeddings)
-    index.add(embeddings)
-    _set_depth(index, nprobe, ef_search)
-    if device == "gpu":
-        resources = faiss.StandardGpuResources()
-        index = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index)
-    return index
-
-
-def search_device(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"]:
-    """Where an index will live. Raises OpenBookError when a GPU is asked for and FAISS or torch has none."""
-    faiss_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
-    if wanted == "gpu" and not faiss_gpu:
-        built = "faiss-gpu, which finds no device" if hasattr(faiss, "StandardGpuResources") else "faiss-cpu"
-        raise OpenBookError(
-            "a GPU index was asked for and FAISS has no GPU", where="index.device", got=built, expected="a GPU",
-            action="Install the other package (`pip uninstall faiss-cpu && pip install 'openbook[gpu]'`; both together "
-            "lose the GPU), or set index.device=cpu.",
-        )  # fmt: skip
-    return "gpu" if faiss_gpu and wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def check_factory(factory: str, dim: int, n_passages: int | None = None) -> None:
-    """Raise OpenBookError for a factory string that FAISS cannot build for dim, or not over so few passages."""
-    index = _empty_index(dim, factory)
-    ivf = faiss.try_extract_index_ivf(index)
-    quantizer = getattr(ivf or faiss.downcast_index(index), "pq", None)
-    needed = max(ivf.nlist if ivf else 0, 2**quantizer.nbits if quantizer else 0)
-    if n_passages is not None and n_passages < needed:
-        raise OpenBookError(
-            "the corpus is too small for the index family", where="index.factory", got=f"{n_passages:,} passages",
-            expected=f"at least {needed:,}, what {factory} learns from", action="Take fewer lists, or Flat.",
-        )  # fmt: skip
-
-
-def _set_depth(index: Any, nprobe: int, ef_search: int) -> None:
-    """Search depth, also where a transform or a re-ranking wraps the family."""
-    if isinstance(index, faiss.IndexPreTransform):
-        index = index.index
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        index = faiss.downcast_index(index.base_index)
-    if isinstance(index, faiss.IndexIVF):
-        index.nprobe = nprobe
-    elif isinstance(index, faiss.IndexHNSW):
-        index.hnsw.efSearch = ef_search
-
-
-def use_threads(n: int) -> None:
-    """FAISS brings its own OpenMP: without this it takes every core beside torch's threads."""
-    faiss.omp_set_num_threads(n)
-
-
-def _empty_index(dim: int, factory: str) -> Any:
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise OpenBookError("not a FAISS factory string", where="index.factory", got=repr(factory),
-                            expected="Flat, IVF256,Flat, HNSW32, …") from error  # fmt: skip
+def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shards' answers as one: scores and rows [shards, batch, k] -> [batch, top_k], highest first, equal scores by
+    row. The same passage twice is one passage: the second is MISSING_ROW and -inf."""
+    shards, batch, k = scores.shape
+    scores = scores.transpose(1, 0, 2).reshape(batch, shards * k)
+    rows = rows.transpose(1, 0, 2).reshape(batch, shards * k)
+    missing = (rows == MISSING_ROW) | ~np.isfinite(scores) | _repeated(rows)
+    scores, rows = np.where(missing, -np.inf, scores), np.where(missing, MISSING_ROW, rows)
+    order = np.lexsort((rows, -scores), axis=1)[:, :top_k]
+    return np.take_along_axis(scores, order, axis=1).astype(np.float32), np.take_along_axis(rows, order, axis=1)
 
 
 def _repeated(rows: np.ndarray) -> np.ndarray:
-    """[batch, top_k] bool: True where a row stands further left already. The same passage twice is one passage."""
+    """[batch, n] bool: True where a row stands further left already."""
     order = np.argsort(rows, axis=1, kind="stable")
     in_order = np.take_along_axis(rows, order, axis=1)
     repeated = np.zeros(rows.shape, dtype=bool)

@@ -138,6 +138,9 @@ class RagModule(L.LightningModule):
                 ("passage_encoder", self.retriever.passage_encoder, optim.lr_passage_encoder or optim.lr),
             ]
         optimizer = torch.optim.AdamW(parameter_groups(parts, optim.weight_decay), fused=True)
+        if self.retriever is not None:
+            fresh = self.retriever.fresh
+            optimizer.register_step_post_hook(lambda *_: fresh.outdate())
         schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -10,8 +10,8 @@ import torch
 from openbook.config import EMBEDDED, Config
 from openbook.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
+from openbook.factories import check_factory, search_device
 from openbook.hardware import accelerator
-from openbook.mips import check_factory, search_device
 from openbook.ranges import value_of
 from openbook.weights import check_model_folder, model_facts
 
@@ -57,7 +57,8 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
         )  # fmt: skip
     dim = model_facts(config.retriever.passage_encoder).get("hidden_size")
     if dim:
-        check_factory(config.index.factory, dim, corpus.n_passages)
+        ranks = config.trainer.devices * config.trainer.nodes
+        check_factory(config.index.factory, dim, corpus.n_passages // ranks)
 
 
 def _check_file(key: str, name: str) -> None:
@@ -92,4 +93,5 @@ def _check_dimensions(config: Config) -> None:
         raise OpenBookError("question and passage encoder give embeddings of different dim",
                             where="retriever.passage_encoder", got=passage, expected=question)  # fmt: skip
     if passage:
-        check_factory(config.index.factory, passage)
+        check_factory(config.index.factory, passage, in_place=config.refresh.mode in ("rolling", "hot"),
+                      device=search_device(config.index.device))  # fmt: skip

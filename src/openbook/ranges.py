@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from openbook.config import EMBEDDED, MINILM, Config
 from openbook.errors import OpenBookError
 from openbook.schedule import RefreshSchedule
@@ -9,16 +11,17 @@ from openbook.schedule import RefreshSchedule
 POSITIVE = """
     data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens
     data.max_context_tokens data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe
-    index.ef_search refresh.probes refresh.overlap_k warmup.batch_size warmup.lr optim.lr trainer.max_steps
-    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.validate_every
-    trainer.checkpoint_every trainer.log_every evaluate.batch_size
+    index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
+    optim.lr trainer.max_steps trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
+    trainer.validate_every trainer.checkpoint_every trainer.log_every evaluate.batch_size
 """.split()
 NOT_NEGATIVE = """
-    seed retriever.rerank trainer.tokens_per_pass data.factbook.field_parts data.workers warmup.steps
+    seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
+    data.factbook.field_parts data.workers warmup.steps
     optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
     optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
 """.split()
-FRACTIONS = ("retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
+FRACTIONS = ("refresh.share", "retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
 
 
 def value_of(config: object, key: str) -> object:
@@ -50,7 +53,8 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
                 wrong("value out of range", key, expected)
 
     try:
-        RefreshSchedule.read(config.refresh.every)
+        _check_refresh(config, RefreshSchedule.read(config.refresh.every, config.refresh.min_overlap,
+                                                    config.refresh.floor, config.refresh.ceiling), wrong)  # fmt: skip
     except OpenBookError as problem:
         problems.append(problem)
     data = config.data
@@ -70,6 +74,8 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         wrong("contexts would hold no passage", "data.max_context_tokens",
               f"at least data.max_question_tokens + 8 = {data.max_question_tokens + 8}")  # fmt: skip
     retriever = config.retriever
+    if retriever.rerank < -1:
+        wrong("value out of range", "retriever.rerank", "-1 or more")
     if retriever.tied and retriever.train_question_encoder != retriever.train_passage_encoder:
         wrong("tied encoders train together or not at all", "retriever.train_passage_encoder",
               f"retriever.train_question_encoder's value, {retriever.train_question_encoder}")  # fmt: skip
@@ -80,3 +86,16 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     if config.warmup.steps and config.generator.model != MINILM:
         wrong("the warm-up is for the small reader", "warmup.steps", "0 with a generator of your own")
     return problems
+
+
+def _check_refresh(config: Config, schedule: RefreshSchedule, wrong: Callable[..., None]) -> None:
+    refresh = config.refresh
+    if schedule.watches_staleness and refresh.mode in ("rolling", "hot"):
+        wrong("rolling and hot refresh all the time", "refresh.every", "steps or spans, over which all is encoded once",
+              "Or set refresh.mode=amortized.")  # fmt: skip
+    if schedule.watches_staleness and not refresh.look_every:
+        wrong("staleness decides and nobody looks", "refresh.look_every", "steps between looks, for example 10")
+    shortest = min((span.every for span in schedule.spans if span.every), default=refresh.floor)
+    if refresh.mode == "amortized" and (schedule.spans or schedule.watches_staleness) and refresh.spread > shortest:
+        wrong("an amortized refresh would not end before the next begins", "refresh.spread",
+              f"at most {shortest}, the fewest steps between refreshes")  # fmt: skip

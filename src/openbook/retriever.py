@@ -12,6 +12,7 @@ from openbook.batch import MISSING_ROW, Retrieved
 from openbook.corpus import PassageTokens
 from openbook.encoders import TextEncoder
 from openbook.errors import OpenBookError
+from openbook.fresh import FreshEmbeddings
 from openbook.mips import Snapshot
 from openbook.text import SpecialIds, by_length, passage_inputs
 
@@ -49,6 +50,10 @@ class Retriever(nn.Module):
         self.tokens_per_pass = tokens_per_pass
         self.rerank = rerank
         self.snapshot: Snapshot | None = None
+        self.fresh = FreshEmbeddings()
+        self.depth = 0  # candidates that a search looks at even where fewer are read
+        self._candidates: list[Tensor] = []
+        self.passage_encoder.register_load_state_dict_post_hook(lambda *_: self.fresh.outdate())
 
     def train(self, mode: bool = True) -> Self:
         """A frozen encoder stays in eval mode: dropout in it would be noise that nothing learns from."""
@@ -71,16 +76,18 @@ class Retriever(nn.Module):
     def retrieve(self, question_emb: Tensor, top_k: int) -> Retrieved:
         """`search`, and with `rerank` the best top_k of its candidates by fresh scores, best first.
 
-        The candidates' passages are encoded without gradient and in eval mode, each once per batch. It undoes most of
-        what a stale index costs, for the price of that many encodings.
+        The candidates' passages are encoded without gradient and in eval mode, each once while the weights are the
+        same. It undoes most of what a stale index costs, for the price of that many encodings. Where `depth` is
+        set, that many candidates are looked at in training and remembered (`take_candidates`).
         """
-        found = self.search(question_emb, max(top_k, self.rerank))
-        if self.rerank:
-            mode = self.passage_encoder.training
-            self.passage_encoder.eval()
-            with torch.no_grad():
-                order = self.score(question_emb, found).argsort(dim=1, descending=True, stable=True)
-            self.passage_encoder.train(mode)
+        found = self.search(question_emb, max(top_k, self.rerank, self.depth))
+        if self.depth and self.training:
+            self._candidates.append(found.rows.flatten())
+        if self.rerank > 0:
+            found = Retrieved(*(part[:, : max(top_k, self.rerank)] for part in (found.rows, found.index_scores)))
+            rows, places = torch.unique(found.rows.clamp(min=0), return_inverse=True)
+            passage_emb = self.encode_once(rows)[places]
+            order = self._scores(question_emb, passage_emb, found).argsort(dim=1, descending=True, stable=True)
             found = Retrieved(found.rows.gather(1, order), found.index_scores.gather(1, order))
         return Retrieved(found.rows[:, :top_k], found.index_scores[:, :top_k])
 
@@ -88,11 +95,25 @@ class Retriever(nn.Module):
         """Fresh doc_scores [batch, n_docs] fp32 of what was retrieved, divided by the temperature; -inf where missing.
 
         A passage that several questions of the batch retrieved is encoded once. While the passage encoder trains,
-        gradient flows into it; otherwise none is recorded.
+        gradient flows into it; otherwise none is recorded, and what is known of today's weights is not encoded again.
         """
         rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
+        if torch.is_grad_enabled() and self.passage_encoder.trains:
+            passage_emb = self.encode_rows(rows)
+            if not self.passage_encoder.noisy:
+                self.fresh.add(rows, passage_emb)
+        else:
+            passage_emb = self.encode_once(rows)
         # index_select, not indexing: its gradient adds the shares of a passage up in the same order at every run.
-        passage_emb = self.encode_rows(rows).index_select(0, places.flatten()).unflatten(0, places.shape)
+        return self._scores(question_emb, passage_emb.index_select(0, places.flatten()).unflatten(0, places.shape),
+                            retrieved)  # fmt: skip
+
+    def take_candidates(self) -> Tensor:
+        """[n] rows that training's questions retrieved or nearly retrieved since this was last asked."""
+        rows, self._candidates = self._candidates, []
+        return torch.cat([torch.empty(0, dtype=torch.int64), *(part.cpu() for part in rows)])
+
+    def _scores(self, question_emb: Tensor, passage_emb: Tensor, retrieved: Retrieved) -> Tensor:
         with torch.autocast(question_emb.device.type, enabled=False):
             scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
         return torch.where(retrieved.rows != MISSING_ROW, scores, -torch.inf)
@@ -104,6 +125,17 @@ class Retriever(nn.Module):
     def index_is_exact(self) -> bool:
         """Whether the snapshot's scores are what `score` would give: an exact index of today's weights."""
         return self.snapshot is not None and self.snapshot.factory == "Flat" and self.index_is_fresh()
+
+    @torch.no_grad()
+    def encode_once(self, rows: Tensor) -> Tensor:
+        """Embeddings [n, dim] fp32 of distinct rows in eval mode, no gradient; kept while the weights are the same."""
+        wanted = self.fresh.missing(rows)
+        if len(wanted):
+            mode = self.passage_encoder.training
+            self.passage_encoder.eval()
+            self.fresh.add(wanted, self.encode_rows(wanted))
+            self.passage_encoder.train(mode)
+        return self.fresh.get(rows)
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""

@@ -19,8 +19,8 @@ SHARED = "OPENBOOK_RUN_DIR"
 
 
 class RunFolder:
-    """runs/<experiment>/<name>/ with config.yaml, environment.json, metrics.csv, checkpoints/, predictions.jsonl,
-    summary.json and report.html."""
+    """runs/<experiment>/<name>/ with config.yaml, environment.json, plan.json, metrics.csv, checkpoints/,
+    predictions.jsonl, summary.json and report.html."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -30,6 +30,7 @@ class RunFolder:
         self.predictions = self.path / "predictions.jsonl"
         self.summary = self.path / "summary.json"
         self.config = self.path / "config.yaml"
+        self.plan = self.path / "plan.json"
 
     @classmethod
     def choose(cls, config: Config) -> RunFolder:

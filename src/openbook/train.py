@@ -12,15 +12,14 @@ import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 
-from openbook import build
+from openbook import planning
 from openbook.callbacks import CollapseWatch, IndexRefresh, Provenance, Resumable, Staleness, Throughput
 from openbook.config import Config
 from openbook.distributed import from_rank_zero
-from openbook.hardware import accelerator, autocast_dtype, rank_from_environment, set_threads
+from openbook.hardware import rank_from_environment
 from openbook.logs import MetricsCsv, read_checkpoint
-from openbook.mips import use_threads
 from openbook.module import RagModule
-from openbook.preflight import check, check_corpus
+from openbook.prepare import prepare
 from openbook.progress import console, say
 from openbook.report import results_table, write_report
 from openbook.runs import SHARED, RunFolder, write_json
@@ -46,7 +45,7 @@ class Clock:
 
     @property
     def refreshing(self) -> float:
-        return self.refresh.seconds if self.refresh else 0.0
+        return self.refresh.upkeep.seconds if self.refresh else 0.0
 
     def lap(self, stage: str) -> None:
         """Everything since the last lap belongs to this stage."""
@@ -60,7 +59,6 @@ class Clock:
 
 def train(config: Config) -> Path:
     """Run an experiment from its start; returns the run folder."""
-    check(config)
     run = RunFolder.choose(config)
     if rank_from_environment() == 0:
         run.check_new()
@@ -74,7 +72,6 @@ def resume(folder: str, overrides: list[str]) -> Path:
     """
     run = RunFolder.existing(folder)
     config = run.load_config(overrides)
-    check(config)
     if list(run.checkpoints.glob("*.ckpt")):
         read_checkpoint(run.last)
         say(f"resuming {run.path} from {run.last.name}")
@@ -85,26 +82,22 @@ def resume(folder: str, overrides: list[str]) -> Path:
 
 def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
     clock = Clock()
-    on = accelerator(config.trainer.accelerator)
-    use_threads(set_threads(config.trainer.devices))
-    L.seed_everything(config.seed, verbose=False)
-    ready = build.parts(config)
-    check_corpus(config, ready.corpus)
-    questions = build.data(config, ready)
-    questions.setup()  # the last of the checks: from here on the run folder exists and models are loaded
+    prepared = prepare(config)  # the last of the checks: from here on the run folder exists and models are loaded
     if rank_from_environment() == 0:
         run.create(config)
     try:
-        autocast = autocast_dtype(config.trainer.precision, on)
-        module = build.module(config, ready, build.reader(config, on, autocast))
+        module = prepared.module()
+        corpus = prepared.ready.corpus
         if module.retriever is not None:
-            clock.refresh = build.index_refresh(config, ready, questions, autocast)
+            clock.refresh = prepared.refresh()
+            if rank_from_environment() == 0:
+                write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh)))
         resumable = Resumable(run.last, config.trainer.checkpoint_every)
-        callbacks = _callbacks(config, run, ready.corpus.n_passages, clock.refresh, resumable)
+        callbacks = _callbacks(config, run, corpus.n_passages, clock.refresh, resumable)
         trainer = make_trainer(config, callbacks, _loggers(config, run, resumed))
-        say(f"run folder {run.path}; {ready.corpus.n_passages:,} passages; on {on}, {trainer.precision}")
+        say(f"run folder {run.path}; {corpus.n_passages:,} passages; on {prepared.on}, {trainer.precision}")
         clock.lap("setup")
-        return _stages(config, run, resumed, clock, trainer, module, questions, resumable)
+        return _stages(config, run, resumed, clock, trainer, module, prepared.questions, resumable)
     finally:
         os.environ.pop(SHARED, None)
 
@@ -146,7 +139,7 @@ def _callbacks(
 ) -> list[L.Callback]:
     """In the order they must run in: measure the step, then refresh, then save what both left."""
     watch = CollapseWatch(n_passages, action=config.retriever.on_collapse)
-    retrieving = [Staleness(refresh), watch, refresh] if refresh else []
+    retrieving = [Staleness(refresh.upkeep), watch, refresh] if refresh else []
     return [Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), resumable]
 
 

@@ -1,0 +1,57 @@
+"""Passages that were encoded with today's weights, kept while the weights are today's."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_MOST = 65536
+"""Passages kept at most, so that an evaluation over a large corpus does not fill the memory."""
+
+
+class FreshEmbeddings:
+    """Embeddings by row, without gradient. Whoever changes the weights says so with `outdate`.
+
+    What is outdated is never found again, but can still be taken for an index in which ages differ: it is as fresh as
+    an embedding in an index can be.
+    """
+
+    def __init__(self) -> None:
+        self._place: dict[int, int] = {}
+        self._parts: list[Tensor] = []
+        self._outdated = False
+
+    def outdate(self) -> None:
+        """The weights have changed."""
+        self._outdated = True
+
+    def add(self, rows: Tensor, embeddings: Tensor) -> None:
+        """rows [n], embeddings [n, dim] with the weights as they are."""
+        if self._outdated:
+            self._clear()
+        start = sum(len(part) for part in self._parts)
+        self._place.update((row, start + place) for place, row in enumerate(rows.tolist()))
+        self._parts.append(embeddings.detach().float())
+
+    def missing(self, rows: Tensor) -> Tensor:
+        """Those of rows [n] that are not here; there is room for them."""
+        if self._outdated or len(self._place) + len(rows) > _MOST:
+            self._clear()
+        return rows[torch.tensor([row not in self._place for row in rows.tolist()], dtype=torch.bool)]
+
+    def get(self, rows: Tensor) -> Tensor:
+        """[n, dim] of rows [n] that are all here."""
+        places = torch.tensor([self._place[row] for row in rows.tolist()], dtype=torch.int64)
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
+        return self._parts[0][places.to(self._parts[0].device)]
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """All there is, rows [n] rising and embeddings [n, dim], the newest of each; then nothing is here any more."""
+        rows = torch.tensor(sorted(self._place), dtype=torch.int64)
+        embeddings = self.get(rows) if len(rows) else torch.empty(0, 0)
+        self._clear()
+        return rows, embeddings
+
+    def _clear(self) -> None:
+        self._place, self._parts, self._outdated = {}, [], False

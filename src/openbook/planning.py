@@ -1,0 +1,115 @@
+"""The plan of one experiment: its numbers from the configuration, its seconds from a timed sample."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from openbook.batch import Batch, Retrieved
+from openbook.config import Config
+from openbook.contexts import answer_logprobs
+from openbook.corpus import Corpus
+from openbook.factories import search_device
+from openbook.fits import check_fits
+from openbook.memory import available_memory, disk_free, gpu_free_memory
+from openbook.module import RagModule
+from openbook.objectives import OBJECTIVES
+from openbook.plan import PLANNING_PASSES, Plan, lines
+from openbook.progress import say
+from openbook.timing import time_encoding, time_step
+from openbook.upkeep import IndexUpkeep
+from openbook.weights import model_facts
+
+
+def check_early(config: Config, corpus: Corpus) -> None:
+    """Refuse an index that cannot fit, before a model is loaded or a reader warmed up; hub models are unknown here."""
+    dim = model_facts(config.retriever.passage_encoder).get("hidden_size")
+    if config.objective != "closed_book" and dim:
+        device = search_device(config.index.device)
+        plan = Plan(corpus.n_passages, dim, config.index.factory, config.refresh.mode, device, **_ranks(config),
+                    trains=config.retriever.train_passage_encoder, keep_vectors=config.index.keep_vectors)  # fmt: skip
+        _check(plan, config)
+
+
+def plan_of(config: Config, upkeep: IndexUpkeep, module: RagModule) -> Plan:
+    """Everything but the seconds."""
+    retriever = module.retriever
+    assert retriever is not None
+    refresh, schedule = config.refresh, upkeep.options.schedule
+    shortest = min((span.every for span in schedule.spans if span.every), default=0)
+    encoder = retriever.passage_encoder
+    encoder_bytes = sum(value.numel() for value in encoder.parameters()) * upkeep.corpus.dtype.itemsize
+    weights = sum(value.numel() * value.itemsize for value in module.state_dict().values())
+    trained = sum(value.numel() * value.itemsize for value in module.parameters() if value.requires_grad)
+    kept = sum(value.numel() * value.itemsize for value in encoder.parameters()) if encoder.trains else 0
+    return Plan(
+        n_passages=upkeep.corpus.n_passages, dim=encoder.dim, factory=config.index.factory, mode=refresh.mode,
+        device=upkeep.index.device, **_ranks(config), trains=encoder.trains,
+        every=None if schedule.watches_staleness else shortest, refresh_share=refresh.share,
+        slice_passages=upkeep.corpus.tokens_per_pass, encoder_bytes=encoder_bytes,
+        bookkeeping=PLANNING_PASSES,
+        models_on="gpu" if next(encoder.parameters()).is_cuda else "cpu",
+        gpu_temp_memory=config.index.gpu_temp_memory, keep_vectors=config.index.keep_vectors, checkpoints=1,
+        checkpoint_bytes=weights + 2 * trained + kept * (2 if refresh.mode == "amortized" else 1),
+    )  # fmt: skip
+
+
+def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule, batch: Batch) -> Plan:
+    """The plan with its seconds, from a few passes of passages and a few steps on `batch`; about as long as four steps.
+    Weights, gradients and random states are left as they were."""
+    retriever, corpus = module.retriever, upkeep.corpus
+    assert retriever is not None
+    device = next(retriever.parameters()).device
+    batch = batch.to(device)
+    rows = np.random.default_rng(config.seed).integers(corpus.n_passages, size=(
+        len(batch.examples), max(module.n_docs, retriever.rerank)))  # fmt: skip
+
+    def step() -> None:
+        """What training does but for the search and the optimizer: any passages cost what retrieved ones do."""
+        for _ in range(config.trainer.accumulate):
+            candidates = torch.from_numpy(rows).to(device)
+            found = Retrieved(candidates[:, : module.n_docs], torch.zeros(len(rows), module.n_docs, device=device))
+            dtype = corpus.dtype
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
+                if retriever.rerank > 0:
+                    retriever.encode_once(torch.unique(candidates))
+                doc_scores = retriever.score(question_emb, found)
+                logprobs = answer_logprobs(module.generator, batch, found.rows, module.contexts)
+                nll = OBJECTIVES[config.objective](logprobs, doc_scores, batch.target_mask)
+            torch.where(batch.weight > 0, nll, 0.0).mean().backward()
+        retriever.fresh.outdate()
+
+    seconds = time_encoding(corpus.coder(retriever.passage_encoder), corpus.tokens, corpus.special, corpus.max_length,
+                            corpus.tokens_per_pass, range(plan.n_shard), seed=config.seed)  # fmt: skip
+    step_seconds = time_step(step)
+    module.zero_grad(set_to_none=True)
+    retriever.fresh.take()
+    return replace(plan, refresh_seconds=seconds, step_seconds=step_seconds)
+
+
+def announce(plan: Plan, config: Config) -> None:
+    """Say the plan and raise OpenBookError where it cannot be."""
+    say("the plan:")
+    for line in lines(plan):
+        say(f"  {line}")
+    _check(plan, config)
+
+
+def as_json(plan: Plan) -> dict[str, Any]:
+    """For plan.json in the run folder."""
+    derived = ("n_shard", "bytes_index", "ram_at_swap", "gpu_at_swap", "disk", "share")
+    return asdict(plan) | {name: getattr(plan, name) for name in derived}
+
+
+def _ranks(config: Config) -> dict[str, Any]:
+    trainer = config.trainer
+    return {"world_size": trainer.devices * trainer.nodes, "ranks_per_node": trainer.devices}
+
+
+def _check(plan: Plan, config: Config) -> None:
+    gpu = gpu_free_memory() if plan.gpu_at_swap else None
+    check_fits(plan, available_memory(), gpu, disk_free(config.data.cache))

@@ -1,0 +1,61 @@
+"""What `train`, `evaluate` and `plan` begin with: checks and data first, then models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import lightning as L
+import torch
+
+from openbook import build, planning
+from openbook.callbacks import IndexRefresh
+from openbook.config import Config
+from openbook.datamodule import QuestionAnswerData
+from openbook.factories import use_threads
+from openbook.hardware import accelerator, autocast_dtype, set_threads
+from openbook.module import RagModule
+from openbook.plan import Plan
+from openbook.preflight import check, check_corpus
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that has passed its checks, and what the models will run on; no model is loaded yet."""
+
+    config: Config
+    ready: build.Parts
+    questions: QuestionAnswerData
+    on: Literal["cpu", "gpu"]
+    autocast: torch.dtype | None
+
+    def module(self) -> RagModule:
+        """With the warmed-up reader where the experiment wants one."""
+        return build.module(self.config, self.ready, build.reader(self.config, self.on, self.autocast))
+
+    def refresh(self, probes: bool = True) -> IndexRefresh:
+        """The callback that owns the index; without probes one index is not compared with the next."""
+        return build.index_refresh(self.config, self.ready, self.questions if probes else None, self.autocast)
+
+    def plan(self, module: RagModule, refresh: IndexRefresh) -> Plan:
+        """Timed, said and checked; for rank 0. The module goes to the device that it will train on."""
+        if self.on == "gpu":
+            module.to(torch.device("cuda", torch.cuda.current_device()))
+        plan = planning.plan_of(self.config, refresh.upkeep, module)
+        plan = planning.timed(plan, self.config, refresh.upkeep, module, next(iter(self.questions.train_dataloader())))
+        planning.announce(plan, self.config)
+        return plan
+
+
+def prepare(config: Config, stage: str | None = None) -> Prepared:
+    """Everything that can be found wrong is found here. stage "test" looks at the test questions only."""
+    check(config)
+    on = accelerator(config.trainer.accelerator)
+    use_threads(set_threads(config.trainer.devices))
+    L.seed_everything(config.seed, verbose=False)
+    ready = build.parts(config)
+    check_corpus(config, ready.corpus)
+    planning.check_early(config, ready.corpus)
+    questions = build.data(config, ready)
+    questions.setup(stage)
+    return Prepared(config, ready, questions, on, autocast_dtype(config.trainer.precision, on))

@@ -1,0 +1,170 @@
+"""One re-encoding of the corpus: weights as they were at its start, a new index beside the old one, then a snapshot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.comparison import Comparison
+from openbook.corpus import PassageTokens
+from openbook.distributed import rank, shard, together, world_size
+from openbook.encode_corpus import Encoding, PassageCoder, encode_passes
+from openbook.encoders import TextEncoder
+from openbook.families import IndexOptions, ShardIndex
+from openbook.index_store import VectorStore, passage_keys, store_name
+from openbook.mips import Snapshot
+from openbook.progress import progress
+from openbook.text import SpecialIds
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What is indexed and how it is encoded: token ids, their special ids and limit, the corpus' fingerprint; tokens
+    per forward pass and the weights' dtype; seed of the order in which passages are encoded."""
+
+    tokens: PassageTokens
+    special: SpecialIds
+    max_length: int
+    fingerprint: str
+    tokens_per_pass: int = 4096
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    @property
+    def n_passages(self) -> int:
+        return len(self.tokens.title_lengths)
+
+    def my_rows(self) -> range:
+        """This rank's shard."""
+        return shard(self.n_passages, rank(), world_size())
+
+    def coder(self, encoder: TextEncoder) -> PassageCoder:
+        return PassageCoder(encoder, self.tokens, self.special, self.max_length, self.dtype)
+
+
+class Refresh:
+    """Makes the next snapshot of `encoder`, whole or slice by slice; nothing that is searched changes meanwhile.
+
+    Passages are encoded in passes of one length, in a seeded order, so that the first of n slices costs what the last
+    does. Families that learn see a seeded sample first. What `store` knows of these weights is not encoded again.
+    All methods are called by all ranks together; what one rank raises is raised on all.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, corpus: CorpusOptions, options: IndexOptions, generation: int,
+        comparison: Comparison, store: VectorStore | None = None,
+    ):  # fmt: skip
+        self.corpus, self.options, self.generation = corpus, options, generation
+        self.comparison, self.store = comparison, store
+        self.rows = corpus.my_rows()
+        self.encoded = 0  # passages so far
+        self._waiting: list[Encoding] = []
+        self._learnt_from: list[tuple[np.ndarray, Tensor]] = []
+        with together():
+            self.fingerprint = encoder.fingerprint()
+            self.coder = corpus.coder(encoder)
+            self.index = ShardIndex(encoder.dim, len(self.rows), options)
+            self.n_to_learn_from = self.index.n_to_train_on
+            order = np.random.default_rng(options.seed).permutation(self.rows)
+            self._to_learn_from = np.sort(order[: self.n_to_learn_from])
+            self.passes = self._passes(self._unknown())
+            self.n_to_encode = sum(map(len, self.passes))
+
+    def run(self, label: str = "encoding the corpus") -> None:
+        """Encode all that is left."""
+        with together(), progress(label, "passages") as done:
+            for rows, embeddings in encode_passes(self.coder, self.passes):
+                self._take(rows, embeddings)
+                done(self.encoded, self.n_to_encode)
+            self.passes = []
+
+    def advance(self, slices_left: int) -> None:
+        """Encode the next slice, of slices_left that remain with it; the slices are alike in tokens."""
+        with together():
+            self._settle()
+            tokens = np.array([len(rows) * int(self.coder.lengths(rows[:1])[0]) for rows in self.passes])
+            # As many passes as bring the sum nearest to an even share.
+            n = int(np.abs(np.cumsum(tokens) - tokens.sum() / slices_left).argmin()) + 1 if len(tokens) else 0
+            n = len(self.passes) if slices_left <= 1 else n
+            for rows in self.passes[:n]:
+                self._waiting.append(self.coder.start(rows))
+                if self.coder.device.type == "cpu":
+                    self._settle()
+            del self.passes[:n]
+
+    def finish(self) -> tuple[Snapshot, dict[str, float]]:
+        """The snapshot, once everything is encoded, and what it changes."""
+        with together():
+            self._settle()
+            if self._learnt_from:
+                self._learn()
+            self.index.finish()
+        snapshot = Snapshot(self.index, self.generation, self.fingerprint, self.corpus.fingerprint,
+                            self.corpus.n_passages, self.rows.start)  # fmt: skip
+        measured = self.comparison.finish(snapshot)
+        with together():
+            self._to_store()
+        return snapshot, measured
+
+    def _settle(self) -> None:
+        """Take what a GPU has encoded beside the last training step."""
+        waiting, self._waiting = self._waiting, []
+        for encoding in waiting:
+            self._take(encoding.rows, encoding.result())
+
+    def _take(self, rows: np.ndarray, embeddings: Tensor) -> None:
+        self.encoded += len(rows)
+        self._index(rows, embeddings)
+
+    def _index(self, rows: np.ndarray, embeddings: Tensor) -> None:
+        self.comparison.see(rows, embeddings)
+        if not self.n_to_learn_from:
+            self.index.write(rows - self.rows.start, embeddings.numpy())
+            return
+        self._learnt_from.append((rows, embeddings))
+        self.n_to_learn_from -= int(np.isin(rows, self._to_learn_from).sum())
+        if not self.n_to_learn_from:
+            self._learn()
+
+    def _learn(self) -> None:
+        """The sample is complete: let the family learn from it, and index it."""
+        parts, self._learnt_from = self._learnt_from, []
+        rows = np.concatenate([rows for rows, _ in parts])
+        sample = np.flatnonzero(np.isin(rows, self._to_learn_from))
+        sample = sample[np.argsort(rows[sample])]  # the same whatever came from the store
+        self.index.train(torch.cat([embeddings for _, embeddings in parts]).numpy()[sample])
+        for rows, embeddings in parts:
+            self.index.write(rows - self.rows.start, embeddings.numpy())
+
+    def _passes(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Those of a seeded sample to learn from first, where there is one."""
+        corpus = self.corpus
+        first = np.isin(rows, self._to_learn_from)
+        parts = [part for part in (rows[first], rows[~first]) if len(part)]
+        return [rows for part in parts for rows in self.coder.passes(part, corpus.tokens_per_pass, corpus.seed)]
+
+    def _unknown(self) -> np.ndarray:
+        """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""
+        if self.store is None:
+            return np.asarray(self.rows)
+        self._keys = passage_keys(self.corpus.tokens, self.rows)
+        unknown = []
+        for places in np.array_split(np.random.default_rng(self.options.seed).permutation(len(self.rows)), 20):
+            known, vectors = self.store.find(self._store_name(), self._keys[places])
+            unknown.append(places[~known])
+            if known.any():
+                self._index(places[known] + self.rows.start, torch.from_numpy(vectors))
+        return np.sort(np.concatenate(unknown)) + self.rows.start
+
+    def _to_store(self) -> None:
+        if self.store is not None and self.encoded and self.index.exact:
+            part = f"{self.rows.start}-{self.rows.stop}-of-{self.corpus.fingerprint[:12]}"
+            vectors = self.index.stored().view(np.float32)  # Flat stores the vectors themselves: no copy
+            self.store.save(self._store_name(), part, self._keys, vectors)
+
+    def _store_name(self) -> str:
+        corpus = self.corpus
+        return store_name(self.fingerprint, corpus.max_length, corpus.special, corpus.dtype)
