@@ -1,0 +1,1 @@
+"""What the index costs and what it gives, measured: see README.md."""
