@@ -59,8 +59,9 @@ show: $(READY) ## the whole configuration an experiment comes to
 data: $(READY) ## build and check an experiment's data, nothing else
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
 
-bench-index: $(READY) ## measure the index on this machine: benchmarks/index.json, about ten minutes alone
+bench-index: $(READY) ## measure the index on this machine: benchmarks/index.json, about 20 minutes
 	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.$$part --out $$OUT || exit 1; done
+	$(PY) -m benchmarks.draw
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

@@ -20,7 +20,7 @@ REMEDY = (
 
 
 class CollapseWatch(L.Callback):
-    """Logs, over the last `window` optimizer steps' passages of all ranks:
+    """Logs, over the passages of the last `window` forward passes of all ranks:
 
     collapse/distinct_share      distinct passages, as a share of the most there could have been
     collapse/effective_passages  exp of the entropy of the retrieved ids: as many passages as if all were equally usual
@@ -38,6 +38,13 @@ class CollapseWatch(L.Callback):
         self.action = action
         self.recent: deque[list[int]] = deque(maxlen=window)
         self.warned = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": list(self.recent), "warned": self.warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.recent.extend(state_dict["recent"])
+        self.warned = bool(state_dict["warned"])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

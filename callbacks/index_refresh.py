@@ -24,17 +24,17 @@ class IndexRefresh(L.Callback):
     # By then a resumed run's weights are in place, whatever the strategy restores them with.
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen = trainer.global_step
-        self.upkeep.prepare(_retriever(pl_module), trainer.global_step)
+        _log_first(trainer, self.upkeep.prepare(_retriever(pl_module), trainer.global_step))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.upkeep.ensure(_retriever(pl_module), trainer.global_step)
+        _log_first(trainer, self.upkeep.ensure(_retriever(pl_module), trainer.global_step))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         _retriever(pl_module).fresh.take()  # not for the index: a resumed run would not have it
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         retriever = _retriever(pl_module)
-        self.upkeep.ensure(retriever, trainer.global_step)
+        _log_first(trainer, self.upkeep.ensure(retriever, trainer.global_step))
         if self.fresh_test and not retriever.index_is_fresh():
             self.upkeep.refresh(retriever, trainer.global_step, self.upkeep.store)
 
@@ -45,15 +45,26 @@ class IndexRefresh(L.Callback):
             return
         self._seen = trainer.global_step
         measured = self.upkeep.after_step(_retriever(pl_module), trainer.global_step)
-        for logger in trainer.loggers if measured else ():
-            # Not through the module: Lightning would repeat the values at the next step.
-            logger.log_metrics(measured, step=trainer.global_step - 1)
+        _log(trainer, measured)
 
     def state_dict(self) -> dict[str, Any]:
         return self.upkeep.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.upkeep.load_state_dict(state_dict)
+
+
+def _log(trainer: L.Trainer, measured: dict[str, float]) -> None:
+    """Not through the module: Lightning would repeat the values at the next step."""
+    for logger in trainer.loggers if measured else ():
+        logger.log_metrics(measured, step=trainer.global_step - 1)
+
+
+def _log_first(trainer: L.Trainer, measured: dict[str, float]) -> None:
+    """Of the first index, which is compared with none: what its family costs. There is no row of step 0."""
+    found = {name: value for name, value in measured.items() if name.startswith("index/")}
+    for logger in trainer.loggers if found else ():
+        logger.log_metrics(found, step=max(trainer.global_step - 1, 0))
 
 
 def _retriever(module: L.LightningModule) -> Retriever:

@@ -17,7 +17,7 @@ from openbook.batch import MISSING_ROW
 from openbook.errors import OpenBookError
 from openbook.factories import bytes_per_passage
 from openbook.families import SPARE, IndexOptions, ShardIndex
-from openbook.gpu_flat import GPU_MOST
+from openbook.gpu_flat import GPU_MOST, gpu_resources
 from tests.references import search
 
 N_PASSAGES, DIM, BATCH, TOP_K = 1009, 26, 23, 7
@@ -334,6 +334,7 @@ class StandInTorch:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What FAISS was told."""
+    gpu_resources.cache_clear()
     told = SimpleNamespace(memory=[], float16=[], depths=[], families={"IndexIVFFlat", "IndexIVFScalarQuantizer"})
 
     class Resources:

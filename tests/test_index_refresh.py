@@ -133,9 +133,9 @@ def test_both_halves_of_an_accumulated_step_are_written_back(
 
     prepare = IndexUpkeep.prepare
 
-    def prepared(self: IndexUpkeep, retriever: Retriever, step: int) -> None:
+    def prepared(self: IndexUpkeep, retriever: Retriever, step: int) -> dict[str, float]:
         read[-1].clear()  # what was read to time a step
-        prepare(self, retriever, step)
+        return prepare(self, retriever, step)
 
     monkeypatch.setattr(IndexUpkeep, "prepare", prepared)
     monkeypatch.setattr(Retriever, "score", scored)

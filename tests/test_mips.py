@@ -114,18 +114,6 @@ def test_answers_are_merged_by_score_and_then_by_row() -> None:
     assert [part.tolist() for part in merged(scores[::-1], rows[::-1], 4)] == [best.tolist(), where.tolist()]
 
 
-def test_stored_scores_are_the_scores_of_the_search(vectors: tuple[np.ndarray, torch.Tensor]) -> None:
-    passages, questions = vectors
-    for factory in ("Flat", "SQfp16", "SQ8"):
-        whole = snapshot(passages, factory, first_row=97)
-        found = whole.search(questions, TOP_K)
-        assert torch.equal(whole.scores(questions, found.rows), found.index_scores)
-    rows = torch.tensor([[MISSING_ROW, 97, 96], [307, 308, MISSING_ROW]])
-    scores = snapshot(passages, first_row=97).scores(questions[:2], rows)
-    right = search.inner_products(questions.numpy(), passages)
-    assert scores.tolist() == [[0, right[0, 0], 0], [right[1, 210], 0, 0]]
-
-
 def test_questions_come_as_they_are(vectors: tuple[np.ndarray, torch.Tensor]) -> None:
     """With gradient, in half precision, and not side by side in memory."""
     passages, questions = vectors

@@ -128,7 +128,7 @@ def test_reranking_orders_the_stale_candidates_by_fresh_scores(
     for b in range(BATCH):
         candidates = (question_emb[b] @ stale.T).argsort(descending=True)[: max(rerank, N_DOCS)].tolist()
         if rerank:
-            candidates.sort(key=lambda row: -fresh[b, row].item())
+            candidates[:rerank] = sorted(candidates[:rerank], key=lambda row: -fresh[b, row].item())
         assert found.rows[b].tolist() == candidates[:N_DOCS]
         assert found.index_scores[b].tolist() == pytest.approx(
             (stale @ question_emb[b])[candidates[:N_DOCS]].tolist(), abs=1e-5

@@ -73,13 +73,6 @@ def questions_of(rank: int) -> slice:
     return slice(sum(COUNTS[:rank]), sum(COUNTS[: rank + 1]))
 
 
-def rows_to_score(n_passages: int) -> torch.Tensor:
-    """Rows of all shards and missing ones, for the first five questions."""
-    rows = np.random.default_rng(1).integers(0, n_passages, (5, 17))
-    rows[:, ::5] = MISSING_ROW
-    return torch.from_numpy(rows)
-
-
 def raised_by(*failing: int, rank: int) -> str:
     try:
         with together():
@@ -93,13 +86,11 @@ def raised_by(*failing: int, rank: int) -> str:
 def answers(rank: int, world_size: int) -> dict[str, Any]:
     """All that one rank can say, computed together with the others."""
     said: dict[str, Any] = {}
-    for name, (passages, _, top_k, _) in SEARCHES.items():
+    for name, (_, _, top_k, _) in SEARCHES.items():
         whole = snapshot(name, rank, world_size)
         found = whole.search(QUESTIONS[questions_of(rank)], top_k)
         said[name] = found.rows, found.index_scores
         said[f"nobody asks, {name}"] = whole.search(QUESTIONS[:0], top_k).rows
-        if name in BITWISE and len(passages):
-            said[f"scores, {name}"] = whole.scores(QUESTIONS[:5], rows_to_score(len(passages)))
     diverged = QUESTIONS[:1] * (torch.nan if rank == world_size - 1 else 1)
     try:
         snapshot("Flat", rank, world_size).search(diverged, TOP_K)
@@ -180,15 +171,6 @@ def test_shards_answer_as_one_index(ranks: Ranks, name: str) -> None:
             assert scores[:, : len(passages)].tolist() == exact[1].tolist()
         assert (rows[:, len(passages) :] == MISSING_ROW).all() and (scores[:, len(passages) :] == -torch.inf).all()
         assert said[f"nobody asks, {name}"].shape == (0, top_k)
-
-
-@pytest.mark.parametrize("name", [name for name in BITWISE if len(SEARCHES[name][0])])
-def test_shards_give_the_scores_of_one_index(ranks: Ranks, name: str) -> None:
-    rows = rows_to_score(len(SEARCHES[name][0]))
-    right = snapshot(name).scores(QUESTIONS[:5], rows)
-    assert (right[rows == MISSING_ROW] == 0).all() and (right[rows != MISSING_ROW] != 0).all()
-    for said in ranks:
-        assert torch.equal(said[f"scores, {name}"], right)
 
 
 def test_deep_lists_in_shards_find_the_exact_rows(ranks: Ranks) -> None:

@@ -31,7 +31,7 @@ from openbook.schedule import RefreshSchedule
 from openbook.text import special_ids
 from openbook.upkeep import IndexUpkeep, RefreshOptions
 from openbook.warmup import WarmupOptions, warm_up
-from openbook.weights import model_folder
+from openbook.weights import model_facts, model_folder
 
 
 @dataclass(frozen=True)
@@ -166,13 +166,18 @@ def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
+def passage_dim(config: Config) -> int | None:
+    """The embedding dimension, from the model's folder; None for a hub name."""
+    return model_facts(config.retriever.passage_encoder).get("hidden_size")
+
+
 def index_refresh(
     config: Config, ready: Parts, questions: QuestionAnswerData | None, autocast: torch.dtype | None
 ) -> IndexRefresh:
     """The callback that owns the index; without questions it cannot compare one index with the next."""
     index, refresh = config.index, config.refresh
-    family = IndexOptions(index.factory, search_device(index.device), index.nprobe, index.ef_search,
-                          index.gpu_temp_memory, config.seed)  # fmt: skip
+    device = search_device(index.device, index.factory, passage_dim(config))
+    family = IndexOptions(index.factory, device, index.nprobe, index.ef_search, index.gpu_temp_memory, config.seed)
     corpus = CorpusOptions(
         ready.corpus.tokens("encoder"), special_ids(ready.passage_tokenizer), config.data.max_passage_tokens,
         ready.corpus.fingerprint, tokens_per_pass(config), autocast or torch.float32, config.seed,

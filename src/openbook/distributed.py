@@ -29,10 +29,11 @@ def shard(n: int, rank: int, world_size: int) -> range:
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """The sum of a tensor over all ranks; no gradient flows through it."""
-    value = value.detach().clone()
-    if world_size() > 1:
-        dist.all_reduce(value)
-    return value
+    if world_size() == 1:
+        return value.detach().clone()
+    total = value.detach().to(_device(), copy=True)
+    dist.all_reduce(total)
+    return total.to(value.device)
 
 
 def any_rank(flag: bool) -> bool:

@@ -64,19 +64,20 @@ class PassageCoder:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
                 ids, mask = (part.pin_memory().to(self.device, non_blocking=True) for part in (ids, mask))
-                return Encoding(rows, self.encoder(ids, mask if padded else None), self._stream)
+                embeddings = self.encoder(ids, mask if padded else None)
+                return Encoding(rows, embeddings, self._stream.record_event())
 
 
 class Encoding:
     """Embeddings of the passages at rows [n], perhaps still being computed."""
 
-    def __init__(self, rows: np.ndarray, embeddings: Tensor, stream: torch.cuda.Stream | None = None):
-        self.rows, self._embeddings, self._stream = rows, embeddings, stream
+    def __init__(self, rows: np.ndarray, embeddings: Tensor, done: torch.cuda.Event | None = None):
+        self.rows, self._embeddings, self._done = rows, embeddings, done
 
     def result(self) -> Tensor:
         """[n, dim] fp32 on the CPU; waits for what is still computed."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        if self._done is not None:
+            self._done.synchronize()
         return self._embeddings.float().cpu()
 
 

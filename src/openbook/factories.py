@@ -16,9 +16,15 @@ ROW = 8
 """Bytes of the row number that families which are added to keep beside each passage."""
 
 
-def search_device(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"]:
-    """Where an index will live. Raises OpenBookError when a GPU is asked for and FAISS or torch has none."""
-    faiss_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
+def search_device(
+    wanted: Literal["auto", "cpu", "gpu"], factory: str = "Flat", dim: int | None = None
+) -> Literal["cpu", "gpu"]:
+    """Where an index will live; auto takes a GPU where there is one and FAISS has the family there.
+
+    Raises OpenBookError when a GPU is asked for and FAISS or torch has none, or not this family. dim: None where it is
+    not known yet; the family is then not tried.
+    """
+    faiss_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
     if wanted == "gpu" and not faiss_gpu:
         built = "faiss-gpu, which finds no device" if hasattr(faiss, "StandardGpuResources") else "faiss-cpu"
         raise OpenBookError(
@@ -26,7 +32,19 @@ def search_device(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"
             action="Install the other package (`pip uninstall faiss-cpu && pip install 'openbook[gpu]'`; both together "
             "lose the GPU), or set index.device=cpu.",
         )  # fmt: skip
-    return "gpu" if faiss_gpu and wanted != "cpu" and torch.cuda.is_available() else "cpu"
+    if wanted == "cpu" or not faiss_gpu:
+        return "cpu"
+    if factory in FLAT_ON_GPU or dim is None:
+        return "gpu"
+    try:
+        faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, empty_index(dim, factory))
+    except RuntimeError as error:
+        if wanted == "auto":
+            return "cpu"
+        raise OpenBookError("FAISS has no such index for GPUs", where="index.factory", got=repr(factory),
+                            expected="Flat, SQfp16, IVF…,Flat, IVF…,SQ…, IVF…,PQ…",
+                            action="Or set index.device=cpu.") from error  # fmt: skip
+    return "gpu"
 
 
 def check_factory(

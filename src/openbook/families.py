@@ -13,7 +13,7 @@ import torch
 from openbook.batch import MISSING_ROW
 from openbook.errors import OpenBookError
 from openbook.factories import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points
-from openbook.gpu_flat import GPU_MOST, FlatOnGpu
+from openbook.gpu_flat import GPU_MOST, FlatOnGpu, gpu_resources
 
 faiss.cvar.distance_compute_blas_threshold = 20
 # By FAISS's default small batches of queries stay off the BLAS path: five times slower at 100,000 passages.
@@ -49,9 +49,9 @@ class ShardIndex:
     written in place and in any order; the others (IVF, HNSW, …) are added to in the order of writing. Where nothing
     was learnt from the embeddings (`replaceable`: Flat, SQfp16, SQbf16), a row may be written again later.
 
-    Scores of families with codes are summed in fp64 from the stored vectors: a score is a function of one question
-    and one passage, whatever else is in the index or the batch, and equal scores are ordered by row. So shards merge
-    to exactly what one index gives.
+    Scores of families with plain codes are summed in fp64 from the stored vectors: a score is a function of one
+    question and one passage, whatever else is in the index or the batch, and equal scores are ordered by row. So where
+    nothing is learnt, shards merge to exactly what one index gives.
     """
 
     def __init__(self, dim: int, n_passages: int, options: IndexOptions = IndexOptions()):
@@ -217,8 +217,7 @@ def _set_depth(index: Any, nprobe: int, ef_search: int) -> None:
 
 def _to_gpu(index: Any, options: IndexOptions) -> Any:
     """A copy on this rank's GPU, for families that FAISS has there."""
-    resources = faiss.StandardGpuResources()
-    resources.setTempMemory(options.gpu_temp_memory << 20)
+    resources = gpu_resources(options.gpu_temp_memory)
     cloner = faiss.GpuClonerOptions()
     cloner.useFloat16 = "fp16" in options.factory
     try:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import faiss
 import numpy as np
 import torch
 
 GPU_MOST = 2048
 """The most hits that FAISS gives per query on a GPU."""
+
+
+@cache
+def gpu_resources(temp_memory: int) -> Any:
+    """FAISS's working memory on this rank's GPU, MiB: one for all its indexes, the old and the new one included."""
+    made: Any = faiss.StandardGpuResources()
+    made.setTempMemory(temp_memory << 20)
+    return made
 
 
 class FlatOnGpu:
@@ -17,12 +28,12 @@ class FlatOnGpu:
     """
 
     def __init__(self, dim: int, n_passages: int, dtype: torch.dtype, temp_memory: int):
-        import faiss.contrib.torch_utils
+        import faiss.contrib.torch_utils  # noqa: F401 - teaches knn_gpu to take tensors; needs a GPU build
 
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.table = torch.zeros((n_passages, dim), dtype=dtype, device=self.device)
-        self.resources = faiss.StandardGpuResources()
-        self.resources.setTempMemory(temp_memory << 20)
+        with torch.inference_mode(False):  # built before a test, and written to in training
+            self.table = torch.zeros((n_passages, dim), dtype=dtype, device=self.device)
+        self.resources = gpu_resources(temp_memory)
         # FAISS wants queries in the vectors' dtype: what rounding can hide, as a share of |query| |passage|.
         self.rounding = 1e-5 if dtype == torch.float32 else 2e-3
 

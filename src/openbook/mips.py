@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openbook.batch import MISSING_ROW, Retrieved
 from openbook.calibration import CANDIDATES
-from openbook.distributed import exchange_rows, gather_rows, sum_over_ranks
+from openbook.distributed import exchange_rows, gather_rows
 from openbook.errors import OpenBookError
 from openbook.families import ShardIndex
 
@@ -67,17 +67,6 @@ class Snapshot:
         scores, rows = merged(all_scores, all_rows, top_k)
         device = question_embeddings.device
         return Retrieved(torch.from_numpy(rows).to(device), torch.from_numpy(scores).to(device))
-
-    def scores(self, question_embeddings: Tensor, rows: Tensor) -> Tensor:
-        """Inner products [batch, k] fp32 of questions [batch, dim], the same on every rank, with the stored vectors of
-        rows [batch, k]; 0 where missing. All ranks call it together. For families that keep their vectors."""
-        local = rows.cpu().numpy() - self.first_row
-        mine = (local >= 0) & (local < self.index.n_passages) & (rows.cpu().numpy() != MISSING_ROW)
-        scores = np.zeros(local.shape)
-        queries = question_embeddings.detach().double().cpu().numpy()
-        vectors = self.index.vectors(local[mine]).astype(np.float64)
-        scores[mine] = (vectors * queries[np.nonzero(mine)[0]]).sum(-1)
-        return sum_over_ranks(torch.from_numpy(scores)).float()
 
 
 def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -39,7 +39,7 @@ class Plan:
     bookkeeping: int = 0  # bytes per passage of the shard: PLANNING_PASSES
     encoder_bytes: int = 0  # the copy of the passage encoder that encodes
     models_on: Literal["cpu", "gpu"] = "cpu"
-    gpu_temp_memory: int = 256  # MiB that FAISS works in, for each index on a GPU
+    gpu_temp_memory: int = 256  # MiB that FAISS works in on a GPU
     keep_vectors: int = 0  # sets of fp32 embeddings of the corpus on disk, Flat only
     checkpoints: int = 0  # kept at a time
     checkpoint_bytes: int = 0  # of one, its passages left out
@@ -83,7 +83,7 @@ class Plan:
         """GPU memory for the index and the encoder's copy at its fullest."""
         taken = self.encoder_bytes if self.models_on == "gpu" else 0
         if self.device == "gpu":
-            taken += self.indexes_at_swap * (self.bytes_index + (self.gpu_temp_memory << 20))
+            taken += self.indexes_at_swap * self.bytes_index + (self.gpu_temp_memory << 20)
         return taken + (self._bytes_slice if self._flat_on_gpu else 0)
 
     @property

@@ -28,7 +28,7 @@ def check_early(config: Config, corpus: Corpus) -> None:
     """Refuse an index that cannot fit, before a model is loaded or a reader warmed up; hub models are unknown here."""
     dim = model_facts(config.retriever.passage_encoder).get("hidden_size")
     if config.objective != "closed_book" and dim:
-        device = search_device(config.index.device)
+        device = search_device(config.index.device, config.index.factory, dim)
         plan = Plan(corpus.n_passages, dim, config.index.factory, config.refresh.mode, device, **_ranks(config),
                     trains=config.retriever.train_passage_encoder, keep_vectors=config.index.keep_vectors)  # fmt: skip
         _check(plan, config)

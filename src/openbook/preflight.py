@@ -39,7 +39,6 @@ def check(config: Config) -> None:
     raise_all(problems)
     attempt(_check_positions, config, "generator.model", "data.max_context_tokens", 0)
     if config.objective != "closed_book":
-        attempt(search_device, config.index.device)
         attempt(_check_positions, config, encoders[0], "data.max_question_tokens", 3)
         attempt(_check_positions, config, encoders[1], "data.max_passage_tokens", 0)
         attempt(_check_dimensions, config)
@@ -92,6 +91,7 @@ def _check_dimensions(config: Config) -> None:
     if question != passage and question and passage:
         raise OpenBookError("question and passage encoder give embeddings of different dim",
                             where="retriever.passage_encoder", got=passage, expected=question)  # fmt: skip
+    device = search_device(config.index.device, config.index.factory, passage)
     if passage:
-        check_factory(config.index.factory, passage, in_place=config.refresh.mode in ("rolling", "hot"),
-                      device=search_device(config.index.device))  # fmt: skip
+        in_place = config.refresh.mode in ("rolling", "hot")
+        check_factory(config.index.factory, passage, in_place=in_place, device=device)

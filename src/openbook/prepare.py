@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,6 +52,8 @@ def prepare(config: Config, stage: str | None = None) -> Prepared:
     """Everything that can be found wrong is found here. stage "test" looks at the test questions only."""
     check(config)
     on = accelerator(config.trainer.accelerator)
+    if on == "gpu":  # the plan looks at this rank's GPU before Lightning has chosen it
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
     use_threads(set_threads(config.trainer.devices))
     L.seed_everything(config.seed, verbose=False)
     ready = build.parts(config)

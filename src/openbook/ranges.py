@@ -74,8 +74,8 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         wrong("contexts would hold no passage", "data.max_context_tokens",
               f"at least data.max_question_tokens + 8 = {data.max_question_tokens + 8}")  # fmt: skip
     retriever = config.retriever
-    if retriever.rerank < -1:
-        wrong("value out of range", "retriever.rerank", "-1 or more")
+    if retriever.rerank < -1 or 0 < retriever.rerank < retriever.n_docs:
+        wrong("value out of range", "retriever.rerank", f"-1, 0, or at least retriever.n_docs = {retriever.n_docs}")
     if retriever.tied and retriever.train_question_encoder != retriever.train_passage_encoder:
         wrong("tied encoders train together or not at all", "retriever.train_passage_encoder",
               f"retriever.train_question_encoder's value, {retriever.train_question_encoder}")  # fmt: skip
@@ -95,7 +95,8 @@ def _check_refresh(config: Config, schedule: RefreshSchedule, wrong: Callable[..
               "Or set refresh.mode=amortized.")  # fmt: skip
     if schedule.watches_staleness and not refresh.look_every:
         wrong("staleness decides and nobody looks", "refresh.look_every", "steps between looks, for example 10")
-    shortest = min((span.every for span in schedule.spans if span.every), default=refresh.floor)
-    if refresh.mode == "amortized" and (schedule.spans or schedule.watches_staleness) and refresh.spread > shortest:
+    intervals = [refresh.floor] if schedule.watches_staleness else [span.every for span in schedule.spans if span.every]
+    shortest = min(intervals, default=refresh.spread)
+    if refresh.mode == "amortized" and refresh.spread > shortest:
         wrong("an amortized refresh would not end before the next begins", "refresh.spread",
               f"at most {shortest}, the fewest steps between refreshes")  # fmt: skip

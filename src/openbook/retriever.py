@@ -74,7 +74,7 @@ class Retriever(nn.Module):
         return self.snapshot.search(question_emb, top_k)
 
     def retrieve(self, question_emb: Tensor, top_k: int) -> Retrieved:
-        """`search`, and with `rerank` the best top_k of its candidates by fresh scores, best first.
+        """`search`, and with `rerank` the first so many of its candidates put in order by fresh scores, best first.
 
         The candidates' passages are encoded without gradient and in eval mode, each once while the weights are the
         same. It undoes most of what a stale index costs, for the price of that many encodings. Where `depth` is
@@ -84,10 +84,12 @@ class Retriever(nn.Module):
         if self.depth and self.training:
             self._candidates.append(found.rows.flatten())
         if self.rerank > 0:
-            found = Retrieved(*(part[:, : max(top_k, self.rerank)] for part in (found.rows, found.index_scores)))
-            rows, places = torch.unique(found.rows.clamp(min=0), return_inverse=True)
+            first = Retrieved(found.rows[:, : self.rerank], found.index_scores[:, : self.rerank])
+            rows, places = torch.unique(first.rows.clamp(min=0), return_inverse=True)
             passage_emb = self.encode_once(rows)[places]
-            order = self._scores(question_emb, passage_emb, found).argsort(dim=1, descending=True, stable=True)
+            order = self._scores(question_emb, passage_emb, first).argsort(dim=1, descending=True, stable=True)
+            behind = torch.arange(self.rerank, found.rows.shape[1], device=order.device).expand(len(order), -1)
+            order = torch.cat([order, behind], dim=1)  # asked for more than are re-ranked: the rest as the index has it
             found = Retrieved(found.rows.gather(1, order), found.index_scores.gather(1, order))
         return Retrieved(found.rows[:, :top_k], found.index_scores[:, :top_k])
 
@@ -129,6 +131,8 @@ class Retriever(nn.Module):
     @torch.no_grad()
     def encode_once(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] fp32 of distinct rows in eval mode, no gradient; kept while the weights are the same."""
+        if not len(rows):
+            return torch.empty(0, self.passage_encoder.dim, device=rows.device)
         wanted = self.fresh.missing(rows)
         if len(wanted):
             mode = self.passage_encoder.training
@@ -139,7 +143,7 @@ class Retriever(nn.Module):
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""
-        device, chosen = rows.device, rows.cpu().numpy()
+        device, chosen = next(self.passage_encoder.parameters()).device, rows.cpu().numpy()
         lengths = np.minimum(self.tokens.length(chosen) + self.special.n_in_context, self.max_passage_tokens)
         passes = list(by_length(lengths, self.tokens_per_pass))
         parts = []

@@ -80,10 +80,10 @@ class Rolling:
     def write_back(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
         """Store what this rank's step encoded of any shard: rows [n], embeddings [n, dim] fp32, from the weights
         before optimizer step `step`."""
-        width = self.index.dim
+        self.step, width = step, self.index.dim
         # Each passage once, in order: the same on any number of ranks.
         all_rows, first = np.unique(gather_rows(rows)[0].cpu().numpy(), return_index=True)
-        vectors = gather_rows(embeddings.reshape(-1, width))[0].cpu().numpy()[first]
+        vectors = gather_rows(embeddings.reshape(len(rows), width))[0].cpu().numpy()[first]
         then = np.zeros((len(all_rows), width + 1))  # the vectors they replace, and when those were made
         mine = (all_rows >= self.rows.start) & (all_rows < self.rows.stop)
         with together():
@@ -173,7 +173,12 @@ class Rolling:
         """The oldest passages as far as the credit reaches; `rolling` takes them by groups of one length."""
         left = self.credit - len(exclude)
         if self.mode == "hot":
-            oldest = self._in_groups[np.argsort(self.made_at[self._in_groups], kind="stable")[: max(0, int(left))]]
+            n = min(max(0, int(left)), len(self.made_at))
+            made_at = self.made_at[self._in_groups]
+            # Not sorted: of a large shard few are wanted. Of equally old ones, the first in the groups' order.
+            until = np.partition(made_at, n - 1)[n - 1] if n else -1
+            older, as_old = np.flatnonzero(made_at < until), np.flatnonzero(made_at == until)
+            oldest = self._in_groups[np.concatenate([older, as_old])[:n]]
             return list(self._grouped(np.setdiff1d(oldest + self.rows.start, exclude)))
         if not self.groups:
             return []

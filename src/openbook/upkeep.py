@@ -17,6 +17,7 @@ from torch import Tensor
 from openbook.comparison import Comparison, Sample
 from openbook.distributed import from_rank_zero, sum_over_ranks
 from openbook.encoders import TextEncoder
+from openbook.errors import OpenBookError
 from openbook.families import IndexOptions, ShardIndex
 from openbook.index_store import VectorStore
 from openbook.look import embedded, look
@@ -89,13 +90,13 @@ class IndexUpkeep:
         self._resumed: dict[str, Any] = {}
         self._clock_runs = False
 
-    def ensure(self, retriever: Retriever, step: int) -> None:
-        """Build the snapshot where there is none: as a checkpoint kept it, else of today's weights."""
+    def ensure(self, retriever: Retriever, step: int) -> dict[str, float]:
+        """Build the snapshot where there is none: as a checkpoint kept it, else of today's weights; returns what was
+        measured in the latter case."""
         if retriever.snapshot is not None:
-            return
+            return {}
         if self.generation < 0:
-            self.refresh(retriever, step, self.store)
-            return
+            return self.refresh(retriever, step, self.store)
         with self._clock():
             if "rolling" in self._resumed and not self.options.in_place:  # resumed in another mode
                 self.refresh(retriever, step)
@@ -105,14 +106,16 @@ class IndexUpkeep:
             else:
                 self._restore(retriever, step)
         self._resumed = {}
+        return {}
 
-    def prepare(self, retriever: Retriever, step: int) -> None:
-        """Before the first training step."""
-        self.ensure(retriever, step)
+    def prepare(self, retriever: Retriever, step: int) -> dict[str, float]:
+        """`ensure`, and what the first training step needs."""
+        measured = self.ensure(retriever, step)
         if self.options.in_place and retriever.passage_encoder.trains and self.rolling is None:
             self.rolling = self._rolling(retriever)
             self.rolling.made_at[:] = self.made_at
-        retriever.depth = HOT_DEPTH if self.options.mode == "hot" else 0
+        retriever.depth = HOT_DEPTH if self.rolling and self.options.mode == "hot" else 0
+        return measured
 
     def after_step(self, retriever: Retriever, step: int) -> dict[str, float]:
         """Once after every optimizer step; returns what was measured, by the name it is logged under."""
@@ -144,6 +147,7 @@ class IndexUpkeep:
                 )
                 self.generation, measured = retriever.snapshot.generation, {}
             else:
+                self.under_way = self._encoder_next = None  # or there would be three indexes
                 refresh = self._begin(retriever, retriever.passage_encoder, self._questions(retriever), store)
                 refresh.run()
                 encoder = retriever.passage_encoder.copied_state()
@@ -165,6 +169,9 @@ class IndexUpkeep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["corpus"] != self.corpus.fingerprint:
+            raise OpenBookError("the checkpoint's index is of another corpus", where="data.corpus",
+                                action="Resume with the run's own corpus; `evaluate` takes another.")  # fmt: skip
         self._resumed = dict(state)
         self.generation, self.encoded = int(state["generation"]), int(state["encoded"])
         self.made_at, self._started_at = int(state["made_at"]), int(state["started_at"])
