@@ -55,17 +55,23 @@ def _over_steps(axes: Any, points: list[dict[str, Any]], questions: str) -> None
 
 def _against_cost(axes: Any, points: list[dict[str, Any]], questions: str) -> None:
     last = max(point["step"] for point in points)
-    for point in points:
-        if point["step"] != last or "write-back" in point["kind"]:
-            continue
-        ordered = "in order" in point["kind"] or "rerank" in point["kind"]
-        axes.scatter(100 * point["encoded"], point["recall_at_1"], color="#15956b" if ordered else "#b42318", s=25)
-        axes.annotate(point["kind"], (100 * point["encoded"], point["recall_at_1"]), fontsize=7.5,
-                      xytext=(4, 3), textcoords="offset points")  # fmt: skip
+    at = {point["kind"]: (100 * point["encoded"], point["recall_at_1"]) for point in points if point["step"] == last}
+    for mode, shares, colour in (("hot", (5, 10, 25), "#d97706"), ("rolling", (10, 100), "#2f6fd0")):
+        for suffix, line in (("", "-"), (", in order", "--")):
+            found = [at[f"{mode} {share} %{suffix}"] for share in shares]
+            axes.plot(*zip(*found, strict=True), line, color=colour, marker="o", markersize=4, label=mode + suffix)
+    for kind, colour in (
+        ("fresh", "#24292f"),
+        ("rerank 20", "#15956b"),
+        ("stale, in order", "#8fd3b6"),
+        ("stale", "#b42318"),
+    ):
+        axes.scatter(*at[kind], color=colour, s=45, zorder=3, label=kind)
     axes.set_title(f"recall@1 after {last} steps, {questions}", loc="left", fontsize=11)
-    axes.set_xlabel("passages encoded for the index, percent of the corpus")
-    axes.set_xlim(-5, 125)
+    axes.set_xlabel("passages encoded for the index in these steps, percent of the corpus")
+    axes.set_xlim(-5, 105)
     axes.grid(color="#d8dee4", linewidth=0.7)
+    axes.legend(frameon=False, fontsize=8, ncols=2)
 
 
 if __name__ == "__main__":
