@@ -41,8 +41,9 @@ def test_half_the_age_is_half_the_way(calibration: Calibration) -> None:
     """One question and one score, by hand."""
     question, score = vectors(1, 4), 0.7
     then, now = (question @ part.T for part in (calibration.then, calibration.now))
-    mean, spread = (then.mean() + now.mean()) / 2, (then.std() + now.std()) / 2
-    expected = now.mean() + now.std() * (score - mean) / spread
+    spread_then, spread_now = (((part - part.mean()) ** 4).mean() ** 0.25 for part in (then, now))
+    mean, spread = (then.mean() + now.mean()) / 2, (spread_then + spread_now) / 2
+    expected = now.mean() + spread_now * (score - mean) / spread
     assert calibration(question, np.array([[score]]), np.array([[AGE / 2]])) == pytest.approx(expected, abs=1e-5)
 
 

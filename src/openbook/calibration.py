@@ -25,9 +25,9 @@ _FARTHEST = 1.5  # times the mean age of the pairs: how far the line is followed
 class Calibration:
     """Old and new vectors of the passages replaced last.
 
-    For every question the mean and the spread of the pairs' scores are known then and now. A stored score is moved from
-    the one to the other, in proportion to its vector's age: score' = mean + spread (score - mean_a) / spread_a, where
-    mean_a and spread_a lie on the line between now (age 0) and then (the pairs' mean age).
+    For every question mean and spread (`_spread`) of the pairs' scores are known then and now. A stored score is
+    moved from the one to the other, in proportion to its vector's age: score' = mean + spread (score - mean_a) /
+    spread_a, where mean_a and spread_a lie on the line between now (age 0) and then (the pairs' mean age).
     """
 
     def __init__(self, dim: int):
@@ -48,10 +48,10 @@ class Calibration:
         if len(self.ages) < PAIRS:
             return scores
         then, now = (questions.astype(np.float64) @ vectors.T for vectors in (self.then, self.now))
-        mean, spread = now.mean(1, keepdims=True), now.std(1, keepdims=True)
+        mean, spread = now.mean(1, keepdims=True), _spread(now)
         weight = np.minimum(ages / max(float(self.ages.mean()), 1.0), _FARTHEST)
         mean_a = mean + weight * (then.mean(1, keepdims=True) - mean)
-        spread_a = spread + weight * (then.std(1, keepdims=True) - spread)
+        spread_a = spread + weight * (_spread(then) - spread)
         return (mean + spread * (scores - mean_a) / np.maximum(spread_a, 0.1 * spread)).astype(np.float32)
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,3 +60,12 @@ class Calibration:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value.numpy())
+
+
+def _spread(scores: np.ndarray) -> np.ndarray:
+    """[n, 1]: the fourth root of the fourth central moment of scores [n, pairs].
+
+    The standard deviation is that of the many pairs far from a question; contrast grows more for the few near it, and
+    those are the ones that compete.
+    """
+    return ((scores - scores.mean(1, keepdims=True)) ** 4).mean(1, keepdims=True) ** 0.25
