@@ -25,11 +25,10 @@ from openbook.batch import Retrieved
 from openbook.config import Config
 from openbook.encode_corpus import encode_passes
 from openbook.experiment import load_experiment
-from openbook.factories import use_threads
 from openbook.families import IndexOptions, ShardIndex
-from openbook.hardware import accelerator, autocast_dtype, set_threads
 from openbook.mips import Snapshot
 from openbook.module import RagModule
+from openbook.prepare import prepare
 from openbook.refresh import CorpusOptions
 from openbook.rolling import Rolling
 from openbook.text import question_inputs, special_ids
@@ -52,6 +51,7 @@ class Kept:
         self.snapshot = Snapshot(index.finish(), 0, "", corpus.fingerprint, corpus.n_passages)
         assert module.retriever is not None
         self.rolling = Rolling(corpus, self.snapshot, corpus.coder(module.retriever.passage_encoder), mode)
+        self.waiting = torch.empty(0, dtype=torch.int64), torch.empty(0, first.shape[1])  # what the step has encoded
 
 
 class Beside(L.Callback):
@@ -75,7 +75,7 @@ class Beside(L.Callback):
                 found = kept.snapshot.search(question_emb, HOT_DEPTH)
                 kept.rolling.note(found.rows.flatten())
                 rows = torch.unique(found.rows[:, : self.n_docs])
-                kept.waiting = rows, module.retriever.encode_once(rows)  # type: ignore[attr-defined]
+                kept.waiting = rows, module.retriever.encode_once(rows)
             return search(question_emb, top_k)
 
         module.retriever.search = watched
@@ -87,7 +87,7 @@ class Beside(L.Callback):
         module: Any = pl_module
         step = trainer.global_step
         for kept in self.kept:
-            kept.rolling.write_back(*kept.waiting, step)  # type: ignore[attr-defined]
+            kept.rolling.write_back(*kept.waiting, step)
             kept.rolling.advance(
                 module.retriever.passage_encoder, kept.share * self.corpus.n_passages / self.steps, step
             )
@@ -218,21 +218,16 @@ def main() -> None:
     quiet()
     config = load_experiment("rag_token", ["refresh.every=0", "data.validation=", f"trainer.max_steps={given.steps}",
                                            "wandb.mode=disabled", *given.overrides])  # fmt: skip
-    use_threads(set_threads(1))
-    L.seed_everything(config.seed, verbose=False)
-    on = accelerator(config.trainer.accelerator)
-    autocast = autocast_dtype(config.trainer.precision, on)
-    ready = build.parts(config)
-    questions = questions_of(config, ready, given.steps)
-    module = build.module(config, ready, build.reader(config, on, autocast))
-    refresh = build.index_refresh(config, ready, None, autocast)
+    prepared = prepare(config)
+    questions = questions_of(config, prepared.ready, given.steps)
+    module, refresh = prepared.module(), prepared.refresh(probes=False)
     kept = [
         ("write-back", "rolling", 0.0), ("rolling 10 %", "rolling", 0.1), ("rolling 100 %", "rolling", 1.0),
         ("hot 5 %", "hot", 0.05), ("hot 10 %", "hot", 0.1), ("hot 25 %", "hot", 0.25),
     ]  # fmt: skip
     beside = Beside(refresh.upkeep.corpus, kept, given.steps, given.every, questions, config.retriever.n_docs)
     trainer = make_trainer(config, [refresh, beside], [])
-    trainer.fit(module, build.data(config, ready))
+    trainer.fit(module, prepared.questions)
     given.points.write_text("".join(json.dumps(point) + "\n" for point in beside.curves), encoding="utf-8")
     record(given.out, figures(beside.curves, given.steps))
 

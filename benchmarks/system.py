@@ -16,8 +16,9 @@ from openbook.config import Config
 from openbook.datamodule import QuestionAnswerData
 from openbook.experiment import load_experiment
 from openbook.factories import use_threads
-from openbook.hardware import accelerator, autocast_dtype, set_threads
+from openbook.hardware import set_threads
 from openbook.module import RagModule
+from openbook.prepare import prepare
 from openbook.refresh import Refresh
 from openbook.retriever import Retriever
 from openbook.trainer import make_trainer, quiet
@@ -47,16 +48,10 @@ def system(quick: bool, *overrides: str) -> System:
     """experiments/rag_token, its small sibling `tiny` for a quick look, with overrides; nothing is indexed yet."""
     never = "trainer.validate_every=1000000"
     config = load_experiment("tiny" if quick else "rag_token", [never, "index.keep_vectors=0", *overrides])
-    prepare_machine()
-    on = accelerator(config.trainer.accelerator)
-    L.seed_everything(config.seed, verbose=False)
-    ready = build.parts(config)
-    questions = build.data(config, ready)
-    questions.setup()
-    autocast = autocast_dtype(config.trainer.precision, on)
-    module = build.module(config, ready, None)
-    return System(config, ready, questions, module, build.index_refresh(config, ready, questions, autocast).upkeep,
-                  autocast)  # fmt: skip
+    quiet()
+    prepared = prepare(config)
+    module = build.module(config, prepared.ready, None)
+    return System(config, prepared.ready, prepared.questions, module, prepared.refresh().upkeep, prepared.autocast)
 
 
 def prepare_machine() -> None:

@@ -198,7 +198,7 @@ def test_search_depth_reaches_the_graph_inside_a_wrapper(factory: str) -> None:
 def test_flat_is_exact() -> None:
     scores, rows = shuffled("Flat").search(QUESTIONS, TOP_K)
     assert rows.tolist() == EXACT_ROWS.tolist() and scores.tolist() == EXACT_SCORES.tolist()
-    assert [shuffled(factory).exact for factory in ("Flat", "SQfp16", "IVF7,Flat")] == [True, False, False]
+    assert [shuffled(factory).options.exact for factory in ("Flat", "SQfp16", "IVF7,Flat")] == [True, False, False]
 
 
 @pytest.mark.parametrize("factory", PLAIN_CODES)

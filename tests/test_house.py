@@ -20,7 +20,8 @@ SOURCES = {path.stem: path for path in (ROOT / "src/openbook").glob("*.py")} | {
 # From the ground up; a module imports only from lines above its own.
 LAYERS = [
     "errors",  # words
-    "batch config __init__ factbook_relations panels",
+    "batch config_training __init__ factbook_relations panels",
+    "config",
     "objectives metrics distributed optim schedule hardware lines plots staleness factbook_questions_government",
     "ranges progress weights formats factbook_text factbook_questions run_files gpu_flat factories fresh memory",
     "calibration experiment factbook_facts reader_layers stream text families corpus",

@@ -23,6 +23,7 @@ from openbook.generator import load_generator
 from openbook.hardware import accelerator
 from openbook.index_store import VectorStore
 from openbook.module import RagModule
+from openbook.preflight import passage_dim
 from openbook.progress import progress, say
 from openbook.reader import detokenize
 from openbook.refresh import CorpusOptions
@@ -31,7 +32,7 @@ from openbook.schedule import RefreshSchedule
 from openbook.text import special_ids
 from openbook.upkeep import IndexUpkeep, RefreshOptions
 from openbook.warmup import WarmupOptions, warm_up
-from openbook.weights import model_facts, model_folder
+from openbook.weights import model_folder
 
 
 @dataclass(frozen=True)
@@ -164,11 +165,6 @@ def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:
     if config.generator.model == MINILM:
         return lambda ids: detokenize(tokenizer, ids)
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def passage_dim(config: Config) -> int | None:
-    """The embedding dimension, from the model's folder; None for a hub name."""
-    return model_facts(config.retriever.passage_encoder).get("hidden_size")
 
 
 def index_refresh(

@@ -5,11 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-EMBEDDED = "factbook"
-"""The value of data.corpus, data.train, … that stands for the embedded data, The World Factbook."""
+from openbook.config_training import (
+    EMBEDDED,
+    DecodeConfig,
+    DprConfig,
+    EvaluateConfig,
+    OptimConfig,
+    RunConfig,
+    TrainerConfig,
+    WandbConfig,
+    WarmupConfig,
+)  # fmt: skip
 
 MINILM = "minilm"
 """The value of encoder and generator folders that stands for the packaged MiniLM weights."""
+
+
+RefreshMode = Literal["blocking", "amortized", "rolling", "hot"]
+
+IN_PLACE: tuple[RefreshMode, ...] = ("rolling", "hot")
+"""The ways to refresh that replace passages one by one, so that they come to have different ages."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +70,10 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RetrieverConfig:
+    kind: Literal["dense", "bm25"] = "dense"
+    """two encoders and an index of embeddings; or BM25 scores as the logits of p(z|x), which nothing trains"""
+    start_from: str = ""
+    """run folder, or experiment for its newest run of this seed, whose trained encoders this run starts with"""
     question_encoder: str = MINILM
     """folder of a transformers encoder (config.json, model.safetensors, tokenizer)"""
     passage_encoder: str = MINILM
@@ -105,7 +124,7 @@ class IndexConfig:
 class RefreshConfig:
     every: str = "30"
     """optimizer steps between refreshes, or spans like 0-1000:100,1000-:500, or `staleness`; 0: never refreshed"""
-    mode: Literal["blocking", "amortized", "rolling", "hot"] = "blocking"
+    mode: RefreshMode = "blocking"
     """training waits; a slice after every step and then a swap; the oldest passages replaced after every step;
     likewise, but those first that recent questions wanted"""
     spread: int = 10
@@ -139,102 +158,6 @@ class GeneratorConfig:
 
 
 @dataclass(frozen=True)
-class WarmupConfig:
-    """The reader's warm-up: the generator alone on gold passages of the training split, before joint training."""
-
-    steps: int = 0
-    """optimizer steps; 0: none, the generator starts as its folder has it"""
-    batch_size: int = 32
-    """questions per step"""
-    lr: float = 5.0e-4
-    """peak learning rate of MiniLM's layers; the reader's new parts get twice as much"""
-    passages: str = EMBEDDED
-    """passages the warm-up reads; another corpus for joint training leaves this alone"""
-    questions: str = EMBEDDED
-    """questions with positive_ids among those passages"""
-    held_out: str = EMBEDDED
-    """questions, likewise, on which the warmed-up reader is measured; empty: none"""
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    lr: float = 1.0e-4
-    """peak learning rate of every part that names none of its own"""
-    lr_question_encoder: float = 0.0
-    """peak learning rate; 0: optim.lr"""
-    lr_passage_encoder: float = 0.0
-    """peak learning rate; 0: optim.lr"""
-    lr_generator: float = 0.0
-    """peak learning rate; 0: optim.lr"""
-    weight_decay: float = 0.01
-    """AdamW, not on biases and normalisation"""
-    warmup_steps: int = 10
-    """optimizer steps from zero to the peak"""
-    final_lr: float = 0.1
-    """share of the peak at the last step; linear decay"""
-    clip: float = 1.0
-    """largest gradient norm; 0: no clipping"""
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    max_steps: int = 100
-    """optimizer steps"""
-    batch_size: int = 16
-    """questions per rank and forward pass"""
-    accumulate: int = 1
-    """forward passes per optimizer step"""
-    reduction: Literal["question", "token"] = "question"
-    """what the loss is a mean over, counted over the batches of all ranks"""
-    devices: int = 1
-    """ranks on this node"""
-    nodes: int = 1
-    """nodes"""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """where the models train"""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """autocast dtype; auto takes bf16 where the hardware computes in it"""
-    tokens_per_pass: int = 0
-    """tokens of one forward pass of an encoder, padding included; 0: 4,096 on a CPU (its cache), 65,536 on a GPU"""
-    validate_every: int = 25
-    """optimizer steps between validations"""
-    checkpoint_every: int = 25
-    """optimizer steps between checkpoints"""
-    log_every: int = 1
-    """optimizer steps between rows of metrics.csv"""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    batch_size: int = 16
-    """questions per forward pass"""
-    n_docs: int = 0
-    """passages read per question; 0: as in training"""
-    validation_questions: int = 128
-    """questions of the validation split looked at during training; 0: all"""
-    test_questions: int = 0
-    """questions of the test split; 0: all"""
-    before_training: bool = True
-    """also evaluate on the test split before the first step"""
-
-
-@dataclass(frozen=True)
-class WandbConfig:
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    """offline needs no account; online needs `wandb login`"""
-    project: str = "openbook"
-    """name"""
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    dir: str = ""
-    """exact run folder; empty: runs/<experiment>/<name>"""
-    name: str = ""
-    """run name; empty: date and time"""
-
-
-@dataclass(frozen=True)
 class Config:
     """One experiment, whole."""
 
@@ -244,16 +167,23 @@ class Config:
     """one sentence: what this experiment is meant to show"""
     seed: int = 0
     """decides order, sampled answers, dropout and initialisation"""
-    objective: Literal["rag_token", "rag_sequence", "closed_book"] = "rag_token"
-    """which marginal likelihood trains (openbook.objectives)"""
+    objective: Literal[
+        "rag_token", "rag_sequence", "closed_book", "emdr2", "perplexity_distillation", "leave_one_out", "dpr"
+    ] = "rag_token"
+    """what trains (openbook.objectives); dpr trains the encoders alone, on gold passages (openbook.dpr)"""
+    distill_temperature: float = 1.0
+    """divides the generator's log-likelihoods before they become the retriever's target (perplexity_distillation,
+    leave_one_out)"""
     data: DataConfig = field(default_factory=DataConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     refresh: RefreshConfig = field(default_factory=RefreshConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    dpr: DprConfig = field(default_factory=DprConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -37,14 +37,26 @@ def search_device(
     if factory in FLAT_ON_GPU or dim is None:
         return "gpu"
     try:
-        faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, empty_index(dim, factory))
-    except RuntimeError as error:
+        moved_to_gpu(empty_index(dim, factory), factory, faiss.StandardGpuResources())
+    except OpenBookError:
         if wanted == "auto":
             return "cpu"
+        raise
+    return "gpu"
+
+
+def moved_to_gpu(index: Any, factory: str, resources: Any) -> Any:
+    """A copy of FAISS's index on this rank's GPU; OpenBookError for a family that FAISS does not have there."""
+    cloner = faiss.GpuClonerOptions()
+    cloner.useFloat16 = "fp16" in factory
+    try:
+        moved: Any = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index, cloner)
+    except RuntimeError as error:
         raise OpenBookError("FAISS has no such index for GPUs", where="index.factory", got=repr(factory),
                             expected="Flat, SQfp16, IVF…,Flat, IVF…,SQ…, IVF…,PQ…",
                             action="Or set index.device=cpu.") from error  # fmt: skip
-    return "gpu"
+    moved.referenced_objects = [resources]  # FAISS takes no other new attribute; they must live as long as the index
+    return moved
 
 
 def check_factory(

@@ -12,7 +12,7 @@ import torch
 
 from openbook.batch import MISSING_ROW
 from openbook.errors import OpenBookError
-from openbook.factories import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points
+from openbook.factories import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points, moved_to_gpu
 from openbook.gpu_flat import GPU_MOST, FlatOnGpu, gpu_resources
 
 faiss.cvar.distance_compute_blas_threshold = 20
@@ -38,6 +38,11 @@ class IndexOptions:
     ef_search: int = 64
     gpu_temp_memory: int = 256
     seed: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether scores are those of the embeddings themselves, and the best are found."""
+        return self.factory == "Flat"
 
 
 class ShardIndex:
@@ -82,11 +87,6 @@ class ShardIndex:
         return self.flat_on_gpu is not None or (self.codes is not None and not self._learns)
 
     @property
-    def exact(self) -> bool:
-        """Whether scores are those of the embeddings themselves."""
-        return self.options.factory == "Flat"
-
-    @property
     def n_to_train_on(self) -> int:
         """Embeddings that the family wants to learn from, at most all there are; 0 when it learns nothing (more)."""
         if self._index.is_trained:
@@ -127,7 +127,7 @@ class ShardIndex:
         """Set the search depth and move the index to where it is searched; every row is written by now."""
         _set_depth(self._index, self.options.nprobe, self.options.ef_search)
         if self.options.device == "gpu" and self.flat_on_gpu is None:
-            self._gpu = _to_gpu(self._index, self.options)
+            self._gpu = moved_to_gpu(self._index, self.options.factory, gpu_resources(self.options.gpu_temp_memory))
             self._index = None
         return self
 
@@ -213,18 +213,3 @@ def _set_depth(index: Any, nprobe: int, ef_search: int) -> None:
         index.nprobe = nprobe
     elif isinstance(index, faiss.IndexHNSW):
         index.hnsw.efSearch = ef_search
-
-
-def _to_gpu(index: Any, options: IndexOptions) -> Any:
-    """A copy on this rank's GPU, for families that FAISS has there."""
-    resources = gpu_resources(options.gpu_temp_memory)
-    cloner = faiss.GpuClonerOptions()
-    cloner.useFloat16 = "fp16" in options.factory
-    try:
-        moved: Any = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index, cloner)
-    except RuntimeError as error:
-        raise OpenBookError("FAISS has no such index for GPUs", where="index.factory", got=repr(options.factory),
-                            expected="Flat, SQfp16, IVF…,Flat, IVF…,SQ…, IVF…,PQ…",
-                            action="Or set index.device=cpu.") from error  # fmt: skip
-    moved.referenced_objects = [resources]  # FAISS takes no other new attribute; they must live as long as the index
-    return moved

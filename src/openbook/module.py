@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from openbook.answering import answer
 from openbook.batch import Batch, Retrieved
-from openbook.config import OptimConfig
+from openbook.config_training import OptimConfig
 from openbook.contexts import ContextBuilder, answer_logprobs, closed_book_rows
 from openbook.corpus import Corpus
 from openbook.distributed import gather_objects, sum_over_ranks, world_size

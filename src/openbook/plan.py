@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from openbook.factories import bytes_per_passage, empty_index, learnt_points
+from openbook.config import IN_PLACE, RefreshMode
+from openbook.factories import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points
 from openbook.memory import human
 
 PLANNING_PASSES = 64  # bytes per passage, at most, of the lengths and orders from which a refresh plans its passes
@@ -26,7 +27,7 @@ class Plan:
     n_passages: int
     dim: int
     factory: str = "Flat"
-    mode: Literal["blocking", "amortized", "rolling", "hot"] = "blocking"
+    mode: RefreshMode = "blocking"
     device: Literal["cpu", "gpu"] = "cpu"  # where the index is searched
     world_size: int = 1
     ranks_per_node: int = 1  # they share one machine's RAM
@@ -70,7 +71,7 @@ class Plan:
     @property
     def in_place(self) -> bool:
         """Whether passages are encoded anew one by one, and come to have different ages."""
-        return self.trains and self.mode in ("rolling", "hot")
+        return self.trains and self.mode in IN_PLACE
 
     @property
     def ram_at_swap(self) -> int:
@@ -113,7 +114,7 @@ class Plan:
 
     @property
     def _flat_on_gpu(self) -> bool:
-        return self.device == "gpu" and self.factory in ("Flat", "SQfp16")
+        return self.device == "gpu" and self.factory in FLAT_ON_GPU
 
     @property
     def _held(self) -> int:

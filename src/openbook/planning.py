@@ -18,15 +18,15 @@ from openbook.memory import available_memory, disk_free, gpu_free_memory
 from openbook.module import RagModule
 from openbook.objectives import OBJECTIVES
 from openbook.plan import PLANNING_PASSES, Plan, lines
+from openbook.preflight import passage_dim
 from openbook.progress import say
 from openbook.timing import time_encoding, time_step
 from openbook.upkeep import IndexUpkeep
-from openbook.weights import model_facts
 
 
 def check_early(config: Config, corpus: Corpus) -> None:
     """Refuse an index that cannot fit, before a model is loaded or a reader warmed up; hub models are unknown here."""
-    dim = model_facts(config.retriever.passage_encoder).get("hidden_size")
+    dim = passage_dim(config)
     if config.objective != "closed_book" and dim:
         device = search_device(config.index.device, config.index.factory, dim)
         plan = Plan(corpus.n_passages, dim, config.index.factory, config.refresh.mode, device, **_ranks(config),
@@ -106,8 +106,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _ranks(config: Config) -> dict[str, Any]:
-    trainer = config.trainer
-    return {"world_size": trainer.devices * trainer.nodes, "ranks_per_node": trainer.devices}
+    return {"world_size": config.trainer.world_size, "ranks_per_node": config.trainer.devices}
 
 
 def _check(plan: Plan, config: Config) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from openbook.config import EMBEDDED, Config
+from openbook.config import EMBEDDED, IN_PLACE, Config
 from openbook.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.factories import check_factory, search_device
@@ -54,10 +54,14 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
             "n_docs is larger than the corpus", where="retriever.n_docs", got=config.retriever.n_docs,
             expected=f"at most {corpus.n_passages}, the number of passages", action="Lower retriever.n_docs.",
         )  # fmt: skip
-    dim = model_facts(config.retriever.passage_encoder).get("hidden_size")
+    dim = passage_dim(config)
     if dim:
-        ranks = config.trainer.devices * config.trainer.nodes
-        check_factory(config.index.factory, dim, corpus.n_passages // ranks)
+        check_factory(config.index.factory, dim, corpus.n_passages // config.trainer.world_size)
+
+
+def passage_dim(config: Config) -> int | None:
+    """The embedding dimension, from the model's folder; None for a hub name, whose facts show when it is loaded."""
+    return model_facts(config.retriever.passage_encoder).get("hidden_size")
 
 
 def _check_file(key: str, name: str) -> None:
@@ -86,12 +90,11 @@ def _check_positions(config: Config, model: str, limit: str, special: int) -> No
 
 
 def _check_dimensions(config: Config) -> None:
-    sides = (config.retriever.question_encoder, config.retriever.passage_encoder)
-    question, passage = (model_facts(name).get("hidden_size") for name in sides)
+    question, passage = model_facts(config.retriever.question_encoder).get("hidden_size"), passage_dim(config)
     if question != passage and question and passage:
         raise OpenBookError("question and passage encoder give embeddings of different dim",
                             where="retriever.passage_encoder", got=passage, expected=question)  # fmt: skip
     device = search_device(config.index.device, config.index.factory, passage)
     if passage:
-        in_place = config.refresh.mode in ("rolling", "hot")
+        in_place = config.refresh.mode in IN_PLACE
         check_factory(config.index.factory, passage, in_place=in_place, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openbook.config import EMBEDDED, MINILM, Config
+from openbook.config import EMBEDDED, IN_PLACE, MINILM, Config
 from openbook.errors import OpenBookError
 from openbook.schedule import RefreshSchedule
 
@@ -14,12 +14,14 @@ POSITIVE = """
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
     optim.lr trainer.max_steps trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
     trainer.validate_every trainer.checkpoint_every trainer.log_every evaluate.batch_size
+    decode.beams decode.n_best dpr.depth distill_temperature
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
     data.factbook.field_parts data.workers warmup.steps
     optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
     optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
+    evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives dpr.index_negatives
 """.split()
 FRACTIONS = ("refresh.share", "retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
 
@@ -90,7 +92,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
 
 def _check_refresh(config: Config, schedule: RefreshSchedule, wrong: Callable[..., None]) -> None:
     refresh = config.refresh
-    if schedule.watches_staleness and refresh.mode in ("rolling", "hot"):
+    if schedule.watches_staleness and refresh.mode in IN_PLACE:
         wrong("rolling and hot refresh all the time", "refresh.every", "steps or spans, over which all is encoded once",
               "Or set refresh.mode=amortized.")  # fmt: skip
     if schedule.watches_staleness and not refresh.look_every:

@@ -85,7 +85,8 @@ class Refresh:
         """Encode the next slice, of slices_left that remain with it; the slices are alike in tokens."""
         with together():
             self._settle()
-            tokens = np.array([len(rows) * int(self.coder.lengths(rows[:1])[0]) for rows in self.passes])
+            firsts, sizes = [rows[0] for rows in self.passes], [len(rows) for rows in self.passes]
+            tokens = self.coder.lengths(np.array(firsts, dtype=np.int64)) * np.array(sizes, dtype=np.int64)
             # As many passes as bring the sum nearest to an even share.
             n = int(np.abs(np.cumsum(tokens) - tokens.sum() / slices_left).argmin()) + 1 if len(tokens) else 0
             n = len(self.passes) if slices_left <= 1 else n
@@ -160,7 +161,7 @@ class Refresh:
         return np.sort(np.concatenate(unknown)) + self.rows.start
 
     def _to_store(self) -> None:
-        if self.store is not None and self.encoded and self.index.exact:
+        if self.store is not None and self.encoded and self.options.exact:
             part = f"{self.rows.start}-{self.rows.stop}-of-{self.corpus.fingerprint[:12]}"
             vectors = self.index.stored().view(np.float32)  # Flat stores the vectors themselves: no copy
             self.store.save(self._store_name(), part, self._keys, vectors)

@@ -126,7 +126,7 @@ class Retriever(nn.Module):
 
     def index_is_exact(self) -> bool:
         """Whether the snapshot's scores are what `score` would give: an exact index of today's weights."""
-        return self.snapshot is not None and self.snapshot.factory == "Flat" and self.index_is_fresh()
+        return self.snapshot is not None and self.snapshot.index.options.exact and self.index_is_fresh()
 
     @torch.no_grad()
     def encode_once(self, rows: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
     """Checkpoints come from openbook.callbacks.Resumable, the sharing of data over ranks from the DataModule."""
     settings = config.trainer
     on = accelerator(settings.accelerator)
-    several = settings.devices * settings.nodes > 1
+    several = settings.world_size > 1
     validates = bool(config.data.validation)
     return L.Trainer(
         accelerator=on, devices=settings.devices, num_nodes=settings.nodes,

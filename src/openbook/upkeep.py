@@ -9,12 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from openbook.comparison import Comparison, Sample
+from openbook.config import IN_PLACE, RefreshMode
 from openbook.distributed import from_rank_zero, sum_over_ranks
 from openbook.encoders import TextEncoder
 from openbook.errors import OpenBookError
@@ -43,7 +44,7 @@ class RefreshOptions:
     """How (mode, spread, share) and when (schedule, look_every) the index is refreshed: see RefreshConfig."""
 
     schedule: RefreshSchedule
-    mode: Literal["blocking", "amortized", "rolling", "hot"] = "blocking"
+    mode: RefreshMode = "blocking"
     spread: int = 10
     share: float = 1.0
     overlap_k: int = 10
@@ -51,7 +52,7 @@ class RefreshOptions:
 
     @property
     def in_place(self) -> bool:
-        return self.mode in ("rolling", "hot")
+        return self.mode in IN_PLACE
 
 
 class IndexUpkeep:
@@ -231,12 +232,14 @@ class IndexUpkeep:
         questions = self._questions(retriever)[:LOOK_PROBES]
         return look(retriever, questions, self._sample, self.options.overlap_k)
 
+    def _new_sample(self, encoder: TextEncoder) -> Sample:
+        return Sample.of(self.corpus.my_rows(), SAMPLE, encoder.dim, self.corpus.seed)
+
     def _begin(
         self, retriever: Retriever, encoder: TextEncoder, questions: Tensor, store: VectorStore | None = None
     ) -> Refresh:
-        sample = self._sample or Sample.of(self.corpus.my_rows(), SAMPLE, encoder.dim, self.corpus.seed)
-        exact = self.index.factory == "Flat"
-        comparison = Comparison(questions, retriever.snapshot, self.options.overlap_k, sample, exact)
+        sample = self._sample or self._new_sample(encoder)
+        comparison = Comparison(questions, retriever.snapshot, self.options.overlap_k, sample, self.index.exact)
         return Refresh(encoder, self.corpus, self.index, self.generation + 1, comparison, store)
 
     def _swap(self, retriever: Retriever, refresh: Refresh, made_at: int) -> dict[str, float]:
@@ -274,7 +277,7 @@ class IndexUpkeep:
         index = ShardIndex(retriever.passage_encoder.dim, len(rows), self.index).finish()
         retriever.snapshot = Snapshot(index, self.generation, "", self.corpus.fingerprint, self.corpus.n_passages,
                                       rows.start)  # fmt: skip
-        self._sample = Sample.of(rows, SAMPLE, retriever.passage_encoder.dim, self.corpus.seed)
+        self._sample = self._new_sample(retriever.passage_encoder)
         self.rolling = self._rolling(retriever)
         self.rolling.load_state_dict(self._resumed["rolling"])
         retriever.snapshot = self.rolling.snapshot(retriever.snapshot)
