@@ -13,7 +13,7 @@ from torch import Tensor
 from openbook.decode import Decoded, Objective, greedy
 from openbook.errors import OpenBookError
 
-BATCH, N_DOCS, CONTEXT_LEN, VOCAB, N_STATES, N_PASSAGES = 5, 3, 2, 11, 13, 17
+BATCH, N_DOCS, CONTEXT_LEN, VOCAB, N_STATES, N_PASSAGES = 5, 3, 2, 11, 101, 17
 PAD, START, EOS = 0, 1, 2
 MAX_LENGTH = 7
 OBJECTIVES: tuple[Objective, ...] = ("rag_token", "rag_sequence")
@@ -24,8 +24,8 @@ class TableGenerator:
 
     decoder_start_token_id, eos_token_id, pad_token_id = START, EOS, PAD
 
-    def __init__(self, seed: int, dtype: torch.dtype = torch.float64):
-        drawn = torch.randn(N_PASSAGES, N_STATES, VOCAB, generator=torch.Generator().manual_seed(seed))
+    def __init__(self, seed: int, dtype: torch.dtype = torch.float64, vocab: int = VOCAB):
+        drawn = torch.randn(N_PASSAGES, N_STATES, vocab, generator=torch.Generator().manual_seed(seed))
         self.table = (2.0 * drawn).to(dtype)
         self.n_steps = 0
 
@@ -35,10 +35,15 @@ class TableGenerator:
     def decode(
         self, decoder_input_ids: Tensor, memory: Tensor, context_mask: Tensor, cache: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        assert decoder_input_ids.shape == (memory.shape[0], 1)
+        beams = decoder_input_ids.shape[0] // memory.shape[0]
+        assert decoder_input_ids.shape == (memory.shape[0] * beams, 1)
+        memory = memory.repeat_interleave(beams)
         state = next_state(torch.zeros_like(memory) if cache is None else cache, decoder_input_ids[:, 0])
         self.n_steps += 1
         return self.table[memory, state].unsqueeze(1), state
+
+    def reorder(self, cache: Tensor, rows: Tensor) -> Tensor:
+        return cache[rows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden

@@ -1,34 +1,44 @@
-"""The generator: a sequence-to-sequence model as four calls, so that objectives and decoding need not know which.
+"""The generator: a sequence-to-sequence model as a few calls, so that objectives and decoding need not know which.
 
     encode(context_ids, context_mask)                        -> memory, once per context
-    decode(decoder_input_ids, memory, context_mask, cache)   -> hidden [n, target_len, dim], cache
+    decode(decoder_input_ids, memory, context_mask, cache)   -> hidden [n * beams, target_len, dim], cache
+    reorder(cache, rows)                                     -> cache, its rows chosen anew
     logits(hidden)                                           -> [..., vocab]
     head_weight, head_bias                                   logits = hidden @ head_weight.T + head_bias
 
+beams, the rows of decoder_input_ids for each of n contexts, follows from the shapes: row i reads context i // beams.
 `cache` is None to begin with; while gradients are recorded none is kept. The small reader (openbook.reader) has the
-same four calls; `load_generator` gives either.
+same calls; `load_generator` gives either.
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from openbook.config import MINILM
 from openbook.errors import OpenBookError
 from openbook.reader import MiniLMReader
+from openbook.shared_attention import cache_over, cross_attentions, shared
 from openbook.weights import attention, model_folder
+
+TOKENS_PER_PIECE = 2048
+"""Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
+on a CPU, while activations take what a few contexts need."""
 
 
 class Generator(Protocol):
     """What training, decoding and saving ask of a generator; both implementations are nn.Modules. memory and cache are
-    the generator's own: whoever calls it only hands them back. With a cache, decode is given the newest token only."""
+    the generator's own: whoever calls it only hands them back. With a cache, decode is given the newest token only.
+
+    reorder: row i of the new cache continues row rows[i] of the old one, which is used up. Rows stay with their
+    context, and there may be more or fewer beams than before."""
 
     @property
     def decoder_start_token_id(self) -> int: ...
@@ -44,12 +54,17 @@ class Generator(Protocol):
     def decode(
         self, decoder_input_ids: Tensor, memory: Any, context_mask: Tensor, cache: Any = None
     ) -> tuple[Tensor, Any]: ...
+    def reorder(self, cache: Any, rows: Tensor) -> Any: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
     def save_pretrained(self, folder: str | Path) -> None: ...
 
 
 class Seq2SeqGenerator(nn.Module):
-    """A transformers encoder-decoder (BART, T5 and the like) behind the four calls."""
+    """A transformers encoder-decoder (BART, T5 and the like) behind these calls.
+
+    Without gradients it encodes in pieces and attends by openbook.shared_attention: memory is there once per context,
+    whatever the number of beams. A model whose attention cannot be replaced gets its memory repeated for every beam.
+    """
 
     model: Any  # nn.Module's own typing knows no attribute of the models inside
 
@@ -67,6 +82,7 @@ class Seq2SeqGenerator(nn.Module):
         self.eos_token_id = int(eos)
         self.pad_token_id = int(pad)
         # T5 with tied embeddings shrinks the decoder's output before the head; the head alone must be linear here.
+        self.shared_layers = cross_attentions(model)
         self.scale = float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
 
     @property
@@ -79,19 +95,44 @@ class Seq2SeqGenerator(nn.Module):
         return None if bias is None else bias[0]
 
     def encode(self, context_ids: Tensor, context_mask: Tensor) -> Tensor:
-        return self.model.get_encoder()(input_ids=context_ids, attention_mask=context_mask).last_hidden_state
+        encoder = self.model.get_encoder()
+        if torch.is_grad_enabled():
+            return encoder(input_ids=context_ids, attention_mask=context_mask).last_hidden_state
+        size = max(1, TOKENS_PER_PIECE // context_ids.shape[1])
+        pieces = zip(context_ids.split(size), context_mask.split(size), strict=True)
+        with self._attention():
+            done = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for ids, mask in pieces]
+        return torch.cat(done) if len(done) > 1 else done[0]
 
     def decode(
         self, decoder_input_ids: Tensor, memory: Tensor, context_mask: Tensor, cache: Any = None
     ) -> tuple[Tensor, Any]:
-        caching = not torch.is_grad_enabled()
-        if caching and cache is None:
-            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-        output = self.model.get_decoder()(
-            input_ids=decoder_input_ids, encoder_hidden_states=memory, encoder_attention_mask=context_mask,
-            past_key_values=cache if caching else None, use_cache=caching,
-        )  # fmt: skip
-        return output.last_hidden_state * self.scale, cache if caching else None
+        if torch.is_grad_enabled():
+            output = self.model.get_decoder()(
+                input_ids=decoder_input_ids, encoder_hidden_states=memory, encoder_attention_mask=context_mask,
+                past_key_values=None, use_cache=False,
+            )  # fmt: skip
+            return output.last_hidden_state * self.scale, None
+        mask = context_mask.bool()[:, None, None]
+        if not self.shared_layers:
+            beams = decoder_input_ids.shape[0] // memory.shape[0]
+            memory, mask = memory.repeat_interleave(beams, 0), context_mask.repeat_interleave(beams, 0)
+        if cache is None:
+            absorb = self.shared_layers and decoder_input_ids.shape[1] == 1
+            cache = cache_over(memory, self.shared_layers if absorb else 0)
+        with self._attention():
+            output = self.model.get_decoder()(
+                input_ids=decoder_input_ids, encoder_hidden_states=memory, encoder_attention_mask=mask,
+                past_key_values=cache, use_cache=True,
+            )  # fmt: skip
+        return output.last_hidden_state * self.scale, cache
+
+    def reorder(self, cache: Any, rows: Tensor) -> Any:
+        (cache.self_attention_cache if self.shared_layers else cache).reorder_cache(rows)
+        return cache
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return shared(self.model) if self.shared_layers else nullcontext()
 
     def logits(self, hidden: Tensor) -> Tensor:
         return nn.functional.linear(hidden, self.head_weight, self.head_bias)

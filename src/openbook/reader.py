@@ -42,8 +42,9 @@ class Memory(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What decoding keeps between positions. run, start: [n, context_len], the runs after the newest token and the
-    scores of where an answer starts. keys and values: [n, heads, length, dim per head] for each decoder layer."""
+    """What decoding keeps between positions. Per row of n * beams: run, start [rows, context_len], the runs after the
+    newest token and the scores of where an answer starts; self_keys, self_values [rows, heads, length, dim per head] of
+    each decoder layer. Per context: copy_keys [n, context_len, dim], cross_keys and cross_values."""
 
     length: int
     run: Tensor
@@ -116,20 +117,27 @@ class MiniLMReader(nn.Module):
     ) -> tuple[Tensor, Cache]:
         """The hidden states that `logits` turns into the next tokens' scores.
 
-        decoder_input_ids [n, target_len], from decoder_start_token_id on; with a cache only the new positions. Returns
-        hidden [n, target_len, dim] and the cache for the positions to come."""
-        n, target_len = decoder_input_ids.shape
-        if memory.ids.shape != context_mask.shape or n != memory.ids.shape[0]:
+        decoder_input_ids [n * beams, target_len], from decoder_start_token_id on; with a cache only the new positions.
+        Row i reads context i // beams; the beams of a context stand side by side where they attend to it. Returns
+        hidden [n * beams, target_len, dim] and the cache for the positions to come."""
+        rows, target_len = decoder_input_ids.shape
+        n, context_len = memory.ids.shape
+        if memory.ids.shape != context_mask.shape or rows % max(n, 1) or rows < n:
             raise OpenBookError(
-                "decoder input and contexts do not fit", expected="one row of decoder_input_ids per context",
-                got=f"decoder_input_ids {[n, target_len]}, context_mask {list(context_mask.shape)}, "
+                "decoder input and contexts do not fit", expected="the same number of rows for every context",
+                got=f"decoder_input_ids {[rows, target_len]}, context_mask {list(context_mask.shape)}, "
                 f"encoded contexts {list(memory.ids.shape)}",
             )  # fmt: skip
+        beams = rows // max(n, 1)
+        ids, in_passage, mask = (
+            part if beams == 1 else part.repeat_interleave(beams, 0)
+            for part in (memory.ids, memory.in_passage, context_mask)
+        )
         past = 0 if cache is None else cache.length
-        before = torch.zeros_like(memory.ids) if cache is None else cache.run
-        run = parts.runs_after(decoder_input_ids, memory.ids, memory.in_passage, before)
+        before = torch.zeros_like(ids) if cache is None else cache.run
+        run = parts.runs_after(decoder_input_ids, ids, in_passage, before)
         clamped = run.clamp(max=len(parts.RUN_BONUS) - 1)
-        padding = parts.padding_bias(context_mask)[:, None]  # [n, 1, context_len]
+        padding = parts.padding_bias(mask)[:, None]  # [rows, 1, context_len]
         states = self._embed(decoder_input_ids, torch.zeros_like(decoder_input_ids), past, "an answer")
         written = torch.arange(past, past + target_len, device=run.device)[:, None]  # answer tokens at each position
         causal = parts.HIDDEN * (torch.arange(past + target_len, device=run.device) > written)
@@ -143,12 +151,15 @@ class MiniLMReader(nn.Module):
                 values = torch.cat([cache.self_values[number], values], 2)
                 cross = cache.cross_keys[number], cache.cross_values[number]
             states = layer.attention(states, keys, values, causal)
-            bonus = F.embedding(clamped, layer.run_bonus).permute(0, 3, 1, 2)
-            states = layer.feed_forward(layer.cross(states, *cross, bonus + padding[:, None]))
+            bonus = F.embedding(clamped, layer.run_bonus) + padding[..., None]  # [rows, target_len, context_len, heads]
+            bonus = bonus.view(n, -1, context_len, bonus.shape[3]).permute(0, 3, 1, 2)
+            read = layer.cross(states.view(n, -1, states.shape[2]), *cross, bonus)
+            states = layer.feed_forward(read.view_as(states))
             kept.append((keys, values, *cross))
 
         copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
-        scores = (self.copy_query(states) @ copy_keys.transpose(1, 2)).float() * self.config.dim**-0.5
+        query = self.copy_query(states).view(n, -1, self.config.dim)
+        scores = (query @ copy_keys.transpose(1, 2)).float().view_as(run) * self.config.dim**-0.5
         start = scores[:, 0] if cache is None else cache.start
         # Where the whole answer so far was copied from one place, that place's score as a start still counts: of two
         # fields that begin alike, the one that was asked for goes on.
@@ -158,9 +169,18 @@ class MiniLMReader(nn.Module):
         scores = scores + F.embedding(clamped, self.copy_bonus[:, None])[..., 0] + padding
         carried = start[:, None].expand_as(scores).gather(2, origin.clamp(min=0).expand_as(scores))
         scores = scores + self.start_weight * carried * from_start
-        copied = scores.softmax(-1).to(self.head.dtype) @ F.embedding(memory.ids, self.head)
+        looked = scores.softmax(-1).to(self.head.dtype).view(n, -1, context_len)
+        copied = (looked @ F.embedding(memory.ids, self.head)).view_as(states)
         hidden = self.config.copy_scale * copied + self.own_words(states)
         return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, *zip(*kept, strict=True))
+
+    def reorder(self, cache: Cache, rows: Tensor) -> Cache:
+        """Row i of the new cache continues row rows[i] of the old one; rows stay with their context."""
+        return cache._replace(
+            run=cache.run[rows], start=cache.start[rows],
+            self_keys=tuple(keys[rows] for keys in cache.self_keys),
+            self_values=tuple(values[rows] for values in cache.self_values),
+        )  # fmt: skip
 
     def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str, extra: Tensor | float = 0.0) -> Tensor:
         last = first + ids.shape[1]

@@ -1,0 +1,191 @@
+"""Beam search over the RAG-Token marginal next to transformers' RagTokenForGeneration.generate: time and memory.
+
+    python -m benchmarks.decode [--out FILE] [--quick]
+
+Both sides use the very same random weights of BART-base's shape, in fp32 with torch's fused attention, and are given
+the same contexts of 300 tokens (RagRetriever pads to that) and document scores: retrieval is left out. Runs of the two
+alternate in one process; the answers must be the same, token for token. Memory is the most a process of its own holds
+beyond its weights and libraries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    RagConfig,
+    RagSequenceForGeneration,
+    RagTokenForGeneration,
+)
+
+from benchmarks.figures import Value, finish, median, options
+from benchmarks.system import now, prepare_machine
+from openbook.decode import rag_token_beams
+from openbook.generator import Seq2SeqGenerator
+from openbook.memory import current_memory, peak_memory, reset_peak_memory
+
+N_DOCS, BEAMS = 5, 4
+PAD, START, EOS = 1, 2, 2
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is decoded: questions, contexts of so many tokens, and answers of exactly so many."""
+
+    questions: int
+    context_len: int = 300
+    target_len: int = 20
+    small: bool = False
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both sides over one model, and what they are asked. doc_scores: [questions, N_DOCS], before the softmax."""
+
+    generator: Seq2SeqGenerator
+    token_peer: RagTokenForGeneration
+    sequence_peer: RagSequenceForGeneration
+    context_ids: Tensor
+    context_mask: Tensor
+    doc_scores: Tensor
+
+
+def pair(case: Case) -> Pair:
+    """BART-base with random weights (a tiny one for a quick look): 6 + 6 layers, dim 768, vocab 50265."""
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
+             "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 211}  # fmt: skip
+    base = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 12,
+            "decoder_attention_heads": 12, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}  # fmt: skip
+    config = BartConfig(**(shape if case.small else base), max_position_embeddings=1024, pad_token_id=PAD,
+                        bos_token_id=0, eos_token_id=EOS, decoder_start_token_id=START, forced_eos_token_id=None,
+                        init_std=0.05, attn_implementation="sdpa")  # fmt: skip
+    model = BartForConditionalGeneration(config).eval()
+    asked = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=97)
+    rag = RagConfig.from_question_encoder_generator_configs(asked, config, n_docs=N_DOCS)
+    token_peer, sequence_peer = (
+        kind(config=rag, question_encoder=AutoModel.from_config(asked), generator=model).eval()
+        for kind in (RagTokenForGeneration, RagSequenceForGeneration)
+    )
+    n = case.questions * N_DOCS
+    ids = torch.randint(5, config.vocab_size, (n, case.context_len))
+    scores = torch.randn(case.questions, N_DOCS)
+    return Pair(Seq2SeqGenerator(model), token_peer, sequence_peer, ids, torch.ones_like(ids), scores)
+
+
+def ours(on: Pair, case: Case) -> list[list[int]]:
+    answers = rag_token_beams(on.generator, on.context_ids, on.context_mask, on.doc_scores.log_softmax(1), BEAMS,
+                              case.target_len, case.target_len)  # fmt: skip
+    return [list(found[0].token_ids) for found in answers]
+
+
+def theirs(on: Pair, case: Case) -> list[list[int]]:
+    """generate counts the start token and returns it."""
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokens = on.token_peer.generate(
+            context_input_ids=on.context_ids, context_attention_mask=on.context_mask, doc_scores=on.doc_scores,
+            n_docs=N_DOCS, num_beams=BEAMS, max_length=case.target_len + 1, min_length=case.target_len,
+            length_penalty=0.0, early_stopping=False, do_sample=False,
+        )  # fmt: skip
+    return tokens[:, 1:].tolist()
+
+
+SIDES: dict[str, Callable[[Pair, Case], list[list[int]]]] = {"ours": ours, "theirs": theirs}
+
+
+def alternating(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each side, run in turns after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats + 1):
+        for name, run in sides.items():
+            started = now()
+            run()
+            if turn:
+                seconds[name].append(now() - started)
+    return {name: median(found) for name, found in seconds.items()}
+
+
+def memory_of(module: str, side: str, case: Case) -> int:
+    """Bytes that `python -m MODULE --case` prints for one side, in a process whose allocator is as it comes."""
+    told = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    command = [sys.executable, "-m", module, "--case", json.dumps({"side": side, **asdict(case)})]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=told)
+    if done.returncode:
+        raise SystemExit(f"{side} {case} failed:\n{done.stdout}{done.stderr}")
+    return int(done.stdout.splitlines()[-1])
+
+
+def most_held(run: Callable[[], object], warm_up: Callable[[], object]) -> int:
+    """Bytes held at the most during run, beyond what there was before it and after a small run of the same kind."""
+    warm_up()
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # or what building the weights has freed would be used for nothing
+    reset_peak_memory()
+    before = current_memory()
+    run()
+    peak = peak_memory()
+    if before is None or peak is None:
+        raise SystemExit("this system does not say how much memory a process holds")
+    return peak - before
+
+
+def figures(cases: list[Case], repeats: int) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for case in cases:
+        on = pair(case)
+        answers = {name: run(on, case) for name, run in SIDES.items()}
+        if answers["ours"] != answers["theirs"]:
+            raise SystemExit(f"the two sides answer differently: {answers}")
+        runs = {name: lambda run=run, on=on, case=case: run(on, case) for name, run in SIDES.items()}
+        seconds = alternating(runs, repeats)
+        del on, runs
+        held = {side: memory_of("benchmarks.decode", side, case) for side in SIDES}
+        key = f"decode.rag_token_{case.questions}"
+        found |= {
+            f"{key}.speedup": seconds["theirs"] / seconds["ours"],
+            f"{key}.seconds": seconds["ours"],
+            f"{key}.transformers_seconds": seconds["theirs"],
+            f"{key}.memory_ratio": held["ours"] / held["theirs"],
+            f"{key}.mib": held["ours"] / 2**20,
+            f"{key}.transformers_mib": held["theirs"] / 2**20,
+        }
+    return found
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--case", help="measure the memory of one side here and print it")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side that count")
+    asked = parser.parse_args()
+    prepare_machine()
+    if asked.case:
+        told = json.loads(asked.case)
+        side, case = told.pop("side"), Case(**told)
+        on, few = pair(case), Case(case.questions, target_len=2)
+        tiny = Pair(on.generator, on.token_peer, on.sequence_peer, on.context_ids[:, :3], on.context_mask[:, :3],
+                    on.doc_scores)  # fmt: skip
+        print(most_held(lambda: SIDES[side](on, case), lambda: SIDES[side](tiny, few)))
+        return
+    cases = [Case(1, 11, 4, True), Case(4, 11, 4, True)] if asked.quick else [Case(1), Case(4)]
+    finish(asked, figures(cases, asked.repeats))
+
+
+if __name__ == "__main__":
+    main()

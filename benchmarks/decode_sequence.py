@@ -1,0 +1,97 @@
+"""Thorough RAG-Sequence decoding next to transformers' RagSequenceForGeneration.generate: time and memory.
+
+    python -m benchmarks.decode_sequence [--out FILE] [--quick]
+
+Set up as in benchmarks.decode: the same weights, contexts and document scores on both sides, transformers with its
+default of scoring every distinct candidate once. It encodes every passage again for every candidate; and it adds
+log p(z|x) at the second token, which is the paper's sum here, where all answers are longer.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from benchmarks.decode import BEAMS, Case, Pair, alternating, memory_of, most_held, pair
+from benchmarks.figures import Value, finish, options
+from benchmarks.system import prepare_machine
+from openbook.sequence_decode import rag_sequence_thorough
+
+
+def ours(on: Pair, case: Case) -> list[list[int]]:
+    answers = rag_sequence_thorough(on.generator, on.context_ids, on.context_mask, on.doc_scores.log_softmax(1), BEAMS,
+                                    case.target_len, case.target_len)  # fmt: skip
+    return [list(found[0].token_ids) for found in answers]
+
+
+def theirs(on: Pair, case: Case) -> list[list[int]]:
+    """generate counts the start token and returns it."""
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tokens = on.sequence_peer.generate(
+            context_input_ids=on.context_ids, context_attention_mask=on.context_mask, doc_scores=on.doc_scores,
+            num_beams=BEAMS, num_return_sequences=1, max_length=case.target_len + 1, min_length=case.target_len + 1,
+            length_penalty=0.0, early_stopping=False, do_sample=False,
+        )  # fmt: skip
+    return tokens[:, 1:].tolist()
+
+
+SIDES: dict[str, Callable[[Pair, Case], list[list[int]]]] = {"ours": ours, "theirs": theirs}
+
+
+def candidates(on: Pair, case: Case) -> float:
+    """How many distinct answers the beams of a question's passages found, the mean over the questions."""
+    found = rag_sequence_thorough(on.generator, on.context_ids, on.context_mask, on.doc_scores.log_softmax(1), BEAMS,
+                                  case.target_len, case.target_len, n_best=BEAMS * on.doc_scores.shape[1])  # fmt: skip
+    return sum(map(len, found)) / len(found)
+
+
+def figures(cases: list[Case], repeats: int) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for case in cases:
+        on = pair(case)
+        answers = {name: run(on, case) for name, run in SIDES.items()}
+        if answers["ours"] != answers["theirs"]:
+            raise SystemExit(f"the two sides answer differently: {answers}")
+        runs = {name: lambda run=run, on=on, case=case: run(on, case) for name, run in SIDES.items()}
+        seconds = alternating(runs, repeats)
+        n_candidates = candidates(on, case)
+        del on, runs
+        held = {side: memory_of("benchmarks.decode_sequence", side, case) for side in SIDES}
+        key = "decode.rag_sequence_thorough" + ("" if case.questions == 1 else f"_{case.questions}")
+        found |= {
+            f"{key}.speedup": seconds["theirs"] / seconds["ours"],
+            f"{key}.seconds": seconds["ours"],
+            f"{key}.transformers_seconds": seconds["theirs"],
+            f"{key}.memory_ratio": held["ours"] / held["theirs"],
+            f"{key}.mib": held["ours"] / 2**20,
+            f"{key}.transformers_mib": held["theirs"] / 2**20,
+            f"{key}.candidates": n_candidates,
+        }
+    return found
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--case", help="measure the memory of one side here and print it")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side that count")
+    parser.add_argument("--questions", type=int, nargs="+", default=[1, 4], help="questions decoded together")
+    asked = parser.parse_args()
+    prepare_machine()
+    if asked.case:
+        told = json.loads(asked.case)
+        side, case = told.pop("side"), Case(**told)
+        on = pair(case)
+        tiny, few = replace(on, context_ids=on.context_ids[:, :3], context_mask=on.context_mask[:, :3]), 2
+        print(most_held(lambda: SIDES[side](on, case), lambda: SIDES[side](tiny, replace(case, target_len=few))))
+        return
+    small = {"context_len": 11, "target_len": 4, "small": True} if asked.quick else {"target_len": 16}
+    finish(asked, figures([Case(questions, **small) for questions in asked.questions], asked.repeats))
+
+
+if __name__ == "__main__":
+    main()
