@@ -9,6 +9,8 @@ OTHER_FAISS = $(if $(filter gpu,$(FAISS)),faiss-cpu,faiss-gpu)
 EXP    ?= rag_token
 ARGS   ?=
 RUN_DIR ?=
+SEEDS  ?= 0 1 2
+RUNS   ?= runs
 # RUN_DIR=FOLDER puts the run folder at an exact place.
 OVERRIDES = $(ARGS) $(if $(RUN_DIR),run.dir=$(RUN_DIR))
 
@@ -18,7 +20,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate plan report list keys show data bench-index test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan report list keys show data bench-index test lint types clean
 
 help: ## this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -40,6 +42,12 @@ resume: $(READY) ## continue an interrupted run: make resume RUN=runs/rag_token/
 
 evaluate: $(READY) ## answer the test questions with a trained run: make evaluate RUN=...
 	$(PY) -m openbook evaluate $(RUN) $(ARGS)
+
+hot-swap: $(READY) ## a trained run answers from two corpora that disagree: make hot-swap RUN=... (DOCS=1: into docs/)
+	$(PY) -m openbook hot-swap $(RUN) $(ARGS) $(if $(DOCS),--docs)
+
+compare: $(READY) ## train what is missing, one table: make compare EXPS="rag_token bm25" SEEDS="0 1 2" (DRY=1 DOCS=1 RUNS= NAME= TEST_N_DOCS=)
+	$(PY) -m openbook compare $(EXPS) $(ARGS) --seeds "$(SEEDS)" --test-n-docs "$(TEST_N_DOCS)" --runs "$(RUNS)" --name "$(NAME)" $(if $(DRY),--dry-run) $(if $(DOCS),--docs)
 
 plan: $(READY) ## what an experiment's index would take: memory, disk, seconds per refresh
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)

@@ -31,7 +31,7 @@ class Staleness(L.Callback):
         doc_scores, index_scores = outputs["doc_scores"].float(), outputs["index_scores"]
         present = index_scores.isfinite()
         drift = torch.where(present, doc_scores * pl_module.retriever.temperature - index_scores, 0.0).abs()  # type: ignore[union-attr]
-        after = posterior(outputs["token_logprobs"], doc_scores, batch.target_mask, pl_module.objective)  # type: ignore[arg-type]
+        after = posterior(outputs["token_logprobs"], doc_scores, batch.target_mask, pl_module.reads)  # type: ignore[arg-type]
         per_question = torch.stack([
             drift.sum(-1) / present.sum(-1).clamp(min=1),
             torch.special.entr(doc_logprobs(doc_scores).exp()).sum(-1),

@@ -20,26 +20,28 @@ SOURCES = {path.stem: path for path in (ROOT / "src/openbook").glob("*.py")} | {
 # From the ground up; a module imports only from lines above its own.
 LAYERS = [
     "errors",  # words
-    "batch config_training __init__ factbook_relations panels",
-    "config",
-    "objectives metrics distributed optim schedule hardware lines plots staleness factbook_questions_government",
+    "batch config_training __init__ factbook_relations panels matching intervals paper",
+    "config text_metrics compare_table",
+    "objectives dpr metrics beams distributed optim schedule hardware lines plots staleness "
+    "factbook_questions_government compare_plot",
     "ranges progress weights formats factbook_text factbook_questions run_files gpu_flat factories fresh memory",
-    "calibration experiment factbook_facts reader_layers stream text families corpus",
+    "calibration experiment factbook_facts reader_layers shared_attention stream text families corpus",
     "factbook reader encoders collate mips index_store",
-    "generator encode_corpus retriever report comparison",  # composed
-    "refresh decode contexts preflight runs logs",
-    "rolling look plan timing",
-    "fits",
+    "generator encode_corpus retriever lexical report comparison factbook_edition",  # composed
+    "refresh decode contexts likelihood preflight runs logs negatives found",
+    "run_search child sequence_decode rolling look plan timing starting",
+    "compare_request compare_files fits",
     "upkeep",
     "trainer",
     "answering warmup",
-    "module datamodule",  # shells
+    "module dpr_module datamodule",  # shells
     "callbacks.collapse callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput "
     "callbacks.staleness",
     "callbacks.__init__",
     "build planning",  # entry
     "prepare",
     "train evaluate",
+    "hot_swap compare",
     "__main__",
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names.split("  ")[0].split()}
@@ -48,11 +50,12 @@ OWNERS = {
     "faiss": {"factories", "families", "gpu_flat"},
     "torch.distributed": {"distributed"},
     "omegaconf": {"experiment"},
-    "transformers": {"weights", "encoders", "generator"},
-    "lightning": {"module", "datamodule", "logs", "train", "trainer", "evaluate", "prepare"}
+    "transformers": {"weights", "encoders", "generator", "shared_attention"},
+    "lightning": {"module", "dpr_module", "datamodule", "logs", "train", "trainer", "evaluate", "prepare"}
     | {name for name in SOURCES if name.startswith("callbacks.")} - {"callbacks.__init__"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "compare_plot"},
     "jinja2": {"report"},
+    "bm25s": {"lexical"},
 }
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,7 +96,8 @@ def test_two_gloo_processes_give_the_numbers_of_one(small_system: SmallSystem, t
                  "validation/recall_at_5", "refresh/overlap_at_k", "refresh/score_drift"):  # fmt: skip
         assert column(runs[2], name) == pytest.approx(column(runs[1], name), rel=2e-4, abs=1e-5), name
     one, two = (json.loads((runs[ranks] / "summary.json").read_text()) for ranks in (1, 2))
-    assert one["test"] == two["test"]
+    # likelihoods differ in their last digits with the batches they were made in
+    assert dict(_numbers(two["test"])) == pytest.approx(dict(_numbers(one["test"])), abs=1e-5)
     assert one["index"] == two["index"]
     ids = [[json.loads(line)["id"] for line in (runs[ranks] / "predictions.jsonl").open()] for ranks in (1, 2)]
     assert ids[0] == ids[1]
@@ -182,3 +185,12 @@ def test_a_run_is_never_mixed_with_another(small_system: SmallSystem, tmp_path: 
     train(config)
     with pytest.raises(OpenBookError, match=r"the run folder exists already.*make resume RUN="):
         train(config)
+
+
+def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of nested dicts and lists, by its path."""
+    if isinstance(tree, dict | list):
+        for name, part in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _numbers(part, f"{path}/{name}")
+    else:
+        yield path, tree

@@ -14,6 +14,8 @@ commands:
   train EXPERIMENT [key=value ...]     train, evaluate, write runs/EXPERIMENT/NAME/
   resume RUN [key=value ...]           continue an interrupted run from its last checkpoint
   evaluate RUN [key=value ...]         answer the test questions with a trained run
+  hot-swap RUN [key=value ...]         answer from two corpora that disagree, without training
+  compare EXPERIMENT ... --seeds "0 1 2"   train what is missing; one table with ranges, the paper's figures beside
   plan EXPERIMENT [key=value ...]      what the index of a run would take, measured; refuses what cannot fit
   report RUN                           write report.html and report.png anew
   list                                 the experiments and what each one shows
@@ -30,7 +32,7 @@ examples:
   python -m openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
 """
 
-COMMANDS = ("train", "resume", "evaluate", "plan", "report", "list", "keys", "show", "data")
+COMMANDS = ("train", "resume", "evaluate", "hot-swap", "compare", "plan", "report", "list", "keys", "show", "data")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,10 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--docs", action="store_true", help="also write the results into docs/")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    chosen = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["compare"]:  # which has options of its own
+        rest = [word for word in given[1:] if word != "--debug"]
+        chosen = argparse.Namespace(command="compare", words=rest, docs=False, debug="--debug" in given)
+    else:
+        chosen = parser.parse_args(given)
     try:
-        _run(chosen.command, chosen.words)
+        _run(chosen.command, chosen.words, chosen.docs)
     except OpenBookError as error:
         if chosen.debug:
             raise
@@ -56,11 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(command: str, words: list[str]) -> None:
+def _run(command: str, words: list[str], docs: bool) -> None:
     """Heavy imports wait until a command needs them: bad input is answered at once."""
     from openbook.experiment import described_keys, list_experiments, load_experiment, to_yaml
 
-    needs_subject = command in ("train", "resume", "evaluate", "plan", "report", "show")
+    needs_subject = command in ("train", "resume", "evaluate", "hot-swap", "compare", "plan", "report", "show")
     subject = words[0] if words and (needs_subject or "=" not in words[0]) else ""
     overrides = words[1:] if subject else words
     if needs_subject and not subject:
@@ -86,12 +94,14 @@ def _run(command: str, words: list[str]) -> None:
         case "plan":
             config = load_experiment(subject, overrides)
             from openbook.prepare import prepare
+            from openbook.ranges import has_index, value_of
             from openbook.trainer import quiet
 
             quiet()
             prepared = prepare(config)
-            if config.objective == "closed_book":
-                raise OpenBookError("a closed book has no index to plan", where="objective", got=config.objective)
+            if not has_index(config):
+                key = "objective" if config.objective == "closed_book" else "retriever.kind"
+                raise OpenBookError("there is no index to plan", where=key, got=value_of(config, key))
             prepared.plan(prepared.module(), prepared.refresh())
         case "resume":
             from openbook.train import resume
@@ -105,6 +115,18 @@ def _run(command: str, words: list[str]) -> None:
 
             quiet()
             evaluate(subject, overrides)
+        case "hot-swap":
+            from openbook.hot_swap import hot_swap, write_docs
+            from openbook.trainer import quiet
+
+            quiet()
+            written = hot_swap(subject, overrides)
+            if docs:
+                write_docs(written.parent.parent)
+        case "compare":
+            from openbook.compare import compare
+
+            compare(words)
         case "report":
             from openbook.plots import plot_run
             from openbook.report import write_report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,26 +11,33 @@ from typing import Any
 
 import torch
 
+from openbook.answering import Answering
 from openbook.callbacks import IndexRefresh
-from openbook.config import EMBEDDED, MINILM, Config, FactbookConfig
+from openbook.config import BUILT_IN, CHANGED, EMBEDDED, MINILM, Config, FactbookConfig
 from openbook.contexts import ContextBuilder
 from openbook.corpus import Corpus, build_corpus
 from openbook.datamodule import QuestionAnswerData
+from openbook.dpr_module import DprModule
 from openbook.encoders import load_encoder, load_tokenizer
 from openbook.factbook import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
+from openbook.factbook_edition import EditionFiles, build_edition
 from openbook.factories import search_device
 from openbook.families import IndexOptions
-from openbook.generator import load_generator
+from openbook.generator import Generator, load_generator
 from openbook.hardware import accelerator
 from openbook.index_store import VectorStore
+from openbook.lexical import LexicalIndex, LexicalRetriever, passage_texts
 from openbook.module import RagModule
+from openbook.negatives import TrainingPassages
+from openbook.objectives import READS
 from openbook.preflight import passage_dim
 from openbook.progress import progress, say
+from openbook.ranges import labels_of
 from openbook.reader import detokenize
 from openbook.refresh import CorpusOptions
 from openbook.retriever import Retriever
 from openbook.schedule import RefreshSchedule
-from openbook.text import special_ids
+from openbook.text import special_ids, targets
 from openbook.upkeep import IndexUpkeep, RefreshOptions
 from openbook.warmup import WarmupOptions, warm_up
 from openbook.weights import model_folder
@@ -67,23 +75,37 @@ def factbook(words: FactbookConfig, folder: str) -> FactbookFiles:
     return build_factbook(options, Path(folder), say)
 
 
+@cache
+def edition(words: FactbookConfig, folder: str) -> EditionFiles:
+    """The other edition of the embedded data, likewise."""
+    return build_edition(factbook(words, folder), progress=say)
+
+
 def files(config: Config) -> Files:
     """The files that the data keys stand for."""
-    data = config.data
-    names = {"corpus": data.corpus, "train": data.train, "validation": data.validation, "test": data.test}
-    if EMBEDDED in names.values():
-        book = factbook(data.factbook, data.cache)
-        embedded = {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}
-        names = {key: str(embedded[key]) if name == EMBEDDED else name for key, name in names.items()}
-    paths = {key: Path(name) if name else None for key, name in names.items()}
+    paths = {key: named_file(config, key, getattr(config.data, key)) for key in BUILT_IN}
     return Files(**paths)  # type: ignore[arg-type]
+
+
+def named_file(config: Config, key: str, name: str) -> Path | None:
+    """The file that a name stands for as the value of this key of `data`, built where it is not there yet."""
+    if name not in BUILT_IN[key]:
+        return Path(name) if name else None
+    data = config.data
+    if name == EMBEDDED:
+        book = factbook(data.factbook, data.cache)
+        return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]
+    other = edition(data.factbook, data.cache)
+    if key == "corpus":
+        return other.passages
+    return other.changed_facts if name == CHANGED else other.original_facts
 
 
 def parts(config: Config) -> Parts:
     """Files, corpus store and tokenizers."""
     named = files(config)
-    generator_tokenizer = load_tokenizer(config.generator.model)
     question_tokenizer = load_tokenizer(config.retriever.question_encoder)
+    generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
     passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
     with progress("tokenising the corpus", "passages") as done:
         corpus = build_corpus(named.corpus, {"encoder": passage_tokenizer, "generator": generator_tokenizer},
@@ -120,20 +142,59 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
                    Path(config.data.cache), device, autocast)  # fmt: skip
 
 
-def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModule:
+def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModule | DprModule:
     """The LightningModule with its models loaded. reader_folder: the warmed-up reader, where there was a warm-up."""
-    closed_book = config.objective == "closed_book"
+    if config.objective == "dpr":
+        return dpr_module(config, ready, None)
+    used: Retriever | LexicalRetriever | None = None
+    if config.objective != "closed_book":
+        used = retriever(config, ready) if config.retriever.kind == "dense" else lexical_retriever(config, ready.corpus)
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
     special = special_ids(ready.generator_tokenizer)
     contexts = ContextBuilder(
         ready.corpus.tokens("generator"), special, config.data.max_context_tokens, tokens_per_pass(config)
     )
     return RagModule(
-        None if closed_book else retriever(config, ready), generator, contexts, ready.corpus,
-        detokenizer(config, ready), config.objective, config.retriever.n_docs, config.optim, config.trainer.max_steps,
-        config.data.max_target_tokens, config.evaluate.n_docs, config.trainer.reduction,
-        config.generator.label_smoothing, config.seed,
+        used, generator, contexts, answering(config, ready, generator, contexts), config.objective,
+        config.retriever.n_docs, config.optim, config.trainer.max_steps, config.trainer.reduction,
+        config.generator.label_smoothing, config.seed, config.distill_temperature, config.evaluate.bootstrap,
     )  # fmt: skip
+
+
+def answering(config: Config, ready: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:
+    """How answers are decoded and what is measured of them."""
+    wanted, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
+    answers = Answering(
+        generator, contexts, ready.corpus,
+        lambda texts: targets(ready.generator_tokenizer, texts, max_tokens), detokenizer(config, ready),
+        READS[config.objective], wanted.n_docs or config.retriever.n_docs,
+        replace(config.decode, max_tokens=max_tokens), wanted.task, labels_of(wanted.labels), wanted.regex_answers,
+        wanted.utility,
+    )  # fmt: skip
+    if wanted.task == "labels":
+        answers.label_ids  # noqa: B018 - raises now, not after training, where labels cannot be told apart
+    return answers
+
+
+def dpr_module(config: Config, ready: Parts, passages: TrainingPassages | None) -> DprModule:
+    """The retriever's warm-up, without a generator. passages: what its questions are trained on."""
+    return DprModule(
+        retriever(config, ready), ready.corpus, passages, config.optim, config.trainer.max_steps,
+        config.evaluate.n_docs or config.retriever.n_docs, config.evaluate.bootstrap, config.evaluate.regex_answers,
+        config.seed,
+    )  # fmt: skip
+
+
+def training_passages(config: Config, ready: Parts, questions: QuestionAnswerData) -> TrainingPassages:
+    """Positives and hard negatives for the training questions, which are all looked through once."""
+    dpr = config.dpr
+    passages = TrainingPassages(
+        ready.corpus, lexical_index(ready.corpus) if dpr.bm25_negatives else None, dpr.bm25_negatives,
+        dpr.index_negatives, dpr.depth, dpr.mask_false_negatives, config.seed,
+        config.evaluate.regex_answers,
+    )  # fmt: skip
+    passages.prepare(questions.questions["train"])
+    return passages
 
 
 def tokens_per_pass(config: Config) -> int:
@@ -157,6 +218,19 @@ def retriever(config: Config, ready: Parts) -> Retriever:
         config.data.max_passage_tokens, wanted.temperature, wanted.train_question_encoder, wanted.train_passage_encoder,
         tokens_per_pass(config), wanted.rerank,
     )  # fmt: skip
+
+
+def lexical_index(corpus: Corpus) -> LexicalIndex:
+    """BM25 over the corpus, built anew each time: a pure function of it."""
+    started = time.perf_counter()
+    index = LexicalIndex(passage_texts(corpus))
+    say(f"BM25 index of {corpus.n_passages:,} passages built in {time.perf_counter() - started:.1f} s")
+    return index
+
+
+def lexical_retriever(config: Config, corpus: Corpus) -> LexicalRetriever:
+    """BM25 scores as the logits of p(z|x)."""
+    return LexicalRetriever(lexical_index(corpus), config.retriever.temperature)
 
 
 def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:

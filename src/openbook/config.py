@@ -17,6 +17,16 @@ from openbook.config_training import (
     WarmupConfig,
 )  # fmt: skip
 
+CHANGED, ORIGINAL_FACTS = "factbook_changed", "factbook_original_facts"
+"""Another edition of the embedded book, as data.corpus; as data.test the questions about what it changes, with its
+answers or with the book's own."""
+
+BUILT_IN = {
+    "corpus": (EMBEDDED, CHANGED), "train": (EMBEDDED,), "validation": (EMBEDDED,),
+    "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS),
+}  # fmt: skip
+"""What the keys of `data` take that is no file."""
+
 MINILM = "minilm"
 """The value of encoder and generator folders that stands for the packaged MiniLM weights."""
 
@@ -44,13 +54,15 @@ class FactbookConfig:
 @dataclass(frozen=True)
 class DataConfig:
     corpus: str = EMBEDDED
-    """file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the embedded book"""
+    """file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the embedded book,
+    'factbook_changed' another edition of it, with other facts about the test split's countries"""
     train: str = EMBEDDED
     """file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing)"""
     validation: str = EMBEDDED
     """file of questions, watched during training; empty: none"""
     test: str = EMBEDDED
-    """file of questions, for the figures in summary.json; empty: none"""
+    """file of questions, for the figures in summary.json; empty: none; 'factbook_changed' or 'factbook_original_facts':
+    the facts that the other edition changes, with its answers or the book's"""
     factbook: FactbookConfig = field(default_factory=FactbookConfig)
     cache: str = ".cache/openbook"
     """folder for what is built once: texts, token ids, warmed-up readers"""
@@ -148,6 +160,18 @@ class RefreshConfig:
 
 
 @dataclass(frozen=True)
+class HotSwapConfig:
+    """Knowledge hot-swap: a trained run answers from another corpus, without training (hot-swap only)."""
+
+    corpus: str = CHANGED
+    """the other file of passages; the first is data.corpus"""
+    facts: str = ORIGINAL_FACTS
+    """file of questions about what differs, with the answers of data.corpus"""
+    changed_facts: str = CHANGED
+    """file of the same questions (the same ids), with the answers of hot_swap.corpus"""
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     model: str = MINILM
     """folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers"""
@@ -185,5 +209,6 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    hot_swap: HotSwapConfig = field(default_factory=HotSwapConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     run: RunConfig = field(default_factory=RunConfig)

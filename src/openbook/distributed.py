@@ -80,6 +80,28 @@ def gather_rows(rows: Tensor) -> tuple[Tensor, list[int]]:
     return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]).to(rows.device), lengths
 
 
+class _GatherWithGradient(torch.autograd.Function):
+    """Forward: everybody's rows. Backward: what all ranks' losses say of this rank's rows, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered, lengths = gather_rows(rows.contiguous())
+        ctx.mine = slice(sum(lengths[: rank()]), sum(lengths[: rank() + 1]))
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_over_ranks(gradient)[ctx.mine]
+
+
+def gather_rows_with_gradient(rows: Tensor) -> Tensor:
+    """`gather_rows`, through which gradient flows: a rank's rows get the sum of what the ranks' losses say of them.
+
+    All ranks must take part in the backward pass too.
+    """
+    return rows if world_size() == 1 else _GatherWithGradient.apply(rows)
+
+
 def exchange_rows(rows: Tensor, counts: list[int]) -> Tensor:
     """[world_size, counts[rank], ...] on the CPU: every rank's answer to this rank's rows.
 

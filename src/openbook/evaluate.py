@@ -8,10 +8,14 @@ from pathlib import Path
 import lightning as L
 
 from openbook import build
+from openbook.config import Config
+from openbook.dpr_module import DprModule
 from openbook.errors import OpenBookError
 from openbook.logs import read_checkpoint
+from openbook.module import RagModule
 from openbook.prepare import prepare
 from openbook.progress import console, say
+from openbook.ranges import has_index
 from openbook.report import results_table
 from openbook.runs import RunFolder, write_json
 from openbook.trainer import make_trainer
@@ -28,20 +32,7 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
     config = run.load_config(overrides, training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
-    content = read_checkpoint(run.last)
-    prepared = prepare(config, "test")
-    ready, questions = prepared.ready, prepared.questions
-    module = build.module(config, ready, reader_folder=None)
-    module.load_state_dict(content["state_dict"])
-    callbacks: list[L.Callback] = []
-    if module.retriever is not None:
-        refresh = prepared.refresh(probes=False)
-        state = content["callbacks"].get(refresh.state_key, {})
-        if not config.refresh.fresh_test and state.get("corpus") == ready.corpus.fingerprint:
-            refresh.load_state_dict(state)
-        callbacks = [refresh]
-    trainer = make_trainer(config, callbacks, [])
-    trainer.test(module, questions, verbose=False, weights_only=True)
+    module, trainer = answer_test(run, config)
 
     number = 1 + max((int(p.name) for p in (run.path / "evaluations").glob("*") if p.name.isdigit()), default=0)
     target = run.path / "evaluations" / str(number)
@@ -56,3 +47,25 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
         console.print(results_table(result))
         say(f"results in {target}")
     return target / "summary.json"
+
+
+def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, L.Trainer]:
+    """The run's last checkpoint answers the test questions of a configuration; the predictions are in the module.
+
+    Another corpus is another snapshot: of kept vectors only changed passages are encoded.
+    """
+    content = read_checkpoint(run.last)
+    prepared = prepare(config, "test")
+    ready, questions = prepared.ready, prepared.questions
+    module = build.module(config, ready, reader_folder=None)
+    module.load_state_dict(content["state_dict"])
+    callbacks: list[L.Callback] = []
+    if has_index(config):
+        refresh = prepared.refresh(probes=False)
+        state = content["callbacks"].get(refresh.state_key, {})
+        if not config.refresh.fresh_test and state.get("corpus") == ready.corpus.fingerprint:
+            refresh.load_state_dict(state)
+        callbacks = [refresh]
+    trainer = make_trainer(config, callbacks, [])
+    trainer.test(module, questions, verbose=False, weights_only=True)
+    return module, trainer

@@ -1,4 +1,5 @@
-"""The marginal likelihoods of Lewis et al. 2020 (arXiv:2005.11401), section 2.1.
+"""What trains: the marginal likelihoods of Lewis et al. 2020 (arXiv:2005.11401), section 2.1, and three losses that
+teach generator and retriever apart.
 
     doc_logprobs[b,k] = log p(z_k | x_b)                    log-softmax of doc_scores over the n_docs retrieved
 
@@ -6,16 +7,28 @@
     RAG-Token      p(y|x) = prod_t sum_k p(z_k|x) p(y_t | x, z_k, y_<t)
 
 The paper's symbols: eta (retriever) gives doc_scores = d(z)^T q(x) / temperature; theta (generator) gives
-token_logprobs; "top-k(p(.|x))" is the n_docs axis. All functions take
+token_logprobs; "top-k(p(.|x))" is the n_docs axis.
+
+EMDR2 (Sachan et al. 2021, arXiv:2106.05346), Perplexity Distillation and LOOP (Izacard et al. 2022, arXiv:2208.03299,
+section 2.2) were made for a reader of all passages at once. The generator here reads one passage at a time, so the
+reader of all passages is the RAG-Token mixture; with the prior detached, it teaches the generator alone:
+
+    generator term    -log prod_t sum_k stop_gradient(p(z_k|x)) p(y_t | x, z_k, y_<t)
+
+The retriever learns from a second term, in which the generator's opinion is a constant. What such a run reports as its
+likelihood, and how it answers, is RAG-Token (READS).
+
+All functions take
 
     token_logprobs [batch, n_docs, target_len]   log p(y_t | x, z_k, y_<t), gathered at the label
     doc_scores     [batch, n_docs]               -inf where there is no passage
     target_mask    [batch, target_len] bool      False where the target is padding
 
-compute in fp32 whatever the autocast dtype (float64 stays float64) and give one negative log-likelihood per question.
+compute in fp32 whatever the autocast dtype (float64 stays float64) and give one loss [batch] per question; that of a
+question without any passage is inf.
 
-For both, d(-log p)/d doc_scores is prior minus posterior (for RAG-Token summed over the target's tokens): a passage
-that explains the answer better than its prior says is pulled towards the question.
+For both marginals, d(-log p)/d doc_scores is prior minus posterior (for RAG-Token summed over the target's tokens): a
+passage that explains the answer better than its prior says is pulled towards the question.
 
 Where transformers differs: its RAG-Sequence loss adds the prior at the second target position, so a one-token target
 loses the prior and gives the retriever no gradient. Here the prior is added once per sequence, whatever its length.
@@ -23,10 +36,17 @@ loses the prior and gives the retriever no gradient. Here the prior is added onc
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from openbook.errors import OpenBookError
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+Reading = Literal["rag_token", "rag_sequence", "closed_book"]
 
 
 def rag_sequence_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:
@@ -51,7 +71,64 @@ def closed_book_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Ten
     return -_counted(token_logprobs, target_mask).sum((1, 2))
 
 
-OBJECTIVES = {"rag_token": rag_token_nll, "rag_sequence": rag_sequence_nll, "closed_book": closed_book_nll}
+def emdr2(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:
+    """EMDR2 (Sachan et al. 2021, eq. 5 to 7): generator term - log sum_k p(z_k|x) stop_gradient(p(y|x,z_k)).
+
+    d/d doc_scores is p(z|x) minus RAG-Sequence's posterior.
+    """
+    opinion = _sequence_logprobs(token_logprobs, doc_scores, target_mask)
+    retriever_term = -_logsumexp_docs(doc_logprobs(doc_scores) + opinion)
+    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + retriever_term
+
+
+def perplexity_distillation(
+    token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Perplexity Distillation (Izacard et al. 2022, section 2.2): generator term + KL(target || p(z|x)).
+
+    target_k = softmax_k(log p(y|x,z_k) / temperature), a constant. The KL is a sum over the passages of a question;
+    d/d doc_scores is p(z|x) - target.
+    """
+    opinion = _sequence_logprobs(token_logprobs, doc_scores, target_mask) / temperature
+    target = _softmax_docs(torch.where(doc_scores.isfinite(), opinion, -torch.inf))
+    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + _divergence(target, doc_scores)
+
+
+def leave_one_out(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, temperature: float = 1.0) -> Tensor:
+    """LOOP (Izacard et al. 2022, section 2.2): generator term + KL(target || p(z|x)).
+
+    target_k = softmax_k(-log p(y | x, all passages but z_k) / temperature), a constant: what is worse to miss is worth
+    more. The others' prior is normalised among them. A passage with no other beside it gives no target: KL 0.
+    """
+    n_docs = doc_scores.shape[1]
+    with torch.no_grad():
+        left_out = torch.eye(n_docs, dtype=torch.bool, device=doc_scores.device)
+        others = doc_scores[:, None].masked_fill(left_out, -torch.inf)  # [batch, left out, n_docs]
+        without = rag_token_nll(
+            token_logprobs.repeat_interleave(n_docs, 0), others.flatten(0, 1), target_mask.repeat_interleave(n_docs, 0)
+        ).view(-1, n_docs)
+        compared = doc_scores.isfinite() & without.isfinite()
+        target = _softmax_docs(torch.where(compared, without / temperature, -torch.inf))
+    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + _divergence(target, doc_scores)
+
+
+READS: dict[str, Reading] = {
+    "rag_token": "rag_token", "rag_sequence": "rag_sequence", "closed_book": "closed_book",
+    "emdr2": "rag_token", "perplexity_distillation": "rag_token", "leave_one_out": "rag_token",
+}  # fmt: skip
+"""The likelihood that an objective's run reports, and by which it weighs passages and decodes."""
+
+OBJECTIVES: dict[str, Loss] = {
+    "rag_token": rag_token_nll, "rag_sequence": rag_sequence_nll, "closed_book": closed_book_nll,
+    "emdr2": emdr2, "perplexity_distillation": perplexity_distillation, "leave_one_out": leave_one_out,
+}  # fmt: skip
+
+
+def loss_of(objective: str, distill_temperature: float = 1.0) -> Loss:
+    """The loss of an objective, at this temperature where it distils."""
+    if objective in ("perplexity_distillation", "leave_one_out"):
+        return partial(OBJECTIVES[objective], temperature=distill_temperature)  # type: ignore[call-arg]
+    return OBJECTIVES[objective]
 
 
 def doc_logprobs(doc_scores: Tensor) -> Tensor:
@@ -66,19 +143,23 @@ def doc_logprobs(doc_scores: Tensor) -> Tensor:
     return torch.where(present, logprobs, -torch.inf)
 
 
-def posterior(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, objective: str) -> Tensor:
-    """r_k = p(z_k | x, y) [batch, n_docs], the share of each passage in the answer's likelihood.
+def posterior(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, reading: str) -> Tensor:
+    """r_k = p(z_k | x, y) [batch, n_docs], the share of each passage in the likelihood that is read (READS).
 
     RAG-Sequence has one latent passage per answer. RAG-Token has one per token: the mean over the target's tokens is
     given, so that (prior - posterior) * tokens is d(-log p)/d doc_scores.
     """
     token_logprobs, doc_scores = _checked(token_logprobs, doc_scores, target_mask)
     counted, prior = _counted(token_logprobs, target_mask), doc_logprobs(doc_scores)
-    if objective == "rag_sequence":
+    if reading == "rag_sequence":
         return _softmax_docs(prior + counted.sum(-1))
-    per_token = _softmax_docs(prior.unsqueeze(-1) + counted)  # [batch, n_docs, target_len]
     tokens = target_mask.sum(-1).clamp(min=1)
-    return torch.where(target_mask[:, None], per_token, 0.0).sum(-1) / tokens[:, None]
+    return torch.where(target_mask[:, None], token_posterior(counted, doc_scores), 0.0).sum(-1) / tokens[:, None]
+
+
+def token_posterior(token_logprobs: Tensor, doc_scores: Tensor) -> Tensor:
+    """The share of each passage in each token's marginal probability (RAG-Token) [batch, n_docs, target_len]."""
+    return _softmax_docs(doc_logprobs(doc_scores).unsqueeze(-1) + _float(token_logprobs))
 
 
 def token_logprobs_of(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -104,6 +185,19 @@ def _float(values: Tensor) -> Tensor:
 
 def _counted(token_logprobs: Tensor, target_mask: Tensor) -> Tensor:
     return torch.where(target_mask.unsqueeze(1), token_logprobs, 0.0)
+
+
+def _sequence_logprobs(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:
+    """log p(y|x,z_k) [batch, n_docs] as a constant."""
+    token_logprobs, _ = _checked(token_logprobs, doc_scores, target_mask)
+    return _counted(token_logprobs, target_mask).sum(-1).detach()
+
+
+def _divergence(target: Tensor, doc_scores: Tensor) -> Tensor:
+    """KL(target || p(z|x)) [batch], summed over passages; 0 for a target of zeros."""
+    logprobs = doc_logprobs(doc_scores)
+    logprobs = torch.where(logprobs.isfinite(), logprobs, 0.0)  # there the target is 0, and 0 * inf would be NaN
+    return -(torch.special.entr(target) + target * logprobs).sum(-1)
 
 
 def _logsumexp_docs(joint: Tensor) -> Tensor:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from openbook.batch import Batch, Retrieved
 from openbook.config import Config
 from openbook.contexts import answer_logprobs
 from openbook.corpus import Corpus
+from openbook.dpr_module import DprModule
 from openbook.factories import search_device
 from openbook.fits import check_fits
 from openbook.memory import available_memory, disk_free, gpu_free_memory
 from openbook.module import RagModule
-from openbook.objectives import OBJECTIVES
+from openbook.objectives import loss_of
 from openbook.plan import PLANNING_PASSES, Plan, lines
 from openbook.preflight import passage_dim
 from openbook.progress import say
+from openbook.ranges import has_index
+from openbook.retriever import Retriever
 from openbook.timing import time_encoding, time_step
 from openbook.upkeep import IndexUpkeep
 
@@ -27,16 +32,16 @@ from openbook.upkeep import IndexUpkeep
 def check_early(config: Config, corpus: Corpus) -> None:
     """Refuse an index that cannot fit, before a model is loaded or a reader warmed up; hub models are unknown here."""
     dim = passage_dim(config)
-    if config.objective != "closed_book" and dim:
+    if has_index(config) and dim:
         device = search_device(config.index.device, config.index.factory, dim)
         plan = Plan(corpus.n_passages, dim, config.index.factory, config.refresh.mode, device, **_ranks(config),
                     trains=config.retriever.train_passage_encoder, keep_vectors=config.index.keep_vectors)  # fmt: skip
         _check(plan, config)
 
 
-def plan_of(config: Config, upkeep: IndexUpkeep, module: RagModule) -> Plan:
+def plan_of(config: Config, upkeep: IndexUpkeep, module: RagModule | DprModule) -> Plan:
     """Everything but the seconds."""
-    retriever = module.retriever
+    retriever = module.dense_retriever
     assert retriever is not None
     refresh, schedule = config.refresh, upkeep.options.schedule
     shortest = min((span.every for span in schedule.spans if span.every), default=0)
@@ -57,38 +62,60 @@ def plan_of(config: Config, upkeep: IndexUpkeep, module: RagModule) -> Plan:
     )  # fmt: skip
 
 
-def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule, batch: Batch) -> Plan:
+def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | DprModule, batch: Batch) -> Plan:
     """The plan with its seconds, from a few passes of passages and a few steps on `batch`; about as long as four steps.
     Weights, gradients and random states are left as they were."""
-    retriever, corpus = module.retriever, upkeep.corpus
+    retriever, corpus = module.dense_retriever, upkeep.corpus
     assert retriever is not None
-    device = next(retriever.parameters()).device
-    batch = batch.to(device)
-    rows = np.random.default_rng(config.seed).integers(corpus.n_passages, size=(
-        len(batch.examples), max(module.n_docs, retriever.rerank)))  # fmt: skip
+    batch = batch.to(next(retriever.parameters()).device)
+    forward = _dpr_pass(module, batch) if isinstance(module, DprModule) else _rag_pass(config, retriever, module, batch)
 
-    def step() -> None:
-        """What training does but for the search and the optimizer: any passages cost what retrieved ones do."""
+    def steps() -> None:
+        """What training does but for the search and the optimizer."""
         for _ in range(config.trainer.accumulate):
-            candidates = torch.from_numpy(rows).to(device)
-            found = Retrieved(candidates[:, : module.n_docs], torch.zeros(len(rows), module.n_docs, device=device))
-            dtype = corpus.dtype
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
-                if retriever.rerank > 0:
-                    retriever.encode_once(torch.unique(candidates))
-                doc_scores = retriever.score(question_emb, found)
-                logprobs = answer_logprobs(module.generator, batch, found.rows, module.contexts)
-                nll = OBJECTIVES[config.objective](logprobs, doc_scores, batch.target_mask)
-            torch.where(batch.weight > 0, nll, 0.0).mean().backward()
+            with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
+                losses, weight = forward()
+            torch.where(weight > 0, losses, 0.0).mean().backward()
         retriever.fresh.outdate()
 
     seconds = time_encoding(corpus.coder(retriever.passage_encoder), corpus.tokens, corpus.special, corpus.max_length,
                             corpus.tokens_per_pass, range(plan.n_shard), seed=config.seed)  # fmt: skip
-    step_seconds = time_step(step)
+    step_seconds = time_step(steps)
     module.zero_grad(set_to_none=True)
     retriever.fresh.take()
     return replace(plan, refresh_seconds=seconds, step_seconds=step_seconds)
+
+
+def _rag_pass(
+    config: Config, retriever: Retriever, module: RagModule, batch: Batch
+) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Losses and weights [batch] of one forward pass: any passages cost what retrieved ones do."""
+    device, n_docs = batch.weight.device, module.n_docs
+    rows = np.random.default_rng(config.seed).integers(
+        retriever.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
+    )
+    candidates = torch.from_numpy(rows).to(device)
+    found = Retrieved(candidates[:, :n_docs], torch.zeros(len(rows), n_docs, device=device))
+
+    def forward() -> tuple[Tensor, Tensor]:
+        question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
+        if retriever.rerank > 0:
+            retriever.encode_once(torch.unique(candidates))
+        doc_scores = retriever.score(question_emb, found)
+        logprobs = answer_logprobs(module.generator, batch, found.rows, module.contexts)
+        return loss_of(config.objective)(logprobs, doc_scores, batch.target_mask), batch.weight
+
+    return forward
+
+
+def _dpr_pass(module: DprModule, batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Likewise for the retriever's warm-up, with the passages that it would train on."""
+
+    def forward() -> tuple[Tensor, Tensor]:
+        nll, _, weight = module.likelihood(batch)
+        return nll, weight
+
+    return forward
 
 
 def announce(plan: Plan, config: Config) -> None:

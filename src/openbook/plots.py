@@ -56,7 +56,8 @@ def curve_svg(panel: Panel, curves: Curves) -> str:
 
 
 def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) -> str:
-    """Exact match and recall@1 per group as horizontal bars, an <svg> element; "" without groups.
+    """Exact match and recall@1 per group as horizontal bars, an <svg> element; "" without groups. A measure that no
+    group has (exact match where no generator answers) is left out.
 
     before, after: group -> rates as `metrics.summarize` gives them; before may be empty. Of more than 40 groups the
     40 with the most questions are drawn.
@@ -64,26 +65,28 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
     if not after:
         return ""
     largest = sorted(after, key=lambda name: -after[name].get("n_questions", 0))[:MOST_GROUPS]
-    names = sorted(largest, key=lambda name: (after[name].get("exact_match", 0.0), name))
+    measures = {"exact_match": "Exact match", "recall_at_1": "Recall@1"}
+    drawn = [key for key in measures if any(after[name].get(key) is not None for name in largest)] or list(measures)
+    names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
     labels = [f"{_short(name)} ({after[name].get('n_questions', '?')})" for name in names]
     places = np.arange(len(names))
     figure = _figure(11.4, 1.1 + 0.34 * len(names))
     with _style():
-        left, right = figure.subplots(1, 2, sharey=True)
-        for axes, key, heading in ((left, "exact_match", "Exact match"), (right, "recall_at_1", "Recall@1")):
+        plots = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for axes, key in zip(plots, drawn, strict=True):
             sides = [(after, "after training", BLUE, -0.19 if before else 0.0)]
             if before:
                 sides.append((before, "before training", GREY, 0.19))
             for groups, label, colour, shift in sides:
                 values = [groups.get(name, {}).get(key, math.nan) for name in names]
                 axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
-            _dress(axes, heading, "", "")
+            _dress(axes, measures[key], "", "")
             axes.set_xlim(0, 1)
             axes.xaxis.set_major_formatter(PercentFormatter(1.0))
             axes.grid(visible=False, axis="y")
             axes.set_yticks(places, labels)
             axes.set_ylim(-0.6, len(names) - 0.4)
-        handles, texts = left.get_legend_handles_labels()
+        handles, texts = plots[0].get_legend_handles_labels()
         figure.legend(
             handles[::-1], texts[::-1], loc="outside upper right", ncols=2, frameon=False, labelcolor=INK, fontsize=9
         )

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import torch
 
-from openbook.config import EMBEDDED, IN_PLACE, Config
+from openbook.config import BUILT_IN, EMBEDDED, IN_PLACE, Config
 from openbook.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.factories import check_factory, search_device
 from openbook.hardware import accelerator
-from openbook.ranges import value_of
+from openbook.ranges import has_index, value_of
 from openbook.weights import check_model_folder, model_facts
 
 FILES = "data.corpus data.train data.validation data.test".split()
+SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
 WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 
@@ -33,15 +34,31 @@ def check(config: Config) -> None:
         attempt(_check_file, key, value_of(config, key))
     attempt(_check_devices, config)
     encoders = ["retriever.question_encoder", "retriever.passage_encoder"]
-    models = ["generator.model", *(encoders if config.objective != "closed_book" else [])]
+    generator = ["generator.model"] if config.objective != "dpr" else []
+    models = [*generator, *(encoders if has_index(config) else [])]
     for key in models:
         attempt(check_model_folder, value_of(config, key), key)
     raise_all(problems)
-    attempt(_check_positions, config, "generator.model", "data.max_context_tokens", 0)
-    if config.objective != "closed_book":
+    for key in generator:
+        attempt(_check_positions, config, key, "data.max_context_tokens", 0)
+    if has_index(config):
         attempt(_check_positions, config, encoders[0], "data.max_question_tokens", 3)
         attempt(_check_positions, config, encoders[1], "data.max_passage_tokens", 0)
         attempt(_check_dimensions, config)
+    raise_all(problems)
+
+
+def check_swap(config: Config) -> None:
+    """The files of a hot-swap, beside those that `check` looks at."""
+    problems = []
+    for key in SWAP_FILES:
+        name = str(value_of(config, key))
+        try:
+            if not name:
+                raise OpenBookError("a hot-swap needs it", where=key, got="nothing", expected="a file")
+            _check_file(key, name)
+        except OpenBookError as problem:
+            problems.append(problem)
     raise_all(problems)
 
 
@@ -55,7 +72,7 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
             expected=f"at most {corpus.n_passages}, the number of passages", action="Lower retriever.n_docs.",
         )  # fmt: skip
     dim = passage_dim(config)
-    if dim:
+    if dim and has_index(config):
         check_factory(config.index.factory, dim, corpus.n_passages // config.trainer.world_size)
 
 
@@ -65,7 +82,8 @@ def passage_dim(config: Config) -> int | None:
 
 
 def _check_file(key: str, name: str) -> None:
-    if name in (EMBEDDED, ""):
+    built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED,))
+    if name in (*built_in, ""):
         return
     path = Path(name)
     if not path.is_file():

@@ -13,6 +13,7 @@ from openbook import build, planning
 from openbook.callbacks import IndexRefresh
 from openbook.config import Config
 from openbook.datamodule import QuestionAnswerData
+from openbook.dpr_module import DprModule
 from openbook.factories import use_threads
 from openbook.hardware import accelerator, autocast_dtype, set_threads
 from openbook.module import RagModule
@@ -30,15 +31,18 @@ class Prepared:
     on: Literal["cpu", "gpu"]
     autocast: torch.dtype | None
 
-    def module(self) -> RagModule:
+    def module(self) -> RagModule | DprModule:
         """With the warmed-up reader where the experiment wants one."""
+        if self.config.objective == "dpr":
+            return build.dpr_module(self.config, self.ready,
+                                    build.training_passages(self.config, self.ready, self.questions))  # fmt: skip
         return build.module(self.config, self.ready, build.reader(self.config, self.on, self.autocast))
 
     def refresh(self, probes: bool = True) -> IndexRefresh:
         """The callback that owns the index; without probes one index is not compared with the next."""
         return build.index_refresh(self.config, self.ready, self.questions if probes else None, self.autocast)
 
-    def plan(self, module: RagModule, refresh: IndexRefresh) -> Plan:
+    def plan(self, module: RagModule | DprModule, refresh: IndexRefresh) -> Plan:
         """Timed, said and checked; for rank 0. The module goes to the device that it will train on."""
         if self.on == "gpu":
             module.to(torch.device("cuda", torch.cuda.current_device()))

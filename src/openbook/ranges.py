@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from openbook.config import EMBEDDED, IN_PLACE, MINILM, Config
+from openbook.config import BUILT_IN, IN_PLACE, MINILM, Config
 from openbook.errors import OpenBookError
 from openbook.schedule import RefreshSchedule
 
@@ -33,6 +33,16 @@ def value_of(config: object, key: str) -> object:
     return config
 
 
+def has_index(config: Config) -> bool:
+    """Whether there are passage embeddings, and so an index that is built, refreshed and planned for."""
+    return config.objective != "closed_book" and config.retriever.kind == "dense"
+
+
+def labels_of(labels: str) -> tuple[str, ...]:
+    """evaluate.labels as a list."""
+    return tuple(label.strip() for label in labels.split(",") if label.strip())
+
+
 def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     """Everything wrong with a configuration that can be seen without opening a file: ranges and combinations.
 
@@ -59,15 +69,16 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
                                                     config.refresh.floor, config.refresh.ceiling), wrong)  # fmt: skip
     except OpenBookError as problem:
         problems.append(problem)
+    _check_answers(config, wrong)
     data = config.data
-    own = any(getattr(data, key) not in (EMBEDDED, "") for key in ("corpus", "train", "validation", "test"))
+    own = any(getattr(data, key) not in (*names, "") for key, names in BUILT_IN.items())
     own = own and training
-    if own and data.corpus == EMBEDDED and config.objective != "closed_book":
+    if own and data.corpus in BUILT_IN["corpus"] and config.objective != "closed_book":
         wrong("questions of your own over the embedded corpus", "data.corpus", "a file of passages",
               "Set data.corpus=FILE too.")  # fmt: skip
     if own:
         for key in ("train", "validation", "test"):
-            if getattr(data, key) == EMBEDDED:
+            if getattr(data, key) in BUILT_IN[key]:
                 hint = "Set it to a file of questions" + (", or to nothing to do without." if key != "train" else ".")
                 wrong("embedded questions over a corpus of your own", f"data.{key}", "a file of questions", hint)
     if not data.train:
@@ -85,9 +96,56 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         wrong("tied encoders are one model", "retriever.passage_encoder", repr(retriever.question_encoder))
     if retriever.tied and config.optim.lr_question_encoder != config.optim.lr_passage_encoder:
         wrong("tied encoders have one learning rate", "optim.lr_passage_encoder", config.optim.lr_question_encoder)
+    if retriever.kind == "bm25" and config.objective != "closed_book":
+        _check_bm25(config, wrong)
+    if config.objective == "dpr":
+        _check_dpr(config, wrong)
     if config.warmup.steps and config.generator.model != MINILM:
         wrong("the warm-up is for the small reader", "warmup.steps", "0 with a generator of your own")
     return problems
+
+
+def _check_dpr(config: Config, wrong: Callable[..., None]) -> None:
+    dpr, retriever = config.dpr, config.retriever
+    if config.warmup.steps:
+        wrong("the retriever's warm-up has no reader to warm up", "warmup.steps", "0 with objective=dpr")
+    if not (retriever.train_question_encoder or retriever.train_passage_encoder):
+        wrong("both encoders are frozen and nothing else trains", "retriever.train_question_encoder",
+              "true, or retriever.train_passage_encoder=true")  # fmt: skip
+    most = dpr.bm25_negatives + dpr.index_negatives
+    if dpr.depth < most:
+        wrong("fewer candidates than hard negatives", "dpr.depth",
+              f"at least dpr.bm25_negatives + dpr.index_negatives = {most}")  # fmt: skip
+    if dpr.index_negatives and config.refresh.every == "0" and retriever.train_passage_encoder:
+        wrong("negatives of a live index, which is never refreshed", "dpr.index_negatives", "0 with refresh.every=0",
+              "Or set refresh.every=30.")  # fmt: skip
+
+
+def _check_bm25(config: Config, wrong: Callable[..., None]) -> None:
+    if config.objective not in ("rag_token", "rag_sequence"):
+        wrong("BM25 does not learn, and this objective is there to teach a retriever", "objective",
+              "rag_token or rag_sequence with retriever.kind=bm25", "Or set retriever.kind=dense.")  # fmt: skip
+    if config.retriever.rerank > 0:
+        wrong("BM25 has no fresher scores to re-rank by", "retriever.rerank", "0 with retriever.kind=bm25")
+    if config.retriever.start_from:
+        wrong("BM25 has no encoders to start with", "retriever.start_from", "empty with retriever.kind=bm25")
+
+
+def _check_answers(config: Config, wrong: Callable[..., None]) -> None:
+    decode, wanted = config.decode, config.evaluate
+    most = decode.max_tokens or config.data.max_target_tokens
+    if decode.min_tokens > most:
+        wrong("answers of no possible length", "decode.min_tokens", f"at most {most}, the most tokens of an answer")
+    pooled = config.objective == "rag_sequence" and decode.rag_sequence != "greedy"  # candidates of all passages
+    if decode.n_best > decode.beams and not pooled:
+        wrong("more answers than beams", "decode.n_best", f"at most decode.beams = {decode.beams}",
+              "Raise decode.beams.")  # fmt: skip
+    if config.objective == "rag_sequence" and decode.rag_sequence == "greedy" and decode.beams > 1:
+        wrong("a greedy search has one beam", "decode.beams", "1, or decode.rag_sequence=thorough or fast")
+    if wanted.task == "labels" and len(labels_of(wanted.labels)) < 2:
+        wrong("no labels to choose from", "evaluate.labels", "two labels or more, comma-separated")
+    if wanted.task != "labels" and wanted.labels:
+        wrong("labels that nothing looks at", "evaluate.labels", "nothing, or evaluate.task=labels")
 
 
 def _check_refresh(config: Config, schedule: RefreshSchedule, wrong: Callable[..., None]) -> None:

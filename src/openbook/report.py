@@ -153,10 +153,15 @@ def results_table(summary: Mapping[str, Any]) -> Table:
 
 def chosen_examples(predictions: Sequence[Prediction], n_examples: int = N_EXAMPLES) -> list[Prediction]:
     """Half right and half wrong where there are enough of both, relations taking turns; in the order of the file."""
-    right = _taking_turns([one for one in predictions if one.exact_match])
-    wrong = _taking_turns([one for one in predictions if not one.exact_match])
+    right = _taking_turns([one for one in predictions if _is_right(one)])
+    wrong = _taking_turns([one for one in predictions if not _is_right(one)])
     n_right = max(min(len(right), n_examples // 2), n_examples - len(wrong))
     return right[:n_right] + wrong[: n_examples - min(n_right, len(right))]
+
+
+def _is_right(prediction: Prediction) -> bool:
+    """Exact match; where no generator answered, whether the first passage is a right one."""
+    return any(prediction.hits[:1]) if prediction.exact_match is None else bool(prediction.exact_match)
 
 
 def _taking_turns(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import MISSING_ROW, Retrieved
+from openbook.batch import MISSING_ROW, Batch, Retrieved
 from openbook.corpus import PassageTokens
 from openbook.encoders import TextEncoder
 from openbook.errors import OpenBookError
@@ -62,6 +62,10 @@ class Retriever(nn.Module):
             if not encoder.trains:
                 encoder.eval()
         return self
+
+    def represent(self, batch: Batch) -> Tensor:
+        """The questions as `retrieve` and `score` take them: q(x) [batch, dim] fp32."""
+        return self.encode_questions(batch.question_ids, batch.question_mask)
 
     def encode_questions(self, question_ids: Tensor, question_mask: Tensor) -> Tensor:
         """[batch, question_len] twice -> [batch, dim] fp32."""

@@ -16,19 +16,25 @@ from openbook import planning
 from openbook.callbacks import CollapseWatch, IndexRefresh, Provenance, Resumable, Staleness, Throughput
 from openbook.config import Config
 from openbook.distributed import from_rank_zero
+from openbook.dpr_module import DprModule
 from openbook.hardware import rank_from_environment
+from openbook.lexical import LexicalRetriever
 from openbook.logs import MetricsCsv, read_checkpoint
 from openbook.module import RagModule
 from openbook.prepare import prepare
 from openbook.progress import console, say
+from openbook.ranges import has_index
 from openbook.report import results_table, write_report
 from openbook.runs import SHARED, RunFolder, write_json
+from openbook.starting import resolve_start, start_encoders
 from openbook.trainer import make_trainer, wandb_logger
 
 WARMED_UP = (
     "Before joint training the reader was warmed up for {steps} steps on gold passages of training questions; "
     "joint training itself saw no gold passage."
 )
+GOLD_PASSAGES = "The encoders were trained on gold passages of training questions; no generator had a part in it."
+STARTED_FROM = "The encoders started as the run {run} left them."
 HELD_OUT_APART = (
     "The headline counts questions in the phrasings of the training templates, about entries never trained on; "
     "questions in held-out phrasings are reported apart."
@@ -62,7 +68,7 @@ def train(config: Config) -> Path:
     run = RunFolder.choose(config)
     if rank_from_environment() == 0:
         run.check_new()
-    return _run(config, run, resumed=False)
+    return _run(resolve_start(config), run, resumed=False)
 
 
 def resume(folder: str, overrides: list[str]) -> Path:
@@ -87,8 +93,10 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
         run.create(config)
     try:
         module = prepared.module()
+        if config.retriever.start_from and not resumed and module.dense_retriever is not None:
+            start_encoders(config, module.dense_retriever)
         corpus = prepared.ready.corpus
-        if module.retriever is not None:
+        if has_index(config):
             clock.refresh = prepared.refresh()
             if rank_from_environment() == 0:
                 write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh)))
@@ -103,7 +111,7 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
 
 
 def _stages(
-    config: Config, run: RunFolder, resumed: bool, clock: Clock, trainer: L.Trainer, module: RagModule,
+    config: Config, run: RunFolder, resumed: bool, clock: Clock, trainer: L.Trainer, module: RagModule | DprModule,
     questions: L.LightningDataModule, resumable: Resumable,
 ) -> Path:  # fmt: skip
     """Test, train, test; summary.json is whole after each."""
@@ -139,7 +147,9 @@ def _callbacks(
 ) -> list[L.Callback]:
     """In the order they must run in: measure the step, then refresh, then save what both left."""
     watch = CollapseWatch(n_passages, action=config.retriever.on_collapse)
-    retrieving = [Staleness(refresh.upkeep), watch, refresh] if refresh else []
+    retrieving: list[L.Callback] = [Staleness(refresh.upkeep), watch, refresh] if refresh else []
+    if refresh and config.objective == "dpr":  # nothing is marginalised, so there is nothing of it to watch
+        retrieving = [refresh]
     return [Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), resumable]
 
 
@@ -150,28 +160,36 @@ def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:
     return loggers
 
 
-def _test(trainer: L.Trainer, module: RagModule, questions: L.LightningDataModule, what: str) -> dict[str, Any]:
+def _test(
+    trainer: L.Trainer, module: RagModule | DprModule, questions: L.LightningDataModule, what: str
+) -> dict[str, Any]:
     say(what)
     trainer.test(module, questions, verbose=False, weights_only=True)
     return dict(module.summary)
 
 
 def _write_summary(
-    run: RunFolder, config: Config, module: RagModule, trainer: L.Trainer, clock: Clock, before: dict[str, Any],
-    after: dict[str, Any], status: str,
+    run: RunFolder, config: Config, module: RagModule | DprModule, trainer: L.Trainer, clock: Clock,
+    before: dict[str, Any], after: dict[str, Any], status: str,
 ) -> None:  # fmt: skip
     if not trainer.is_global_zero:
         return
     disclosures = [WARMED_UP.format(steps=config.warmup.steps)] if config.warmup.steps else []
+    if config.objective == "dpr":
+        disclosures.append(GOLD_PASSAGES)
+    if config.retriever.start_from and module.dense_retriever is not None:
+        disclosures.append(STARTED_FROM.format(run=config.retriever.start_from))
     if "held_out" in after.get("by_phrasing", {}):
         disclosures.append(HELD_OUT_APART)
-    snapshot = module.retriever.snapshot if module.retriever else None
-    index = {"generation": snapshot.generation, "n_passages": snapshot.n_passages, "factory": snapshot.factory}\
-        if snapshot else {}  # fmt: skip
+    index: dict[str, Any] = {}
+    if isinstance(module, RagModule) and isinstance(module.retriever, LexicalRetriever):
+        index = {"generation": 0, "n_passages": module.answering.corpus.n_passages, "factory": "BM25"}
+    elif (dense := module.dense_retriever) is not None and (snapshot := dense.snapshot):
+        index = {"generation": snapshot.generation, "n_passages": snapshot.n_passages, "factory": snapshot.factory}
     write_json(run.summary, {
         "experiment": config.experiment, "status": status, "steps": trainer.global_step, "seed": config.seed,
-        "n_docs": module.eval_n_docs, "seconds": clock.rounded(), "test": after, "before_training": before,
-        "index": index, "disclosures": disclosures,
+        "n_docs": config.evaluate.n_docs or config.retriever.n_docs, "seconds": clock.rounded(), "test": after,
+        "before_training": before, "index": index, "disclosures": disclosures,
     })  # fmt: skip
 
 
