@@ -1,0 +1,265 @@
+"""`hot-swap`: a trained run answers from two corpora that disagree, without training (Lewis et al. 2020, section 4.5).
+
+Two indexes times two sets of facts. Where the answers come from the index, the matching cells are high and the others
+low; a generator that answered by heart would answer the same from both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from openbook import build
+from openbook.batch import Example
+from openbook.config import BUILT_IN, Config
+from openbook.errors import OpenBookError, raise_all
+from openbook.evaluate import answer_test
+from openbook.metrics import HELD_OUT, Prediction, exact_match, normalize_answer
+from openbook.preflight import check_swap
+from openbook.prepare import prepare
+from openbook.progress import console, say
+from openbook.runs import RunFolder, write_json
+from openbook.stream import QuestionFile
+
+INDEXES, FACTS = ("original_index", "changed_index"), ("original_facts", "changed_facts")
+PAPER = {
+    "original_index": {"original_facts": 0.70, "changed_facts": 0.04},
+    "changed_index": {"original_facts": 0.12, "changed_facts": 0.68},
+}
+"""Lewis et al. 2020, section 4.5: 82 heads of state that changed between the Wikipedia of December 2016, their original
+index here, and that of December 2018; share answered right."""
+
+Grid = dict[str, dict[str, float]]
+_MARKERS = ("<!-- hot-swap: begin -->", "<!-- hot-swap: end -->")
+
+
+def hot_swap(folder: str, overrides: list[str]) -> Path:
+    """Answer the changed questions from both corpora and score them by both sets of facts; returns summary.json.
+
+    It is written to `hot_swap/` in the run folder, beside predictions_original_index.jsonl and
+    predictions_changed_index.jsonl, each scored by the facts of its own corpus. The run's own files are left as they
+    are. Exact match, 0 to 1; questions in held-out phrasings are reported apart, as everywhere.
+    """
+    run = RunFolder.existing(folder)
+    config = run.load_config(overrides, training=False)
+    _check(config)
+    sides = _sides(config)
+    facts = dict(zip(FACTS, (_facts(config, config.hot_swap.facts), _facts(config, config.hot_swap.changed_facts)),
+                     strict=True))  # fmt: skip
+    _check_facts(config, *facts.values())
+    for side in sides.values():  # what is wrong with the second corpus is not found after answering from the first
+        prepare(side, "test")
+    answered: dict[str, list[Prediction]] = {}
+    for number, (index, side) in enumerate(sides.items(), 1):
+        say(f"answering from the {index.replace('_', ' ')}, {number} of 2: {side.data.corpus}")
+        module, trainer = answer_test(run, side)
+        answered[index] = module.predictions
+    summary = {"experiment": config.experiment, "seed": config.seed, "overrides": overrides}
+    summary |= summarize(answered, {name: {id_: one.answers for id_, one in of.items()} for name, of in facts.items()})
+    target = run.path / "hot_swap"
+    if trainer.is_global_zero:
+        _write(target, summary, answered)
+        console.print(table(summary))
+        say(f"results in {target}")
+    return target / "summary.json"
+
+
+def summarize(
+    answered: Mapping[str, Sequence[Prediction]], facts: Mapping[str, Mapping[str, Sequence[str]]]
+) -> dict[str, Any]:
+    """The 2 x 2 table and what it comes to, in all and per relation; held-out phrasings apart.
+
+    answered: {index: its predictions}. facts: {facts: {question id: answers}}. `matched` is the mean of the two cells
+    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 % (Wilson) over their answers.
+    """
+    first = [one for one in answered[INDEXES[0]] if one.phrasing != HELD_OUT] or answered[INDEXES[0]]
+    counted = {one.id for one in first}
+    held_out = {one.id for one in answered[INDEXES[0]]} - counted
+    relations = sorted({one.relation for one in first} - {""})
+    whole = _cells(answered, facts, counted)
+    result: dict[str, Any] = {**whole, "intervals": {}}
+    for name in ("matched", "mismatched"):
+        result["intervals"][name] = _wilson(whole[name], 2 * len(counted))
+    result["by_relation"] = {}
+    for relation in relations:
+        cells = _cells(answered, facts, {one.id for one in first if one.relation == relation})
+        result["by_relation"][relation] = {key: cells[key] for key in ("matched", "mismatched", "n_questions")}
+    result["held_out"] = _cells(answered, facts, held_out) if held_out else {}
+    return result
+
+
+def results(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """{matched, mismatched: {mean, min, max, n}} over run folders whose hot-swap was made."""
+    summaries = []
+    for folder in folders:
+        path = Path(folder) / "hot_swap" / "summary.json"
+        if not path.is_file():
+            raise OpenBookError("no hot-swap in this run folder", where=folder, expected="hot_swap/summary.json",
+                                action=f"make hot-swap RUN={folder}")  # fmt: skip
+        summaries.append(json.loads(path.read_text(encoding="utf-8")))
+    if not summaries:
+        raise OpenBookError("no hot-swap to report on", got="0 run folders", action="make hot-swap RUN=...")
+    spread = {}
+    for name in ("matched", "mismatched"):
+        values = [summary[name] for summary in summaries]
+        spread[name] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "n": len(values)}
+    return spread
+
+
+def write_docs(folder: Path, docs: Path = Path("docs")) -> None:
+    """Put the hot-swaps of this run and of its experiment's other runs, made with the same overrides, into results.json
+    (key hot_swap) and between their markers in results.md; what else is there stays."""
+    wanted = json.loads((folder / "hot_swap" / "summary.json").read_text(encoding="utf-8"))
+    same = [
+        path.parent.parent
+        for path in sorted(folder.resolve().parent.glob("*/hot_swap/summary.json"))
+        if _alike(json.loads(path.read_text(encoding="utf-8")), wanted)
+    ]
+    spread = results(same)
+    docs.mkdir(exist_ok=True)
+    figures, text = docs / "results.json", docs / "results.md"
+    kept = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
+    write_json(figures, {**kept, "hot_swap": spread})
+    page = text.read_text(encoding="utf-8") if text.is_file() else "# Results\n"
+    begin, end = _MARKERS
+    if begin not in page or end not in page:
+        page = f"{page.rstrip()}\n\n## Knowledge hot-swap\n\n{begin}\n{end}\n"
+    before, after = page.split(begin)[0], page.split(end)[1]
+    new = text.with_name(f".{text.name}.new")
+    new.write_text(f"{before}{begin}\n{_page(wanted, spread)}\n{end}{after}", encoding="utf-8")
+    os.replace(new, text)
+    say(f"{figures} and {text} say the hot-swap of {len(same)} run(s) of {wanted['experiment']}")
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """For the terminal: both indexes times both sets of facts, the paper's figures beside them."""
+    shown = Table(title=f"hot-swap: {summary['experiment']}, {summary['n_questions']} questions")
+    shown.add_column("exact match", no_wrap=True)
+    for name in ("original facts", "changed facts", "paper: original", "paper: changed"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for index in INDEXES:
+        cells = [grid[index][facts] for grid in (summary["table"], PAPER) for facts in FACTS]
+        shown.add_row(index.replace("_", " "), *(f"{100 * cell:.1f} %" for cell in cells))
+    shown.add_section()
+    ends = {name: [f"{100 * end:.1f}" for end in summary["intervals"][name]] for name in ("matched", "mismatched")}
+    for name, paper in (("matched", 0.69), ("mismatched", 0.08)):
+        spread = f"95 %: {' - '.join(ends[name])}"
+        shown.add_row(name, f"{100 * summary[name]:.1f} %", spread, f"{100 * paper:.1f} %", "")
+    return shown
+
+
+def _check(config: Config) -> None:
+    if config.objective in ("closed_book", "dpr"):
+        lacks = "index to swap" if config.objective == "closed_book" else "generator to answer with"
+        raise OpenBookError(f"this run has no {lacks}", where="objective", got=config.objective,
+                            expected="a run that answers from passages")  # fmt: skip
+    check_swap(config)
+    embedded = config.data.corpus in BUILT_IN["corpus"]
+    problems = []
+    for key, kind in (("corpus", "corpus"), ("facts", "test"), ("changed_facts", "test")):
+        name = getattr(config.hot_swap, key)
+        if (name in BUILT_IN[kind]) != embedded:
+            whose = "the embedded corpus" if embedded else "a corpus of your own"
+            expected = f"one of {', '.join(BUILT_IN[kind])}" if embedded else "a file"
+            problems.append(OpenBookError(f"it does not go with {whose}", where=f"hot_swap.{key}", got=repr(name),
+                                          expected=expected))  # fmt: skip
+    corpus = config.hot_swap.corpus
+    if corpus == config.data.corpus:
+        problems.append(OpenBookError("both indexes would be of the same corpus", where="hot_swap.corpus",
+                                      got=repr(corpus), expected="another one than data.corpus"))  # fmt: skip
+    raise_all(problems)
+
+
+def _sides(config: Config) -> dict[str, Config]:
+    """The configuration of each evaluation: its corpus, and the questions with the answers of that corpus."""
+    swap, data = config.hot_swap, config.data
+    pairs = zip(INDEXES, (data.corpus, swap.corpus), (swap.facts, swap.changed_facts), strict=True)
+    return {index: replace(config, data=replace(data, corpus=corpus, test=test)) for index, corpus, test in pairs}
+
+
+def _facts(config: Config, name: str) -> dict[str, Example]:
+    path = build.named_file(config, "test", name)
+    assert path is not None  # check_swap refuses an empty name
+    questions = QuestionFile(path, config.data.cache)
+    return {questions[place].id: questions[place] for place in range(len(questions))}
+
+
+def _check_facts(config: Config, original: Mapping[str, Example], changed: Mapping[str, Example]) -> None:
+    """The same questions in both, and no answer that is right by both."""
+    where = "hot_swap.facts, hot_swap.changed_facts"
+    asked, also = ({id_: one.question for id_, one in facts.items()} for facts in (original, changed))
+    if asked != also:
+        differ = sorted(set(asked.items()) ^ set(also.items()))
+        raise OpenBookError("the two sets of facts ask different questions", where=where,
+                            got=f"{len({id_ for id_, _ in differ})} ids that differ, the first is {differ[0][0]!r}",
+                            expected="the same ids and questions, with other answers")  # fmt: skip
+    answers = [{id_: set(map(normalize_answer, one.answers)) for id_, one in facts.items()}
+               for facts in (original, changed)]  # fmt: skip
+    same = [id_ for id_ in asked if answers[0][id_] & answers[1][id_]]
+    if same:
+        raise OpenBookError("a question has an answer that is right by both sets of facts", where=where,
+                            got=f"{len(same)} of {len(asked)}, the first is {same[0]!r}",
+                            expected="questions about what differs", action="Leave those questions out.")  # fmt: skip
+
+
+def _cells(
+    answered: Mapping[str, Sequence[Prediction]], facts: Mapping[str, Mapping[str, Sequence[str]]], ids: set[str]
+) -> dict[str, Any]:
+    grid: Grid = {}
+    for index, predictions in answered.items():
+        chosen = [one for one in predictions if one.id in ids]
+        grid[index] = {
+            name: sum(exact_match(one.prediction, answers[one.id]) for one in chosen) / len(chosen)
+            for name, answers in facts.items()
+        }
+    (a, b), (c, d) = ([grid[index][name] for name in FACTS] for index in INDEXES)
+    return {"table": grid, "matched": (a + d) / 2, "mismatched": (b + c) / 2, "n_questions": len(ids)}
+
+
+def _wilson(share: float, n: int) -> list[float]:
+    """Wilson's 95 % interval of a share of n answers; within 0 to 1 and sensible near both ends."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return [max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))]
+
+
+def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequence[Prediction]]) -> None:
+    """All of it under a temporary name, then in the place of an earlier one."""
+    staged = Path(tempfile.mkdtemp(prefix=".hot_swap-", dir=target.parent))
+    try:
+        for index, predictions in answered.items():
+            lines = "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in predictions)
+            (staged / f"predictions_{index}.jsonl").write_text(lines, encoding="utf-8")
+        write_json(staged / "summary.json", summary)
+        staged.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(staged, target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _alike(summary: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(summary.get(key) == wanted[key] for key in ("experiment", "overrides", "n_questions"))
+
+
+def _page(summary: Mapping[str, Any], spread: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [
+        f"| {name} | {100 * spread[name]['mean']:.1f} % ({100 * spread[name]['min']:.1f} to "
+        f"{100 * spread[name]['max']:.1f}) | {paper} |"
+        for name, paper in (("matched", "70 %, 68 %"), ("mismatched", "12 %, 4 %"))
+    ]
+    return "\n".join([
+        f"`make hot-swap RUN=... DOCS=1`: {summary['experiment']}, {summary['n_questions']} questions about facts that "
+        f"the other corpus changes, exact match, mean and range over {spread['matched']['n']:.0f} run(s).",
+        "", "| index and facts | openbook | Lewis et al. 2020, section 4.5 |", "|---|---|---|", *rows,
+    ])  # fmt: skip

@@ -1,0 +1,83 @@
+"""Figures that Lewis et al. 2020 (arXiv:2005.11401v4) published, to stand beside one's own.
+
+They were measured on other questions, over 21 million passages and with BART-large: what can be compared is which
+way lies ahead of which, never the height of a figure.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+DATASETS = ("Natural Questions", "TriviaQA", "WebQuestions", "CuratedTREC")
+
+
+class Published(NamedTuple):
+    """What the paper calls it, and its exact match in per cent, one per DATASETS; None where the paper has none.
+
+    test: table 1. dev: table 6, the ablations.
+    """
+
+    name: str
+    test: tuple[float | None, ...] = (None,) * 4
+    dev: tuple[float | None, ...] = (None,) * 4
+
+
+RAG_TOKEN = Published("RAG-Token", (44.1, 55.2, 45.5, 50.0), (43.5, 54.8, 46.5, 51.9))
+RAG_SEQUENCE = Published("RAG-Sequence", (44.5, 56.8, 45.2, 52.2), (44.0, 55.8, 44.9, 53.4))
+
+COUNTERPARTS = {
+    "rag_token": RAG_TOKEN,
+    "rag_sequence": RAG_SEQUENCE,
+    "frozen_retriever": Published("RAG-Token-Frozen", dev=(37.8, 50.1, 37.1, 51.1)),
+    "bm25": Published("RAG-Token-BM25", dev=(29.7, 41.5, 32.1, 33.1)),
+    # TriviaQA is published for T5 on the Wikipedia test set only, which is another one.
+    "closed_book": Published("T5-11B+SSM", (36.6, None, 44.7, None)),
+    "dpr_rag_token": RAG_TOKEN,  # the paper's retriever starts from DPR's encoders, too
+}
+"""Experiment -> its counterpart in the paper. Experiments that are not here have none."""
+
+OTHERS = (
+    Published("T5-11B, closed book", (34.5, None, 37.4, None)),
+    Published("DPR with an extractive reader", (41.5, 57.9, 41.1, 50.6)),
+    Published("RAG-Sequence-Frozen", dev=(41.2, 52.1, 41.8, 52.6)),
+    Published("RAG-Sequence-BM25", dev=(31.8, 44.1, 36.6, 33.8)),
+)
+"""Further rows of tables 1 and 6."""
+
+HOT_SWAP = {"matched": (70.0, 68.0), "mismatched": (12.0, 4.0)}
+"""Section 4.5, index hot-swapping: per cent right with the index of the same year, and with the other year's."""
+
+N_DOCS_AT_TEST = (
+    "The paper's figure 3: more passages at test time help RAG-Sequence throughout; RAG-Token is best at about 10."
+)
+
+
+class Pair(NamedTuple):
+    """Two experiments of which the paper has `ahead` in front. split: `test` or `dev`, where its figures are from."""
+
+    what: str
+    ahead: str
+    behind: str
+    split: str
+
+    def published(self) -> tuple[float, float]:
+        """Both exact matches on Natural Questions, per cent."""
+        ahead, behind = (getattr(COUNTERPARTS[name], self.split)[0] for name in (self.ahead, self.behind))
+        return ahead, behind
+
+
+PAIRS = (
+    Pair("a learned retriever over a frozen one", "rag_token", "frozen_retriever", "dev"),
+    Pair("a learned retriever over BM25", "rag_token", "bm25", "dev"),
+    Pair("a frozen dense retriever over BM25", "frozen_retriever", "bm25", "dev"),
+    Pair("RAG-Sequence over RAG-Token", "rag_sequence", "rag_token", "test"),
+    Pair("retrieval over a closed book", "rag_token", "closed_book", "test"),
+)
+"""What the paper's own figures say, in its order of claims (sections 4.1 and 4.5)."""
+
+
+def percentages(figures: tuple[float | None, ...]) -> str:
+    """'44.1 / 55.2 / 45.5 / 50.0', or '-' where there is none at all."""
+    if all(figure is None for figure in figures):
+        return "-"
+    return " / ".join("-" if figure is None else f"{figure:.1f}" for figure in figures)
