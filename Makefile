@@ -20,7 +20,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan report list keys show data bench-index test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode test lint types clean
 
 help: ## this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -52,6 +52,9 @@ compare: $(READY) ## train what is missing, one table: make compare EXPS="rag_to
 plan: $(READY) ## what an experiment's index would take: memory, disk, seconds per refresh
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)
 
+answers: $(READY) ## print answers with their passages: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]
+	$(PY) -m openbook answers $(RUN) $(if $(MATCH),"$(MATCH)") $(if $(N),--n $(N))
+
 report: $(READY) ## write a run's report.html and report.png anew
 	$(PY) -m openbook report $(RUN)
 
@@ -70,6 +73,10 @@ data: $(READY) ## build and check an experiment's data, nothing else
 bench-index: $(READY) ## measure the index on this machine: benchmarks/index.json, about 20 minutes
 	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.$$part --out $$OUT || exit 1; done
 	$(PY) -m benchmarks.draw
+
+bench-decode: $(READY) ## decoding beside transformers: benchmarks/decode.json and docs/results.md, about 10 minutes
+	for part in decode decode_sequence; do $(PY) -m benchmarks.$$part --out benchmarks/decode.json || exit 1; done
+	$(PY) -m benchmarks.publish
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

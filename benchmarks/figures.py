@@ -32,6 +32,11 @@ WANTED: dict[str, tuple[float, float]] = {
     "plan.worst_error": (0, 0.25),
     "stale.recovered_by_rerank": (0.9, math.inf),
     "hot.recall_kept_at_10_percent": (0.8, math.inf),
+    "decode.rag_token_1.speedup": (1.9, math.inf),
+    "decode.rag_token_4.speedup": (3.5, math.inf),
+    "decode.rag_token_1.memory_ratio": (0, 1 / 6),
+    "decode.rag_token_4.memory_ratio": (0, 1 / 6),
+    "decode.rag_sequence_thorough.speedup": (2.5, math.inf),
 }
 """The least and the most that a figure should be; those that are not named here are for information."""
 

@@ -18,13 +18,15 @@ from openbook import compare as compare_module
 from openbook import compare_files, paper
 from openbook.child import StoppedError, run_command
 from openbook.compare import compare
-from openbook.compare_files import BEGIN, END, write_docs
+from openbook.compare_files import write_docs
 from openbook.compare_request import Request
 from openbook.compare_table import METRICS, Row, Spread, measures, orderings, shown, table
 from openbook.errors import OpenBookError
 from openbook.experiment import load_experiment, to_yaml
 from openbook.run_search import Runs, essence, without_effect
 from tests.small_system import SmallSystem
+
+BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 SECONDS = {"total": 400.0, "setup": 20.0, "train": 200.0, "refresh": 100.0, "evaluate": 80.0}
@@ -433,7 +435,7 @@ def test_docs_are_begun_and_refused(tmp_path: Path) -> None:
     page = tmp_path / "results.md"
     assert page.read_text().startswith(f"# Results\n\n{BEGIN}\n")
     page.write_text(f"{END}\n{BEGIN}\n")
-    with pytest.raises(OpenBookError, match=r"the marks of the comparison are not a pair \(.*results.md\)"):
+    with pytest.raises(OpenBookError, match=r"the marks are not a pair \(.*results.md\)"):
         write()
     page.unlink()
     (tmp_path / "results.json").write_text("{")

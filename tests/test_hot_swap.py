@@ -219,7 +219,9 @@ def test_the_command_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -
 def finished(folder: Path, matched: float, mismatched: float, **other: object) -> Path:
     (folder / "hot_swap").mkdir(parents=True)
     content = {"experiment": "rag_token", "overrides": [], "n_questions": 11, "matched": matched,
-               "mismatched": mismatched, **other}  # fmt: skip
+               "mismatched": mismatched, "table": {
+                   "original_index": {"original_facts": matched, "changed_facts": mismatched},
+                   "changed_index": {"original_facts": mismatched, "changed_facts": matched}}, **other}  # fmt: skip
     (folder / "hot_swap" / "summary.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
@@ -227,8 +229,10 @@ def finished(folder: Path, matched: float, mismatched: float, **other: object) -
 def test_results_are_a_mean_and_a_range(tmp_path: Path) -> None:
     runs = [finished(tmp_path / str(n), *values) for n, values in enumerate([(0.8, 0.0), (0.9, 0.03), (0.94, 0.06)])]
     spread = results(runs)
-    assert spread["matched"] == {"mean": pytest.approx(0.88), "min": 0.8, "max": 0.94, "n": 3}
-    assert spread["mismatched"] == {"mean": pytest.approx(0.03), "min": 0.0, "max": 0.06, "n": 3}
+    assert (spread["matched"], spread["matched_range"]) == (pytest.approx(0.88), [0.8, 0.94])
+    assert (spread["mismatched"], spread["mismatched_range"]) == (pytest.approx(0.03), [0.0, 0.06])
+    assert spread["n"] == 3
+    assert spread["table"]["changed_index"]["changed_facts"] == pytest.approx(0.88)
     (tmp_path / "none").mkdir()
     with pytest.raises(OpenBookError, match=r"no hot-swap in this run folder \(.*none\).*make hot-swap RUN="):
         results([*runs, tmp_path / "none"])
@@ -249,7 +253,7 @@ def test_docs_keep_what_others_wrote(tmp_path: Path) -> None:
     assert figures["hot_swap"] == results([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
     page = (docs / "results.md").read_text()
     assert page.startswith("# Results\n\ntheirs\n") and page.count("hot-swap: begin") == 1
-    assert "| matched | 85.0 % (80.0 to 90.0) | 70 %, 68 % |" in page
+    assert "matched 85.0 % (80.0 to 90.0)" in page and "| original | 85.0 % |" in page
     (docs / "results.md").write_text(page + "\nbelow\n", encoding="utf-8")
     write_docs(first, docs)
     assert (docs / "results.md").read_text() == page + "\nbelow\n"

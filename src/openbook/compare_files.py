@@ -13,7 +13,6 @@ from openbook.errors import OpenBookError
 from openbook.run_search import read_json
 from openbook.runs import write_json
 
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
 SWEEP = "n_docs_at_test"
 """The key of the sweep in table.json and docs/results.json."""
 
@@ -69,7 +68,7 @@ def write_docs(docs: Path, rows: Sequence[Row], sweep: Sweep, command: str, know
     picture = "![Exact match and recall@1 of every experiment](images/results.png)\n"
     if sweep:
         picture += "\n![Figures against passages read at test](images/results_n_docs.png)\n"
-    text = _between_marks(page, f"{tables(rows, sweep, command)}\n{picture}")
+    text = between_marks(page, f"{tables(rows, sweep, command)}\n{picture}", "compare")
     kept = read_json(figures)
     if figures.exists() and not kept:
         raise OpenBookError("not readable as JSON", where=figures, action="Mend it or delete it; it is made anew.")
@@ -83,18 +82,19 @@ def write_docs(docs: Path, rows: Sequence[Row], sweep: Sweep, command: str, know
     return [page, figures]
 
 
-def _between_marks(page: Path, new: str) -> str:
-    """The page with what stands between the marks replaced; at its end where it has no marks yet."""
+def between_marks(page: Path, new: str, name: str) -> str:
+    """The page with what stands between the marks of this name replaced; at its end where it has none yet."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     old = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
-    counts = old.count(BEGIN), old.count(END)
+    counts = old.count(begin), old.count(end)
     if counts == (0, 0):
-        return f"{old.rstrip()}\n\n{BEGIN}\n{new}{END}\n"
-    if counts != (1, 1) or old.index(BEGIN) > old.index(END):
-        raise OpenBookError("the marks of the comparison are not a pair", where=page,
-                            got=f"{counts[0]} of '{BEGIN}' and {counts[1]} of '{END}'", expected="one of each",
+        return f"{old.rstrip()}\n\n{begin}\n{new.rstrip()}\n{end}\n"
+    if counts != (1, 1) or old.index(begin) > old.index(end):
+        raise OpenBookError("the marks are not a pair", where=page, got=f"{counts[0]} of '{begin}' and {counts[1]} of "
+                            f"'{end}'", expected="one of each",
                             action="Mend them, or delete all of them to have the tables at the end.")  # fmt: skip
-    before, rest = old.split(BEGIN)
-    return f"{before}{BEGIN}\n{new}{END}{rest.split(END)[1]}"
+    before, rest = old.split(begin)
+    return f"{before}{begin}\n{new.rstrip()}\n{end}{rest.split(end)[1]}"
 
 
 def _sweep_json(sweep: Sweep) -> dict[str, dict[str, Any]]:

@@ -14,12 +14,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
 from openbook import build
 from openbook.batch import Example
+from openbook.compare_files import between_marks
 from openbook.config import BUILT_IN, Config
 from openbook.errors import OpenBookError, raise_all
 from openbook.evaluate import answer_test
@@ -39,7 +41,6 @@ PAPER = {
 index here, and that of December 2018; share answered right."""
 
 Grid = dict[str, dict[str, float]]
-_MARKERS = ("<!-- hot-swap: begin -->", "<!-- hot-swap: end -->")
 
 
 def hot_swap(folder: str, overrides: list[str]) -> Path:
@@ -97,8 +98,9 @@ def summarize(
     return result
 
 
-def results(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
-    """{matched, mismatched: {mean, min, max, n}} over run folders whose hot-swap was made."""
+def results(folders: Sequence[Path]) -> dict[str, Any]:
+    """{table: the 2 x 2 means; matched, mismatched: means; matched_range, mismatched_range: [least, most]; n} over run
+    folders whose hot-swap was made."""
     summaries = []
     for folder in folders:
         path = Path(folder) / "hot_swap" / "summary.json"
@@ -108,10 +110,12 @@ def results(folders: Sequence[Path]) -> dict[str, dict[str, float]]:
         summaries.append(json.loads(path.read_text(encoding="utf-8")))
     if not summaries:
         raise OpenBookError("no hot-swap to report on", got="0 run folders", action="make hot-swap RUN=...")
-    spread = {}
+    grid = {index: {facts: fmean(one["table"][index][facts] for one in summaries) for facts in FACTS}
+            for index in INDEXES}  # fmt: skip
+    spread: dict[str, Any] = {"n": len(summaries), "table": grid}
     for name in ("matched", "mismatched"):
         values = [summary[name] for summary in summaries]
-        spread[name] = {"mean": sum(values) / len(values), "min": min(values), "max": max(values), "n": len(values)}
+        spread |= {name: fmean(values), f"{name}_range": [min(values), max(values)]}
     return spread
 
 
@@ -129,13 +133,8 @@ def write_docs(folder: Path, docs: Path = Path("docs")) -> None:
     figures, text = docs / "results.json", docs / "results.md"
     kept = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
     write_json(figures, {**kept, "hot_swap": spread})
-    page = text.read_text(encoding="utf-8") if text.is_file() else "# Results\n"
-    begin, end = _MARKERS
-    if begin not in page or end not in page:
-        page = f"{page.rstrip()}\n\n## Knowledge hot-swap\n\n{begin}\n{end}\n"
-    before, after = page.split(begin)[0], page.split(end)[1]
     new = text.with_name(f".{text.name}.new")
-    new.write_text(f"{before}{begin}\n{_page(wanted, spread)}\n{end}{after}", encoding="utf-8")
+    new.write_text(between_marks(text, _page(wanted, spread), "hot-swap"), encoding="utf-8")
     os.replace(new, text)
     say(f"{figures} and {text} say the hot-swap of {len(same)} run(s) of {wanted['experiment']}")
 
@@ -252,14 +251,18 @@ def _alike(summary: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(summary.get(key) == wanted[key] for key in ("experiment", "overrides", "n_questions"))
 
 
-def _page(summary: Mapping[str, Any], spread: Mapping[str, Mapping[str, float]]) -> str:
-    rows = [
-        f"| {name} | {100 * spread[name]['mean']:.1f} % ({100 * spread[name]['min']:.1f} to "
-        f"{100 * spread[name]['max']:.1f}) | {paper} |"
-        for name, paper in (("matched", "70 %, 68 %"), ("mismatched", "12 %, 4 %"))
-    ]
+def _page(summary: Mapping[str, Any], spread: Mapping[str, Any]) -> str:
+    rows = ["| index | facts of the original | facts of the changed corpus | the paper |", "|---|---|---|---|"]
+    for index in INDEXES:
+        ours, theirs = ([f"{100 * grid[index][facts]:.1f} %" for facts in FACTS] for grid in (spread["table"], PAPER))
+        rows.append(f"| {index.replace('_index', '')} | {ours[0]} | {ours[1]} | {', '.join(theirs)} |")
+    said = []
+    for name in ("matched", "mismatched"):
+        low, high = spread[f"{name}_range"]
+        said.append(f"{name} {100 * spread[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
     return "\n".join([
         f"`make hot-swap RUN=... DOCS=1`: {summary['experiment']}, {summary['n_questions']} questions about facts that "
-        f"the other corpus changes, exact match, mean and range over {spread['matched']['n']:.0f} run(s).",
-        "", "| index and facts | openbook | Lewis et al. 2020, section 4.5 |", "|---|---|---|", *rows,
+        f"the other corpus changes, exact match, mean over {spread['n']} run(s); the paper: Lewis et al. 2020, section "
+        f"4.5, other questions. {'; '.join(said)}.",
+        "", *rows,
     ])  # fmt: skip

@@ -1,0 +1,42 @@
+"""Put the decoding speed-ups of benchmarks/decode.json into docs/results.json and docs/results.md.
+
+python -m benchmarks.publish
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from openbook.compare_files import between_marks
+from openbook.runs import write_json
+
+FIGURES, DOCS = Path("benchmarks/decode.json"), Path("docs")
+CASES = {
+    "rag_token_1": "RAG-Token, one question",
+    "rag_token_4": "RAG-Token, four questions",
+    "rag_sequence_thorough": "RAG-Sequence thorough, one question",
+    "rag_sequence_thorough_4": "RAG-Sequence thorough, four questions",
+}
+
+
+def main() -> None:
+    figures = json.loads(FIGURES.read_text(encoding="utf-8"))
+    there = {name: words for name, words in CASES.items() if f"decode.{name}.speedup" in figures}
+    results = DOCS / "results.json"
+    kept = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
+    write_json(results, kept | {"decode": {name: figures[f"decode.{name}.speedup"] for name in there}})
+    rows = [
+        f"| {words} | {figures[f'decode.{name}.seconds']:.2f} s | {figures[f'decode.{name}.transformers_seconds']:.2f} s "
+        f"| {figures[f'decode.{name}.speedup']:.1f} | {figures[f'decode.{name}.memory_ratio']:.3f} |"
+        for name, words in there.items()
+    ]
+    table = "\n".join(
+        ["| | openbook | transformers | times as fast | memory, share of theirs |", "|---|---|---|---|---|", *rows]
+    )
+    page = DOCS / "results.md"
+    page.write_text(between_marks(page, f"`make bench-decode`\n\n{table}", "decode"), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
