@@ -26,14 +26,13 @@ def main() -> None:
     results = DOCS / "results.json"
     kept = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
     write_json(results, kept | {"decode": {name: figures[f"decode.{name}.speedup"] for name in there}})
-    rows = [
-        f"| {words} | {figures[f'decode.{name}.seconds']:.2f} s | {figures[f'decode.{name}.transformers_seconds']:.2f} s "
-        f"| {figures[f'decode.{name}.speedup']:.1f} | {figures[f'decode.{name}.memory_ratio']:.3f} |"
-        for name, words in there.items()
-    ]
-    table = "\n".join(
-        ["| | openbook | transformers | times as fast | memory, share of theirs |", "|---|---|---|---|---|", *rows]
-    )
+    rows = ["| | openbook | transformers | times as fast | memory, share of theirs |", "|---|---|---|---|---|"]
+    for name, words in there.items():
+        ours, theirs, speedup, memory = (
+            figures[f"decode.{name}.{key}"] for key in ("seconds", "transformers_seconds", "speedup", "memory_ratio")
+        )
+        rows.append(f"| {words} | {ours:.2f} s | {theirs:.2f} s | {speedup:.1f} | {memory:.3f} |")
+    table = "\n".join(rows)
     page = DOCS / "results.md"
     page.write_text(between_marks(page, f"`make bench-decode`\n\n{table}", "decode"), encoding="utf-8")
 

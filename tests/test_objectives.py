@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -191,3 +192,11 @@ def test_axes_that_do_not_agree_are_named(name: str) -> None:
 def test_closed_book_reads_no_passages() -> None:
     with pytest.raises(OpenBookError, match="n_docs 5"):
         closed_book_nll(*example())
+
+
+@pytest.mark.parametrize("objective", [rag_token_nll, rag_sequence_nll])
+def test_a_score_that_is_not_a_number_is_not_a_missing_passage(objective: Callable[..., Tensor]) -> None:
+    token_logprobs, target_mask = torch.full((2, 3, 5), -1.0), torch.ones(2, 5, dtype=torch.bool)
+    doc_scores = torch.tensor([[0.0, math.nan, -math.inf], [0.0, 1.0, -math.inf]])
+    nll = objective(token_logprobs, doc_scores, target_mask)
+    assert nll[0].isnan() and nll[1] == pytest.approx(5.0)

@@ -137,7 +137,7 @@ def doc_logprobs(doc_scores: Tensor) -> Tensor:
     A question without any passage has no distribution: every entry is -inf, not NaN, and its gradient is zero.
     """
     doc_scores = _float(doc_scores)
-    present = doc_scores.isfinite()
+    present = doc_scores != -torch.inf  # a score that is not a number is no missing passage, and must be seen
     some = present.any(-1, keepdim=True)
     logprobs = torch.log_softmax(torch.where(some, doc_scores, 0.0), dim=-1)
     return torch.where(present, logprobs, -torch.inf)
@@ -202,12 +202,12 @@ def _divergence(target: Tensor, doc_scores: Tensor) -> Tensor:
 
 def _logsumexp_docs(joint: Tensor) -> Tensor:
     """logsumexp over axis 1 that gives -inf with zero gradient, not NaN, where every entry is -inf."""
-    some = joint.isfinite().any(1, keepdim=True)
+    some = (joint != -torch.inf).any(1, keepdim=True)
     return torch.where(some.squeeze(1), torch.where(some, joint, 0.0).logsumexp(1), -torch.inf)
 
 
 def _softmax_docs(joint: Tensor) -> Tensor:
-    some = joint.isfinite().any(1, keepdim=True)
+    some = (joint != -torch.inf).any(1, keepdim=True)
     return torch.where(some, torch.where(some, joint, 0.0).softmax(1), 0.0)
 
 
