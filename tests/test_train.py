@@ -187,6 +187,14 @@ def test_a_run_is_never_mixed_with_another(small_system: SmallSystem, tmp_path: 
         train(config)
 
 
+def test_a_run_answers_from_what_bm25_finds_too(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=1"))
+    found = json.loads(evaluate(str(run), ["retriever.kind=bm25", "retriever.temperature=1"]).read_text())["test"]
+    assert found["n_questions"] > 0 and found["recall_at_20"] > 0
+    with pytest.raises(OpenBookError, match=r"weights do not fit.*last.ckpt\).*objective and models"):
+        evaluate(str(run), ["objective=closed_book"])
+
+
 def _numbers(tree: Any, path: str = "") -> Iterator[tuple[str, float]]:
     """Every number of nested dicts and lists, by its path."""
     if isinstance(tree, dict | list):

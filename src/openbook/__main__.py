@@ -17,6 +17,7 @@ commands:
   hot-swap RUN [key=value ...]         answer from two corpora that disagree, without training
   compare EXPERIMENT ... --seeds "0 1 2"   train what is missing; one table with ranges, the paper's figures beside
   plan EXPERIMENT [key=value ...]      what the index of a run would take, measured; refuses what cannot fit
+  answers RUN [TEXT] [--n 10]          print answers with their passages (questions holding TEXT)
   report RUN                           write report.html and report.png anew
   list                                 the experiments and what each one shows
   keys [TEXT]                          every key with its unit and default (holding TEXT)
@@ -32,7 +33,9 @@ examples:
   python -m openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
 """
 
-COMMANDS = ("train", "resume", "evaluate", "hot-swap", "compare", "plan", "report", "list", "keys", "show", "data")
+COMMANDS = (
+    "train", "resume", "evaluate", "hot-swap", "compare", "plan", "answers", "report", "list", "keys", "show", "data"
+)  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--docs", action="store_true", help="also write the results into docs/")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     given = sys.argv[1:] if arguments is None else arguments
-    if given[:1] == ["compare"]:  # which has options of its own
+    if given[:1] in (["compare"], ["answers"]):  # which have options of their own
         rest = [word for word in given[1:] if word != "--debug"]
-        chosen = argparse.Namespace(command="compare", words=rest, docs=False, debug="--debug" in given)
+        chosen = argparse.Namespace(command=given[0], words=rest, docs=False, debug="--debug" in given)
     else:
         chosen = parser.parse_args(given)
     try:
@@ -68,7 +71,7 @@ def _run(command: str, words: list[str], docs: bool) -> None:
     """Heavy imports wait until a command needs them: bad input is answered at once."""
     from openbook.experiment import described_keys, list_experiments, load_experiment, to_yaml
 
-    needs_subject = command in ("train", "resume", "evaluate", "hot-swap", "compare", "plan", "report", "show")
+    needs_subject = command not in ("list", "keys", "data")
     subject = words[0] if words and (needs_subject or "=" not in words[0]) else ""
     overrides = words[1:] if subject else words
     if needs_subject and not subject:
@@ -127,6 +130,10 @@ def _run(command: str, words: list[str], docs: bool) -> None:
             from openbook.compare import compare
 
             compare(words)
+        case "answers":
+            from openbook.show_answers import show_answers
+
+            show_answers(words)
         case "report":
             from openbook.plots import plot_run
             from openbook.report import write_report

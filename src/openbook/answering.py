@@ -35,7 +35,7 @@ class Answering:
     targets: texts to labels [n, target_len], as the generator is trained on them; detokenize: ids to text. reads: the
     likelihood that decodes ("rag_token", "rag_sequence" or "closed_book"). n_docs passages are read per question,
     whatever their number was in training. decode.max_tokens is set. labels: of task "labels". utility: whether gold
-    answers are also scored without passages.
+    answers are scored, with the passages and without.
     """
 
     generator: Generator
@@ -73,12 +73,13 @@ class Answering:
             candidates: Sequence[Sequence[Hypothesis]] = self._labels(memory, mask, doc_scores)
         else:
             candidates = self._search(encoded, ids, mask, doc_scores)
-        answers = [self.targets(example.answers) for example in batch.examples]
+        scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
+        gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
         produced = [torch.tensor(found[0].token_ids) for found in candidates]
-        labels = _stacked([[one, *gold] for one, gold in zip(produced, answers, strict=True)]).to(mask.device)
+        labels = _stacked([[one, *others] for one, others in zip(produced, gold, strict=True)]).to(mask.device)
         token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
         nll = _nll(self.reads, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
-        alone = self._closed_book_nll(batch, labels) if self.utility and retriever is not None else None
+        alone = self._closed_book_nll(batch, labels) if scores_gold and retriever is not None else None
         first = token_logprobs[:, :, 0]
         after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.reads)
         predictions = found_passages(batch, top, doc_scores, self.corpus, self.regex, after)
@@ -86,13 +87,13 @@ class Answering:
         shares = token_posterior(first, doc_scores).transpose(1, 2).tolist()  # [batch, length, n_docs]
         kept = [number for number in range(len(batch.examples)) if batch.weight[number] > 0]
         for place, number in enumerate(kept):
-            order, gold = reading_order(rows[number], prior[number]), slice(1, 1 + len(answers[number]))
+            order, scored = reading_order(rows[number], prior[number]), slice(1, 1 + len(gold[number]))
             weights = [[share[passage] for passage in order] for share in shares[number]]
             predictions[place] = self._answered(predictions[place], candidates[number], weights)
-            if not self.regex:  # a pattern is no text that could be likely
+            if scores_gold:
                 predictions[place] = replace(
-                    predictions[place], gold_logprob=_finite(-float(nll[number, gold].min())),
-                    closed_book_logprob=None if alone is None else _finite(-float(alone[number, gold].min())),
+                    predictions[place], gold_logprob=_finite(-float(nll[number, scored].min())),
+                    closed_book_logprob=None if alone is None else _finite(-float(alone[number, scored].min())),
                 )  # fmt: skip
         return predictions
 

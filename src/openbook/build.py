@@ -166,7 +166,8 @@ def answering(config: Config, ready: Parts, generator: Generator, contexts: Cont
     wanted, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
     answers = Answering(
         generator, contexts, ready.corpus,
-        lambda texts: targets(ready.generator_tokenizer, texts, max_tokens), detokenizer(config, ready),
+        lambda texts: targets(ready.generator_tokenizer, texts, config.data.max_target_tokens),
+        detokenizer(config, ready),
         READS[config.objective], wanted.n_docs or config.retriever.n_docs,
         replace(config.decode, max_tokens=max_tokens), wanted.task, labels_of(wanted.labels), wanted.regex_answers,
         wanted.utility,

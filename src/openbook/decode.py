@@ -97,15 +97,10 @@ class Decoded:
 
     token_ids: [batch, length], without the start token; end-of-sequence is kept, padding after it.
     sequence_logprob: [batch], log p(y|x) of the produced tokens under the marginal.
-    prior: [batch, n_docs], p(z|x), 0 where there is no passage.
-    posterior: [batch, n_docs], for RAG-Sequence p(z|x,y). RAG-Token has no single passage per answer: there it is the
-        mean over the produced tokens of p(z | x, y_<=t, passage of token t).
     """
 
     token_ids: Tensor
     sequence_logprob: Tensor
-    prior: Tensor
-    posterior: Tensor
 
 
 @torch.inference_mode()
@@ -132,11 +127,8 @@ def greedy(
     batch, n_docs = _checked_shape(context_ids, doc_logprobs, objective, max_length, min_length)
     missing = doc_logprobs == -torch.inf
     hopeless = missing.all(dim=1)
-    prior_logprobs = doc_logprobs.to(torch.promote_types(doc_logprobs.dtype, torch.float32))
-    weights = prior_logprobs
+    weights = doc_logprobs.to(torch.promote_types(doc_logprobs.dtype, torch.float32))
     sequence_logprob = weights.new_zeros(batch)
-    posterior_sum = torch.zeros_like(weights)
-    n_tokens = weights.new_zeros(batch)
     finished = torch.zeros_like(hopeless)
     eos, pad = generator.eos_token_id, generator.pad_token_id
 
@@ -158,14 +150,13 @@ def greedy(
         index = chosen.view(batch, 1, 1).expand(batch, n_docs, 1)
         joint = weights + token_logprobs.gather(2, index).squeeze(2)
         step_logprob = torch.logsumexp(joint, dim=1, keepdim=True)
-        step_posterior = joint - step_logprob.masked_fill(hopeless.unsqueeze(1), 0.0)
 
         live = ~finished
         sequence_logprob = torch.where(live, sequence_logprob + step_logprob.squeeze(1), sequence_logprob)
-        posterior_sum = torch.where(live.unsqueeze(1), posterior_sum + step_posterior.exp(), posterior_sum)
-        n_tokens = n_tokens + live
         if objective == "rag_sequence":
-            weights = torch.where(live.unsqueeze(1), step_posterior, weights)
+            weights = torch.where(
+                live.unsqueeze(1), joint - step_logprob.masked_fill(hopeless.unsqueeze(1), 0.0), weights
+            )
 
         produced.append(chosen)
         newest = chosen
@@ -173,8 +164,7 @@ def greedy(
         if bool(finished.all()):
             break
 
-    posterior = weights.exp() if objective == "rag_sequence" else posterior_sum / n_tokens.unsqueeze(1)
-    return Decoded(torch.stack(produced, dim=1), sequence_logprob, prior_logprobs.exp(), posterior)
+    return Decoded(torch.stack(produced, dim=1), sequence_logprob)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

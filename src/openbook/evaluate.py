@@ -58,7 +58,16 @@ def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, 
     prepared = prepare(config, "test")
     ready, questions = prepared.ready, prepared.questions
     module = build.module(config, ready, reader_folder=None)
-    module.load_state_dict(content["state_dict"])
+    weights = content["state_dict"]
+    if config.retriever.kind == "bm25":  # the generator of any run can read what BM25 finds
+        weights = {name: value for name, value in weights.items() if not name.startswith("retriever.")}
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        misfit = str(error).splitlines()[1].strip()
+        raise OpenBookError("the run's weights do not fit this configuration", where=run.last, got=misfit,
+                            expected="the models that the run has trained",
+                            action="Leave the keys of objective and models as they were.") from error  # fmt: skip
     callbacks: list[L.Callback] = []
     if has_index(config):
         refresh = prepared.refresh(probes=False)

@@ -83,11 +83,14 @@ def found_passages(
         for place, hit in zip(present, relevant, strict=True):
             if place < len(hits):
                 hits[place] = hit
+        looked_at = passages[: max(RECALL_AT)]
+        with_answer, positive = answer_hits(example.answers, looked_at, regex), gold_hits(known, looked_at)
+        if not looked_at and len(top) > 1:  # looked for and not found is a miss; a closed book looked for none
+            with_answer, positive = (False,), (False,) if known else ()
         predictions.append(Prediction(
             id=example.id, question=example.question, answers=example.answers, prediction="",
             relation=example.relation, phrasing=example.phrasing, passages=tuple(read), exact_match=None, f1=None,
-            hits=tuple(hits), answer_hits=answer_hits(example.answers, passages[: max(RECALL_AT)], regex),
-            gold_hits=gold_hits(known, passages[: max(RECALL_AT)]),
+            hits=tuple(hits), answer_hits=with_answer, gold_hits=positive,
         ))  # fmt: skip
     return predictions
 

@@ -98,7 +98,7 @@ class Seq2SeqGenerator(nn.Module):
         encoder = self.model.get_encoder()
         if torch.is_grad_enabled():
             return encoder(input_ids=context_ids, attention_mask=context_mask).last_hidden_state
-        size = max(1, TOKENS_PER_PIECE // context_ids.shape[1])
+        size = len(context_ids) if context_ids.is_cuda else max(1, TOKENS_PER_PIECE // context_ids.shape[1])
         pieces = zip(context_ids.split(size), context_mask.split(size), strict=True)
         with self._attention():
             done = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for ids, mask in pieces]

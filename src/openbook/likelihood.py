@@ -14,17 +14,22 @@ from openbook.text import decoder_inputs
 LOGITS_AT_ONCE = 1 << 24
 """Numbers of one chunk of logits [tokens, vocab]: 64 MiB in fp32."""
 
+TOKENS_AT_ONCE = 1 << 13
+"""Target tokens, padding and all contexts included, in one pass of the decoder: some questions have hundreds of gold
+answers."""
+
 
 class EncodedOnce:
-    """A generator that keeps the first contexts it encodes: decoding and scoring read the same memory."""
+    """A generator that keeps the contexts it has just encoded: decoding and scoring read the same memory."""
 
     def __init__(self, generator: Generator):
         self._generator = generator
+        self._ids: Tensor | None = None
         self._memory: Any = None
 
     def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any:
-        if self._memory is None:
-            self._memory = self._generator.encode(context_ids, context_mask)
+        if self._ids is not context_ids:
+            self._ids, self._memory = context_ids, self._generator.encode(context_ids, context_mask)
         return self._memory
 
     def __getattr__(self, name: str) -> Any:
@@ -36,10 +41,15 @@ def target_logprobs(generator: Generator, memory: Any, context_mask: Tensor, lab
 
     memory, context_mask [batch * n_docs, context_len]: the contexts as the generator has encoded them. labels [batch,
     n_targets, target_len]: every question's own targets, negative where there is padding, which gives 0. All targets of
-    a question share the encoded context; no more than LOGITS_AT_ONCE logits live at a time.
+    a question share the encoded context; no more than TOKENS_AT_ONCE decoder tokens (one target of every question at
+    least) and LOGITS_AT_ONCE logits live at a time.
     """
     batch, n_targets, target_len = labels.shape
     n_docs = context_mask.shape[0] // batch
+    few = max(1, TOKENS_AT_ONCE // (batch * n_docs * target_len))
+    if n_targets > few:
+        some = [target_logprobs(generator, memory, context_mask, part) for part in labels.split(few, dim=1)]
+        return torch.cat(some, dim=2)
     rows = labels.repeat_interleave(n_docs, 0).flatten(0, 1)  # [batch * n_docs * n_targets, target_len]
     inputs = decoder_inputs(rows, generator.decoder_start_token_id, generator.pad_token_id)
     hidden, _ = generator.decode(inputs, memory, context_mask)
@@ -67,4 +77,4 @@ def label_logprobs(
     logits = generator.logits(hidden[:, -1]).float()
     logprobs = (logits[:, label_ids] - logits.logsumexp(-1, keepdim=True)).view(batch, n_docs, -1)
     prior = doc_logprobs(doc_scores).unsqueeze(-1)
-    return torch.where(prior.isfinite(), prior + logprobs, -torch.inf).logsumexp(1)
+    return torch.where(prior != -torch.inf, prior + logprobs, -torch.inf).logsumexp(1)

@@ -176,9 +176,11 @@ class RagModule(L.LightningModule):
         tokens = weight * batch.target_mask.sum(-1)
         sums = torch.stack([torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()])
         total, questions, n_tokens = sum_over_ranks(sums).tolist()
-        if math.isnan(total) or not questions:
-            raise OpenBookError("the likelihood is not a number" if questions else "no question has found a passage",
-                                where=f"step {self.global_step}", action="Training has diverged: lower optim.lr_*, "
-                                "raise optim.warmup_steps, or resume from an earlier checkpoint.")  # fmt: skip
+        if not questions:  # none has found a passage, as happens with BM25
+            return
+        if math.isnan(total):
+            raise OpenBookError("the likelihood is not a number", where=f"step {self.global_step}",
+                                action="Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume "
+                                "from an earlier checkpoint.")  # fmt: skip
         self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
         self.log("train/nll_per_token", total / n_tokens, rank_zero_only=True)

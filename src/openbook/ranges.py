@@ -70,6 +70,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     except OpenBookError as problem:
         problems.append(problem)
     _check_answers(config, wrong)
+    _check_objective(config, wrong)
     data = config.data
     own = any(getattr(data, key) not in (*names, "") for key, names in BUILT_IN.items())
     own = own and training
@@ -146,6 +147,21 @@ def _check_answers(config: Config, wrong: Callable[..., None]) -> None:
         wrong("no labels to choose from", "evaluate.labels", "two labels or more, comma-separated")
     if wanted.task != "labels" and wanted.labels:
         wrong("labels that nothing looks at", "evaluate.labels", "nothing, or evaluate.task=labels")
+
+
+def _check_objective(config: Config, wrong: Callable[..., None]) -> None:
+    retriever, learns = config.retriever, config.objective in ("emdr2", "perplexity_distillation", "leave_one_out")
+    if learns and retriever.n_docs == 1:
+        wrong("one passage tells the retriever nothing", "retriever.n_docs", f"2 or more with {config.objective}")
+    if (
+        learns
+        and retriever.kind == "dense"
+        and not (retriever.train_question_encoder or retriever.train_passage_encoder)
+    ):
+        wrong("nothing would learn to retrieve", "objective", "rag_token or rag_sequence with frozen encoders")
+    if config.distill_temperature != 1 and config.objective not in ("perplexity_distillation", "leave_one_out"):
+        wrong("a temperature that nothing looks at", "distill_temperature",
+              "1, or objective=perplexity_distillation or leave_one_out")  # fmt: skip
 
 
 def _check_refresh(config: Config, schedule: RefreshSchedule, wrong: Callable[..., None]) -> None:
