@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from openbook.compare_files import between_marks
-from openbook.runs import write_json
+from openbook.docs_page import publish
 
 FIGURES, DOCS = Path("benchmarks/decode.json"), Path("docs")
 CASES = {
@@ -23,9 +22,6 @@ CASES = {
 def main() -> None:
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     there = {name: words for name, words in CASES.items() if f"decode.{name}.speedup" in figures}
-    results = DOCS / "results.json"
-    kept = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else {}
-    write_json(results, kept | {"decode": {name: figures[f"decode.{name}.speedup"] for name in there}})
     rows = ["| | openbook | transformers | times as fast | memory, share of theirs |", "|---|---|---|---|---|"]
     for name, words in there.items():
         ours, theirs, speedup, memory = (
@@ -33,8 +29,8 @@ def main() -> None:
         )
         rows.append(f"| {words} | {ours:.2f} s | {theirs:.2f} s | {speedup:.1f} | {memory:.3f} |")
     table = "\n".join(rows)
-    page = DOCS / "results.md"
-    page.write_text(between_marks(page, f"`make bench-decode`\n\n{table}", "decode"), encoding="utf-8")
+    speedups = {name: figures[f"decode.{name}.speedup"] for name in there}
+    publish(DOCS, "decode", f"`make bench-decode`\n\n{table}", {"decode": speedups})
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from openbook.child import StoppedError, run_command
 from openbook.compare import compare
 from openbook.compare_files import write_docs
 from openbook.compare_request import Request
-from openbook.compare_table import METRICS, Row, Spread, measures, orderings, shown, table
+from openbook.compare_table import METRICS, Row, Spread, measures, orderings, paired, shown, table
 from openbook.errors import OpenBookError
 from openbook.experiment import load_experiment, to_yaml
-from openbook.run_search import Runs, essence, without_effect
+from openbook.intervals import wilson
+from openbook.run_search import Runs, essence, unlike, without_effect
 from tests.small_system import SmallSystem
 
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
@@ -38,7 +39,7 @@ def rates(match: float, **more: Any) -> dict[str, Any]:
 
 def make_run(
     root: Path, experiment: str, name: str, overrides: Sequence[str] = (), status: str = "finished",
-    match: float = 0.5, steps: int = 60, age: float = 0.0,
+    match: float = 0.5, steps: int = 60, age: float = 0.0, **more: Any,
 ) -> Path:  # fmt: skip
     """A run folder as training leaves it, without weights."""
     config = load_experiment(experiment, overrides, EXPERIMENTS)
@@ -47,7 +48,7 @@ def make_run(
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     summary = {"experiment": config.experiment, "status": status, "steps": steps, "seed": config.seed,
                "seconds": SECONDS, "test": rates(match) if status == "finished" else {}, "before_training": {},
-               "index": {"generation": 2}}  # fmt: skip
+               "index": {"generation": 2}, **more}  # fmt: skip
     (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     for file in (*folder.iterdir(), folder):
         os.utime(file, (time.time() - age, time.time() - age))
@@ -59,6 +60,14 @@ def make_evaluation(run: Path, number: int, overrides: list[str], match: float) 
     folder.mkdir(parents=True)
     content = {"overrides": overrides, "test": rates(match)}
     (folder / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def make_predictions(folder: Path, matches: Sequence[float | None], held_out: float = 0.0, first: int = 0) -> None:
+    """Questions q<first>, ..., and as many in held-out phrasings."""
+    lines = [{"id": f"q{number}{phrasing}", "phrasing": phrasing, "exact_match": match}
+             for phrasing, values in (("trained", matches), ("held_out", [held_out] * len(matches)))
+             for number, match in enumerate(values, first)]  # fmt: skip
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 @pytest.fixture
@@ -154,6 +163,50 @@ def test_encoders_must_come_from_the_very_run_that_is_compared(root: Path) -> No
     assert Runs(root).find(wanted) is not None
     assert Runs(root).find(wanted, Path("moved/dpr/a")) is not None
     assert Runs(root).find(wanted, root / "dpr" / "c") is None
+
+
+def test_a_run_whose_origin_is_gone_is_still_known(root: Path) -> None:
+    run = make_run(root, "dpr_rag_token", "b", ["retriever.start_from=runs/dpr/gone"])
+    found = Runs(root).find(load_experiment("dpr_rag_token", [], EXPERIMENTS))
+    assert found is not None and found.path == run
+
+
+def test_runs_of_other_code_or_data_are_told_apart(root: Path) -> None:
+    def made(name: str, commit: str = "", **data: str) -> None:
+        run = make_run(root, "rag_token", name, **({"data": data} if data else {}))
+        if commit:
+            (run / "environment.json").write_text(json.dumps({"commit": commit}))
+
+    made("old")
+    made("a", "a" * 40, corpus="c1", test="t1")
+    made("b", "a" * 40, corpus="c1")
+    assert unlike(Runs(root).of("rag_token")) == ""
+    made("c", "b" * 40 + "+", corpus="c2", test="t1")
+    runs = Runs(root).of("rag_token")
+    assert unlike(runs) == "2 commits (aaaaaaaa, bbbbbbbb+), 2 corpora (c1, c2)"
+    assert unlike(run for run in runs if run.path.name != "c") == ""
+    evaluation = root / "rag_token" / "a" / "evaluations" / "1"
+    make_evaluation(evaluation.parent.parent, 1, [], 0.5)
+    again = {**json.loads((evaluation / "summary.json").read_text()), "data": {"test": "t2"}}
+    (evaluation / "summary.json").write_text(json.dumps(again))
+    assert "2 files of test questions (t1, t2)" in unlike(Runs(root).of("rag_token"))
+
+
+def test_answers_come_from_where_the_figures_come_from(root: Path) -> None:
+    run = make_run(root, "rag_token", "a")
+
+    def found() -> dict[str, float]:
+        return Runs(root).of("rag_token")[0].matches()
+
+    assert found() == {}
+    make_predictions(run, [1.0, 0.0])
+    assert found() == {"q0trained": 1.0, "q1trained": 0.0}
+    make_evaluation(run, 1, [], 0.5)
+    assert found() == {}
+    make_predictions(run / "evaluations" / "1", [0.0, 1.0])
+    assert found() == {"q0trained": 0.0, "q1trained": 1.0}
+    make_predictions(run / "evaluations" / "1", [None])
+    assert found() == {}
 
 
 def test_what_cannot_be_read_is_named_and_left_out(root: Path) -> None:
@@ -289,6 +342,62 @@ def test_encoders_are_trained_before_what_starts_from_them(root: Path, commands:
     assert [words[1] for words in commands] == ["dpr"]
 
 
+def test_encoders_to_start_from_are_made_in_the_same_place(
+    root: Path, commands: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_run(root, "dpr", "elsewhere")
+    compare(["dpr_rag_token", "--seeds", "0 1", "--runs", "mine", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "4 runs wanted, 0 finished" in said and "dpr: added, others start from its encoders" in said
+    make_run(root, "dpr", "a", ["seed=1"])
+    compare(["dpr_rag_token", "--seeds", "1"])
+    assert commands == [["train", "dpr_rag_token", "seed=1", "retriever.start_from=runs/dpr/a", "run.name=seed-1"]]
+    commands.clear()
+    compare(["rag_token", "retriever.start_from=dpr", "--seeds", "1"])
+    (command,) = commands
+    assert command[4] == "retriever.start_from=runs/dpr/a"
+    commands.clear()
+    with pytest.raises(OpenBookError, match=r"cannot start from its own encoders \(retriever.start_from\): got dpr"):
+        compare(["dpr", "retriever.start_from=dpr"])
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/config.yaml").write_text((root / "dpr/a/config.yaml").read_text())
+    compare(["dpr_rag_token", "retriever.start_from=given", "--dry-run"])
+    assert "1 runs wanted" in capsys.readouterr().out
+
+
+def test_runs_of_several_commits_are_warned_of(
+    root: Path, commands: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, commit in (("rag_token", "a" * 40), ("bm25", "b" * 40)):
+        run = make_run(root, name, "x")
+        (run / "environment.json").write_text(json.dumps({"commit": commit}))
+    compare(["rag_token"])
+    assert "warning" not in capsys.readouterr().out
+    compare(["rag_token", "bm25"])
+    assert "warning: the runs of this table come from 2 commits (aaaaaaaa, bbbbbbbb)\n" in capsys.readouterr().out
+
+
+def test_verdicts_pair_the_answers_to_the_same_questions(root: Path, commands: list[list[str]]) -> None:
+    """0.57 against 0.5 of 100 questions: their ranges overlap, the seven that only one of them answers tell."""
+    ahead, behind = [1.0] * 57 + [0.0] * 43, [1.0] * 50 + [0.0] * 50
+    for name, matches in (("rag_token", ahead), ("frozen_retriever", behind)):
+        make_predictions(make_run(root, name, "a", match=sum(matches) / 100), matches)
+
+    def order() -> dict[str, Any]:
+        compare(["rag_token", "frozen_retriever", "--name", "x"])
+        written = json.loads((root / "compare/x/table.json").read_text())["order"]
+        return next(one for one in written if one["behind"] == "frozen_retriever")
+
+    found = order()
+    assert found["verdict"] == "agree"
+    mean, low, high = found["difference"]
+    assert mean == pytest.approx(0.07) and 0 < low < 0.07 < high < 0.14
+    assert "| +0.070 (+0.0" in (root / "compare/x/table.md").read_text()
+    make_predictions(root / "rag_token" / "a", ahead, first=1)  # other questions: the ranges decide
+    found = order()
+    assert (found["verdict"], found["difference"]) == ("not separated", None)
+
+
 def test_the_sweep_tests_the_same_checkpoints_once(root: Path, commands: list[list[str]]) -> None:
     for name in ("rag_token", "rag_sequence", "n_docs_2"):
         make_run(root, name, "a")
@@ -388,12 +497,24 @@ def test_verdicts() -> None:
 
 
 def test_a_single_run_is_as_uncertain_as_its_questions() -> None:
-    # 1.96 sqrt(0.5 * 0.5 / 100) = 0.098
     chance = row("rag_token", 0.5, questions=100).chance("exact_match")
-    assert chance is not None and (chance.min, chance.max) == pytest.approx((0.402, 0.598))
+    assert chance is not None and (chance.min, chance.max) == pytest.approx(wilson(0.5, 100))
+    assert row("rag_token", 1.0, questions=100).chance("exact_match") != Spread(1.0, 1.0, 1.0, 1)
     few = orderings([row("rag_token", 0.5, questions=100), row("frozen_retriever", 0.45, questions=100)])
     many = orderings([row("rag_token", 0.5, questions=9000), row("frozen_retriever", 0.45, questions=9000)])
     assert (few[0].verdict, many[0].verdict) == ("not separated", "agree")
+
+
+def test_seeds_that_met_the_same_questions_are_paired_as_one() -> None:
+    def matches(experiment: str, *by_seed: dict[str, float]) -> Row:
+        return Row(experiment, matches=dict(enumerate(by_seed)))
+
+    first = matches("rag_token", {"q": 1.0, "p": 1.0}, {"q": 1.0, "p": 0.0}, {})
+    second = matches("bm25", {"p": 0.0, "q": 1.0}, {"q": 0.0, "p": 1.0}, {"q": 1.0})
+    # Over both seeds: q is right twice against once, p once against once.
+    assert paired(first, second) == (0.25, 0.0, 0.5)
+    assert paired(first, matches("bm25", {"q": 0.0}, {})) is None
+    assert paired(first, Row("bm25")) is None
 
 
 def test_the_papers_figures_are_whole() -> None:

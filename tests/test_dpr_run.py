@@ -184,7 +184,7 @@ def test_a_started_run_resumes_and_is_evaluated_without_its_source(small_system:
 
 
 def test_an_experiment_stands_for_its_newest_finished_run_of_the_seed(
-    small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
 
@@ -205,7 +205,10 @@ def test_an_experiment_stands_for_its_newest_finished_run_of_the_seed(
     fabricate("new", 0, "finished", 30)
     fabricate("running", 0, "running", 20)
     fabricate("newest", 2, "finished", 10)
-    assert [chosen(seed) for seed in range(4)] == ["new", "other seed", "newest", "newest"]
+    assert [chosen(seed) for seed in range(3)] == ["new", "other seed", "newest"]
+    assert "warning" not in capsys.readouterr().out
+    assert chosen(3) == "newest"
+    assert "no finished run of dpr has seed 3: starting from" in capsys.readouterr().out
 
 
 def test_what_cannot_be_started_from_is_refused(

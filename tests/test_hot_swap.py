@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,10 @@ from rich.console import Console
 from openbook.__main__ import main
 from openbook.errors import OpenBookError
 from openbook.evaluate import evaluate
-from openbook.hot_swap import PAPER, hot_swap, results, summarize, table, write_docs
+from openbook.experiment import load_experiment, to_yaml
+from openbook.hot_swap import hot_swap, results, summarize, table, write_docs
 from openbook.metrics import Prediction, exact_match
+from openbook.paper import HOT_SWAP
 from openbook.train import train
 from tests.conftest import LETTERS
 from tests.small_system import SmallSystem
@@ -64,8 +68,17 @@ def test_the_table_by_hand() -> None:
     assert found["by_relation"]["currency"] == {"matched": 0.0, "mismatched": 0.5, "n_questions": 1}
     assert found["by_relation"]["capital"] == {"matched": 0.75, "mismatched": 0.25, "n_questions": 2}
     assert (found["held_out"]["matched"], found["held_out"]["n_questions"]) == (0.5, 1)
-    # 6 answers, half of them right: Wilson's 95 % interval, from its formula
-    assert found["intervals"]["matched"] == pytest.approx([0.1876, 0.8124], abs=1e-4)
+    # Matched, both indexes of a question taken together: 1, 1/2, 0. Of the 27 draws one is 1 and one is 0 throughout.
+    assert found["intervals"]["matched"] == [0.0, 1.0]
+    # Mismatched 0, 1/2, 1/2: no draw says more than 1/2, though two answers of six are wrong in this way.
+    assert found["intervals"]["mismatched"] == [0.0, 0.5]
+    assert summarize(answered, FACTS, resamples=0)["intervals"] == {}
+
+
+def test_answers_that_are_patterns_are_matched_as_patterns() -> None:
+    facts = {"original_facts": {"q1": ["Rom[ea]"]}, "changed_facts": {"q1": ["Osl(o|a)"]}}
+    answered = {"original_index": [said("q1", "Roma")], "changed_index": [said("q1", "Oslo")]}
+    assert [summarize(answered, facts, regex)["matched"] for regex in (True, False)] == [1.0, 0.0]
 
 
 def test_held_out_phrasings_count_where_there_are_no_others() -> None:
@@ -75,13 +88,12 @@ def test_held_out_phrasings_count_where_there_are_no_others() -> None:
 
 
 def test_the_papers_figures_stand_beside_ours() -> None:
-    assert sum(PAPER[index][facts] for index, facts in (("original_index", "original_facts"),
-                                                        ("changed_index", "changed_facts"))) == 1.38  # fmt: skip
+    assert HOT_SWAP["original_index"]["original_facts"] == 0.70
     same = answers("rome", "oslo", "lira", "rome")
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table({"experiment": "x", **summarize({"original_index": same, "changed_index": same}, FACTS)}))
     text = console.export_text()
-    for part in ("100.0 %", "0.0 %", "70.0 %", "4.0 %", "12.0 %", "68.0 %", "matched", "mismatched"):
+    for part in ("100.0 %", "0.0 %", "70.0 %", "4.0 %", "12.0 %", "68.0 %", "69.0 %", "8.0 %", "matched", "mismatched"):
         assert part in text
 
 
@@ -149,10 +161,17 @@ def test_two_corpora_are_answered_and_the_run_is_as_before(run: Path, swap: list
     assert not [name.name for name in run.iterdir() if name.name.startswith(".")]
 
 
-def test_swapping_back_gives_the_first_answers_exactly(run: Path, swap: list[str]) -> None:
+def test_swapping_back_gives_the_first_answers_exactly(run: Path, swap: list[str], small_system: SmallSystem) -> None:
     """A snapshot is a value: what was answered from another one in between leaves no trace."""
     other = [f"data.corpus={value(swap, 'corpus')}", f"data.test={value(swap, 'changed_facts')}"]
-    first, changed, again = (rows(evaluate(str(run), words).parent / "predictions.jsonl") for words in ([], other, []))
+    paths = [evaluate(str(run), words) for words in ([], other, [])]
+    first, changed, again = (rows(path.parent / "predictions.jsonl") for path in paths)
+    # Each says which files it comes from.
+    files = [small_system.data / "passages.jsonl", small_system.data / "test.jsonl"]
+    others = [Path(value(swap, "corpus")), Path(value(swap, "changed_facts"))]
+    for path, used in zip([run / "summary.json", *paths], [files, files, others, files], strict=True):
+        corpus, test = (hashlib.sha256(file.read_bytes()).hexdigest() for file in used)
+        assert json.loads(path.read_text())["data"] == {"corpus": corpus, "test": test}
     assert first == again == rows(run / "predictions.jsonl")
     assert first != changed and [row["id"] for row in first] == [row["id"] for row in changed]
 
@@ -208,21 +227,56 @@ def test_a_broken_second_corpus_is_found_before_a_model_answers(
         hot_swap(str(run), [*swap, f"hot_swap.corpus={tmp_path / 'broken.jsonl'}"])
 
 
-def test_the_command_names_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["hot-swap"]) == 2
-    assert "`hot-swap` needs a run folder" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "text"), [
+    (["hot-swap"], "`hot-swap` needs a run folder"),
+    (["compare"], "`compare` needs an experiment"),
+    (["train", "rag_token", "--docs"], "nothing into docs/ (--docs): got train, expected hot-swap or compare"),
+])  # fmt: skip
+def test_the_command_names_what_is_missing(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "written"), [("0", ["runs/x"]), ("1", [])])
+def test_one_rank_writes_the_docs(rank: str, written: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[str] = []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr("openbook.hot_swap.hot_swap", lambda *_: Path("runs/x/hot_swap/summary.json"))
+    monkeypatch.setattr("openbook.hot_swap.write_docs", lambda folder: folders.append(str(folder)))
+    assert main(["hot-swap", "x", "--docs"]) == 0
+    assert folders == written
+
+
+def test_patterns_are_not_compared_as_texts(run: Path, swap: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Answered(Exception):  # noqa: N818
+        """The checks are over."""
+
+    def stop(*_: object) -> None:
+        raise Answered
+
+    monkeypatch.setattr("openbook.hot_swap.answer_test", stop)
+    same = f"hot_swap.changed_facts={value(swap, 'facts')}"
+    with pytest.raises(Answered):
+        hot_swap(str(run), [*swap, same, "evaluate.regex_answers=true"])
 
 
 # Results
 
 
-def finished(folder: Path, matched: float, mismatched: float, **other: object) -> Path:
+EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+
+
+def finished(
+    folder: Path, matched: float, mismatched: float, config: Sequence[str] = (), age: float = 0.0, **other: object
+) -> Path:
     (folder / "hot_swap").mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(load_experiment("rag_token", config, EXPERIMENTS)), encoding="utf-8")
     content = {"experiment": "rag_token", "overrides": [], "n_questions": 11, "matched": matched,
                "mismatched": mismatched, "table": {
                    "original_index": {"original_facts": matched, "changed_facts": mismatched},
                    "changed_index": {"original_facts": mismatched, "changed_facts": matched}}, **other}  # fmt: skip
     (folder / "hot_swap" / "summary.json").write_text(json.dumps(content), encoding="utf-8")
+    os.utime(folder / "hot_swap" / "summary.json", (time.time() - age,) * 2)
     return folder
 
 
@@ -240,7 +294,9 @@ def test_results_are_a_mean_and_a_range(tmp_path: Path) -> None:
 
 def test_docs_keep_what_others_wrote(tmp_path: Path) -> None:
     first = finished(tmp_path / "runs" / "a", 0.8, 0.0)
-    finished(tmp_path / "runs" / "b", 0.9, 0.02)
+    finished(tmp_path / "runs" / "b", 0.9, 0.02, ["seed=1"], overrides=["trainer.accelerator=cpu"])
+    finished(tmp_path / "runs" / "before", 0.2, 0.4, ["seed=1"], age=60)
+    finished(tmp_path / "runs" / "longer", 0.2, 0.4, ["seed=2", "trainer.max_steps=99"])
     finished(tmp_path / "runs" / "other", 0.1, 0.5, overrides=["evaluate.n_docs=1"])
     docs = tmp_path / "docs"
     docs.mkdir()
@@ -257,3 +313,7 @@ def test_docs_keep_what_others_wrote(tmp_path: Path) -> None:
     (docs / "results.md").write_text(page + "\nbelow\n", encoding="utf-8")
     write_docs(first, docs)
     assert (docs / "results.md").read_text() == page + "\nbelow\n"
+    (docs / "results.json").write_text("[", encoding="utf-8")
+    with pytest.raises(OpenBookError, match=r"not readable as JSON \(.*results.json\)"):
+        write_docs(first, docs)
+    assert (docs / "results.json").read_text() == "["

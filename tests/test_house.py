@@ -29,7 +29,7 @@ LAYERS = [
     "factbook reader encoders collate mips index_store",
     "generator encode_corpus retriever lexical report comparison factbook_edition",  # composed
     "refresh decode contexts likelihood preflight runs logs negatives found",
-    "run_search child sequence_decode rolling look plan timing starting show_answers",
+    "run_search child sequence_decode rolling look plan timing starting show_answers docs_page",
     "compare_request compare_files fits",
     "upkeep",
     "trainer",

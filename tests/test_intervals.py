@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openbook.errors import OpenBookError
-from openbook.intervals import Statistic, bootstrap, mean_of, paired_difference
+from openbook.intervals import Statistic, bootstrap, mean_of, paired_difference, wilson
 
 
 def test_the_draws_are_those_of_a_plain_loop() -> None:
@@ -79,6 +79,13 @@ def test_paired_runs_are_told_apart_where_their_intervals_overlap() -> None:
     assert apart["second"][1] > apart["first"][0]
     assert paired_difference(second, first, resamples=1000, seed=0) == pytest.approx((-mean, -high, -low))
     assert paired_difference(first, first, resamples=10) == (0.0, 0.0, 0.0)
+
+
+def test_wilsons_interval_from_its_formula() -> None:
+    assert wilson(0.5, 6) == pytest.approx((0.1876, 0.8124), abs=1e-4)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)  # 1.96**2 / (20 + 1.96**2)
+    assert wilson(1.0, 20) == pytest.approx((0.8389, 1.0), abs=1e-4)
+    assert all(0 <= end <= 1 for share in (0.0, 1.0) for n in (1, 7, 600) for end in wilson(share, n))
 
 
 def test_bad_input_is_refused() -> None:

@@ -55,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         chosen = parser.parse_args(given)
     try:
+        if chosen.docs and chosen.command != "hot-swap":
+            raise OpenBookError("it writes nothing into docs/", where="--docs", got=chosen.command,
+                                expected="hot-swap or compare")  # fmt: skip
         _run(chosen.command, chosen.words, chosen.docs)
     except OpenBookError as error:
         if chosen.debug:
@@ -75,7 +78,7 @@ def _run(command: str, words: list[str], docs: bool) -> None:
     subject = words[0] if words and (needs_subject or "=" not in words[0]) else ""
     overrides = words[1:] if subject else words
     if needs_subject and not subject:
-        wanted = "an experiment" if command in ("train", "plan", "show") else "a run folder"
+        wanted = "an experiment" if command in ("train", "plan", "show", "compare") else "a run folder"
         raise OpenBookError(f"`{command}` needs {wanted}", action=f"python -m openbook {command} NAME")
     match command:
         case "list":
@@ -119,12 +122,13 @@ def _run(command: str, words: list[str], docs: bool) -> None:
             quiet()
             evaluate(subject, overrides)
         case "hot-swap":
+            from openbook.hardware import rank_from_environment
             from openbook.hot_swap import hot_swap, write_docs
             from openbook.trainer import quiet
 
             quiet()
             written = hot_swap(subject, overrides)
-            if docs:
+            if docs and rank_from_environment() == 0:
                 write_docs(written.parent.parent)
         case "compare":
             from openbook.compare import compare

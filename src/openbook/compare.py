@@ -20,8 +20,9 @@ from openbook.compare_table import Row, measures, orderings, short_table, shown,
 from openbook.config import Config
 from openbook.errors import OpenBookError
 from openbook.experiment import list_experiments
+from openbook.paper import PAIRS
 from openbook.progress import console, say
-from openbook.run_search import FoundRun, Runs, total, without_effect
+from openbook.run_search import FoundRun, Runs, total, unlike, without_effect
 
 DOCS = Path("docs")
 SWEPT = ("rag_token", "rag_sequence")
@@ -81,6 +82,8 @@ def compare(words: Sequence[str]) -> None:
         problems = _make(request, jobs, missing, asked, runs)
     rows, sweep = _rows(jobs), _swept(jobs, request.test_n_docs)
     _print(rows, sweep)
+    if differing := unlike(job.run for job in jobs if job.run and job.finished):
+        say(f"warning: the runs of this table come from {differing}")
     if not request.dry_run:
         folder = request.folder
         places = {row.experiment: {str(job.config.seed): str(job.run.path) for job in jobs
@@ -126,6 +129,8 @@ def _announce(
         f"{len(asked)} to test with other numbers of passages")  # fmt: skip
     for path, why in runs.unreadable.items():
         say(f"  left out: {path} ({why})")
+    for name in dict.fromkeys(job.config.experiment for job in jobs if job.word not in request.experiments):
+        say(f"  {name}: added, others start from its encoders")
     for job in missing:
         how = f"continue {job.run.path} at step {job.run.summary.get('steps', 0)}" if job.run else "train"
         how = f"{job.run.path} seems to be under way" if job.run and job.run.perhaps_running else how
@@ -220,12 +225,15 @@ def _origin(job: Job, jobs: Sequence[Job]) -> Job | None:
 
 def _rows(jobs: Sequence[Job]) -> list[Row]:
     rows: dict[str, Row] = {}
+    judged = {name for pair in PAIRS for name in (pair.ahead, pair.behind)}
     for job in jobs:
         row = rows.setdefault(job.config.experiment, Row(job.config.experiment))
         if job.run is None or not job.run.finished:
             row.missing.append(job.config.seed)
         else:
             row.by_seed[job.config.seed] = measures(job.run.evaluation() or {}, job.run.summary.get("seconds", {}))
+            if row.experiment in judged:
+                row.matches[job.config.seed] = job.run.matches()
     return list(rows.values())
 
 
@@ -251,8 +259,9 @@ def _print(rows: Sequence[Row], sweep: Sweep) -> None:
             for line in lines[1:]:
                 drawn.add_row(*(cell.replace("`", "") for cell in line))
             console.print(drawn, soft_wrap=False)
-    for pair, ahead, behind, verdict in orderings(rows):
+    for pair, ahead, behind, verdict, difference in orderings(rows):
         ours = f"{shown(ahead, 'exact_match')} against {shown(behind, 'exact_match')}"
+        ours += ", paired {:+.3f} ({:+.3f} to {:+.3f})".format(*difference) if difference else ""
         say(f"{verdict}: {pair.what}, {ours}; the paper {pair.published()[0]} against {pair.published()[1]}")
 
 

@@ -9,8 +9,7 @@ from typing import Any
 from openbook import paper
 from openbook.compare_plot import plot_rows, plot_sweep
 from openbook.compare_table import Row, as_json, markdown, orderings, orderings_table, sweep_table, table
-from openbook.errors import OpenBookError
-from openbook.run_search import read_json
+from openbook.docs_page import publish
 from openbook.runs import write_json
 
 SWEEP = "n_docs_at_test"
@@ -48,7 +47,8 @@ def write_folder(folder: Path, rows: Sequence[Row], sweep: Sweep, command: str, 
         "experiments": {row.experiment: {"measures": as_json(row), "missing": row.missing,
                                          "runs": runs.get(row.experiment, {})} for row in rows},
         "order": [{"what": one.pair.what, "ahead": one.pair.ahead, "behind": one.pair.behind, "verdict": one.verdict,
-                   "paper": list(one.pair.published())} for one in orderings(rows)],
+                   "paper": list(one.pair.published()),
+                   "difference": list(one.difference) if one.difference else None} for one in orderings(rows)],
         SWEEP: _sweep_json(sweep),
     }  # fmt: skip
     write_json(folder / "table.json", content)
@@ -64,37 +64,15 @@ def write_docs(docs: Path, rows: Sequence[Row], sweep: Sweep, command: str, know
     its whole table, and keeps every other key as it is. Without sweep the old sweep goes, too.
     """
     (docs / "images").mkdir(parents=True, exist_ok=True)
-    page, figures = docs / "results.md", docs / "results.json"
     picture = "![Exact match and recall@1 of every experiment](images/results.png)\n"
     if sweep:
         picture += "\n![Figures against passages read at test](images/results_n_docs.png)\n"
-    text = between_marks(page, f"{tables(rows, sweep, command)}\n{picture}", "compare")
-    kept = read_json(figures)
-    if figures.exists() and not kept:
-        raise OpenBookError("not readable as JSON", where=figures, action="Mend it or delete it; it is made anew.")
-    owned = {*known, *(row.experiment for row in rows), SWEEP}
-    content = {row.experiment: as_json(row) for row in rows} | ({SWEEP: _sweep_json(sweep)} if sweep else {})
-    write_json(figures, content | {key: value for key, value in kept.items() if key not in owned})
-    page.write_text(text, encoding="utf-8")
+    figures = {row.experiment: as_json(row) for row in rows} | ({SWEEP: _sweep_json(sweep)} if sweep else {})
+    written = publish(docs, "compare", f"{tables(rows, sweep, command)}\n{picture}", figures, {*known, SWEEP})
     plot_rows(rows, docs / "images" / "results.png")
     if sweep:
         plot_sweep(sweep, docs / "images" / "results_n_docs.png")
-    return [page, figures]
-
-
-def between_marks(page: Path, new: str, name: str) -> str:
-    """The page with what stands between the marks of this name replaced; at its end where it has none yet."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    old = page.read_text(encoding="utf-8") if page.is_file() else "# Results\n"
-    counts = old.count(begin), old.count(end)
-    if counts == (0, 0):
-        return f"{old.rstrip()}\n\n{begin}\n{new.rstrip()}\n{end}\n"
-    if counts != (1, 1) or old.index(begin) > old.index(end):
-        raise OpenBookError("the marks are not a pair", where=page, got=f"{counts[0]} of '{begin}' and {counts[1]} of "
-                            f"'{end}'", expected="one of each",
-                            action="Mend them, or delete all of them to have the tables at the end.")  # fmt: skip
-    before, rest = old.split(begin)
-    return f"{before}{begin}\n{new.rstrip()}\n{end}{rest.split(end)[1]}"
+    return written
 
 
 def _sweep_json(sweep: Sweep) -> dict[str, dict[str, Any]]:

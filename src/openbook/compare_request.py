@@ -66,8 +66,8 @@ class Request:
         return cls(experiments, seeds, args, n_docs, Path(chosen.runs), chosen.name, chosen.dry_run, chosen.docs)
 
     def configs(self) -> list[tuple[str, Config]]:
-        """(experiment as it was named, configuration) of every run, experiment by experiment; every problem of every
-        experiment at once, one that several have only once."""
+        """(experiment as it was named, configuration) of every run, experiment by experiment, then of those whose
+        encoders others start from; every problem of every experiment at once, one that several have only once."""
         problems: dict[str, OpenBookError] = {}
         configs = []
         for word in self.experiments:
@@ -76,6 +76,7 @@ class Request:
                     configs.append((word, load_experiment(word, [f"seed={seed}", *self.args])))
                 except OpenBookError as problem:
                     problems.setdefault(str(problem), problem)
+        self._add_origins(configs, problems)
         names: dict[str, str] = {}
         for word, config in configs:
             if names.setdefault(config.experiment, word) != word:
@@ -83,6 +84,30 @@ class Request:
                 problems[both] = OpenBookError("two experiments of one name", where="EXPS", got=both)
         raise_all(list(problems.values()))
         return configs
+
+    def _add_origins(self, configs: list[tuple[str, Config]], problems: dict[str, OpenBookError]) -> None:
+        """The experiments that `retriever.start_from` names, of the same seed, where they are not among these: a run
+        must not start from whichever run happens to be the newest."""
+        there = {(config.experiment, config.seed) for _, config in configs}
+        for _, config in configs:  # grows meanwhile: an origin may have an origin
+            name = config.retriever.start_from
+            if config.objective == "closed_book" or len(Path(name).parts) != 1 or Path(name, "config.yaml").is_file():
+                continue
+            if name == config.experiment:
+                problems[name] = OpenBookError(
+                    "an experiment cannot start from its own encoders", where="retriever.start_from", got=name,
+                    action="Leave it out of EXPS: it is trained first.",
+                )  # fmt: skip
+            elif (name, config.seed) not in there:
+                there.add((name, config.seed))
+                try:
+                    configs.append((name, load_experiment(name, [f"seed={config.seed}", *self._args_of(name)])))
+                except OpenBookError as problem:
+                    problems.setdefault(str(problem), problem)
+
+    def _args_of(self, word: str) -> list[str]:
+        """key=value for the runs of this experiment; one that was only added does not start from itself."""
+        return [one for one in self.args if word in self.experiments or not one.startswith("retriever.start_from=")]
 
     @property
     def command(self) -> str:
@@ -105,16 +130,16 @@ class Request:
 
         started: the run whose encoders it starts from. A run that another process may be at right now is refused.
         """
+        start = [f"retriever.start_from={started.path}"] if started else []
         if found is not None:
             if found.perhaps_running:
                 raise OpenBookError("the run seems to be under way", where=found.path,
                                     got=f"written to {found.age:.0f} s ago", action="Wait for its end; where it was "
                                     f"killed, `make resume RUN={shlex.quote(str(found.path))}`.")  # fmt: skip
-            return ["resume", str(found.path), *self.args]
+            return ["resume", str(found.path), *self._args_of(word), *start]
         name = self._free_name(config)
         place = [f"run.name={name}"] if self.runs == RUNS else [f"run.dir={self.runs / config.experiment / name}"]
-        start = [f"retriever.start_from={started.path}"] if started else []
-        return ["train", word, f"seed={config.seed}", *self.args, *start, *place]
+        return ["train", word, f"seed={config.seed}", *self._args_of(word), *start, *place]
 
     def _free_name(self, config: Config) -> str:
         """seed-S, with a hash of ARGS where there are any; numbered where such a folder holds another run."""

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from openbook import paper
+from openbook.intervals import paired_difference, wilson
 
 
 class Spread(NamedTuple):
@@ -60,26 +61,29 @@ def measures(test: Mapping[str, Any], seconds: Mapping[str, float] | None = None
 
 @dataclass
 class Row:
-    """One experiment: its measures per seed, and the seeds of which there is no finished run."""
+    """One experiment: its measures per seed, and the seeds of which there is no finished run.
+
+    matches: seed -> {question id: exact match} of the questions that the headline counts, where that is known.
+    """
 
     experiment: str
     by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
+    matches: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def spread(self, metric: str) -> Spread | None:
         """Over the seeds that have it."""
         return Spread.of([values[metric] for values in self.by_seed.values() if metric in values])
 
     def chance(self, metric: str) -> Spread | None:
-        """The range in which a rate is to be expected: over the seeds; where there is one run, by the questions alone,
-        the rate +- 1.96 sqrt(p (1 - p) / n)."""
+        """The range in which a rate is to be expected: over the seeds; where there is one run, its 95 % interval
+        by the questions alone (`wilson`)."""
         spread = self.spread(metric)
         if spread is None or spread.n > 1:
             return spread
         questions = next((values[QUESTIONS] for values in self.by_seed.values() if metric in values
                           and QUESTIONS in values), 0.0)  # fmt: skip
-        half = 1.96 * math.sqrt(max(spread.mean * (1 - spread.mean), 0.0) / questions) if questions else 0.0
-        return Spread(spread.mean, spread.mean - half, spread.mean + half, 1)
+        return Spread(spread.mean, *wilson(spread.mean, questions), 1) if questions else spread
 
     @property
     def spreads(self) -> dict[str, Spread]:
@@ -137,45 +141,77 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 
 
 class Verdict(NamedTuple):
-    """What one's own runs say about a pair of the paper: `agree`, `disagree`, `not separated` or `missing: NAMES`."""
+    """What one's own runs say about a pair of the paper: `agree`, `disagree`, `not separated` or `missing: NAMES`.
+
+    difference: see `paired`.
+    """
 
     pair: paper.Pair
     ahead: Spread | None
     behind: Spread | None
     verdict: str
+    difference: tuple[float, float, float] | None = None
+
+
+def paired(ahead: Row, behind: Row) -> tuple[float, float, float] | None:
+    """(mean, low, high) of the difference in exact match, question by question, with its 95 % interval.
+
+    Each question counts once, with its mean over the seeds in which both met the same questions: what several seeds say
+    about one question is not independent. How much runs vary from seed to seed is not in the interval. None without
+    such a seed.
+    """
+    ids: list[str] = []
+    both = []
+    for seed in sorted(ahead.matches.keys() & behind.matches.keys()):
+        theirs = sorted(ahead.matches[seed])
+        ids = ids or theirs
+        if ids and theirs == ids == sorted(behind.matches[seed]):
+            both.append(seed)
+    if not both:
+        return None
+    first, second = ([fmean(row.matches[seed][id_] for seed in both) for id_ in ids] for row in (ahead, behind))
+    return paired_difference(first, second)
 
 
 def orderings(rows: Sequence[Row]) -> list[Verdict]:
-    """Every pair of the paper of which one half or more is here, judged by exact match: where the ranges (over the
-    seeds; of a single run, by its questions) have a value in common, they are not separated."""
+    """Every pair of the paper of which one half or more is here, judged by exact match: they are separated where the
+    interval of the paired difference leaves 0 out; where the answers to the same questions are not at hand, where the
+    ranges (over the seeds; of a single run, by its questions) have no value in common."""
     spreads = {row.experiment: row.chance("exact_match") for row in rows}
+    by_name = {row.experiment: row for row in rows}
     verdicts = []
     for pair in paper.PAIRS:
         ahead, behind = spreads.get(pair.ahead), spreads.get(pair.behind)
         if ahead is None and behind is None:
             continue
+        difference = None
         if ahead is None or behind is None:
             verdict = f"missing: {pair.ahead if ahead is None else pair.behind}"
+        elif difference := paired(by_name[pair.ahead], by_name[pair.behind]):
+            _, low, high = difference
+            verdict = "agree" if low > 0 else "disagree" if high < 0 else "not separated"
         elif ahead.overlaps(behind):
             verdict = "not separated"
         else:
             verdict = "agree" if ahead.mean > behind.mean else "disagree"
-        verdicts.append(Verdict(pair, ahead, behind, verdict))
+        verdicts.append(Verdict(pair, ahead, behind, verdict, difference))
     return verdicts
 
 
 def orderings_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
     """A header and one line per verdict."""
-    lines = [["the paper's claim", "here, exact match", "ranges overlap", "the paper, NQ", "verdict"]]
-    for pair, ahead, behind, verdict in verdicts:
+    lines = [["the paper's claim", "here, exact match", "ranges overlap", "paired difference, 95 % by the questions",
+              "the paper, NQ", "verdict"]]  # fmt: skip
+    for pair, ahead, behind, verdict, difference in verdicts:
         overlap = "-"
         if ahead and behind:
             overlap = "yes" if ahead.overlaps(behind) else "no"
             overlap += "" if min(ahead.n, behind.n) > 1 else " (one run: 95 % by its questions)"
         ours = f"{shown(ahead, 'exact_match')} against {shown(behind, 'exact_match')}"
+        apart = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference) if difference else "-"
         first, second = pair.published()
         theirs = f"{first:.1f} against {second:.1f} ({pair.split})"
-        lines.append([f"{pair.what} (`{pair.ahead}`, `{pair.behind}`)", ours, overlap, theirs, verdict])
+        lines.append([f"{pair.what} (`{pair.ahead}`, `{pair.behind}`)", ours, overlap, apart, theirs, verdict])
     return lines
 
 

@@ -13,7 +13,7 @@ from openbook.dpr_module import DprModule
 from openbook.errors import OpenBookError
 from openbook.logs import read_checkpoint
 from openbook.module import RagModule
-from openbook.prepare import prepare
+from openbook.prepare import Prepared, prepare
 from openbook.progress import console, say
 from openbook.ranges import has_index
 from openbook.report import results_table
@@ -32,7 +32,7 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
     config = run.load_config(overrides, training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
-    module, trainer = answer_test(run, config)
+    module, trainer, prepared = answer_test(run, config)
 
     number = 1 + max((int(p.name) for p in (run.path / "evaluations").glob("*") if p.name.isdigit()), default=0)
     target = run.path / "evaluations" / str(number)
@@ -42,14 +42,14 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
         # With other questions or another corpus the run's own figures are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
         result = {"experiment": config.experiment, "overrides": overrides, "before_training": before}
-        result["test"] = module.summary
+        result |= {"test": module.summary, "data": prepared.fingerprints()}
         write_json(target / "summary.json", result)
         console.print(results_table(result))
         say(f"results in {target}")
     return target / "summary.json"
 
 
-def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, L.Trainer]:
+def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, L.Trainer, Prepared]:
     """The run's last checkpoint answers the test questions of a configuration; the predictions are in the module.
 
     Another corpus is another snapshot: of kept vectors only changed passages are encoded.
@@ -77,4 +77,4 @@ def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, 
         callbacks = [refresh]
     trainer = make_trainer(config, callbacks, [])
     trainer.test(module, questions, verbose=False, weights_only=True)
-    return module, trainer
+    return module, trainer, prepared

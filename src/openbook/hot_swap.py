@@ -7,7 +7,6 @@ low; a generator that answered by heart would answer the same from both.
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -19,28 +18,29 @@ from typing import Any
 
 from rich.table import Table
 
-from openbook import build
+from openbook import build, paper
 from openbook.batch import Example
-from openbook.compare_files import between_marks
 from openbook.config import BUILT_IN, Config
+from openbook.docs_page import publish
 from openbook.errors import OpenBookError, raise_all
 from openbook.evaluate import answer_test
+from openbook.intervals import bootstrap, mean_of
 from openbook.metrics import HELD_OUT, Prediction, exact_match, normalize_answer
 from openbook.preflight import check_swap
 from openbook.prepare import prepare
 from openbook.progress import console, say
+from openbook.run_search import Runs, changes_nothing, read_json
 from openbook.runs import RunFolder, write_json
 from openbook.stream import QuestionFile
 
 INDEXES, FACTS = ("original_index", "changed_index"), ("original_facts", "changed_facts")
-PAPER = {
-    "original_index": {"original_facts": 0.70, "changed_facts": 0.04},
-    "changed_index": {"original_facts": 0.12, "changed_facts": 0.68},
+SIDES = {
+    "matched": tuple(zip(INDEXES, FACTS, strict=True)),
+    "mismatched": tuple(zip(INDEXES, reversed(FACTS), strict=True)),
 }
-"""Lewis et al. 2020, section 4.5: 82 heads of state that changed between the Wikipedia of December 2016, their original
-index here, and that of December 2018; share answered right."""
+"""The two (index, facts) that belong together, and the two that do not."""
 
-Grid = dict[str, dict[str, float]]
+Grid = Mapping[str, Mapping[str, float]]
 
 
 def hot_swap(folder: str, overrides: list[str]) -> Path:
@@ -62,10 +62,11 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     answered: dict[str, list[Prediction]] = {}
     for number, (index, side) in enumerate(sides.items(), 1):
         say(f"answering from the {index.replace('_', ' ')}, {number} of 2: {side.data.corpus}")
-        module, trainer = answer_test(run, side)
+        module, trainer, _ = answer_test(run, side)
         answered[index] = module.predictions
     summary = {"experiment": config.experiment, "seed": config.seed, "overrides": overrides}
-    summary |= summarize(answered, {name: {id_: one.answers for id_, one in of.items()} for name, of in facts.items()})
+    summary |= summarize(answered, {name: {id_: one.answers for id_, one in of.items()} for name, of in facts.items()},
+                         config.evaluate.regex_answers, config.evaluate.bootstrap, config.seed)  # fmt: skip
     target = run.path / "hot_swap"
     if trainer.is_global_zero:
         _write(target, summary, answered)
@@ -75,26 +76,31 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
 
 
 def summarize(
-    answered: Mapping[str, Sequence[Prediction]], facts: Mapping[str, Mapping[str, Sequence[str]]]
-) -> dict[str, Any]:
+    answered: Mapping[str, Sequence[Prediction]], facts: Mapping[str, Mapping[str, Sequence[str]]],
+    regex: bool = False, resamples: int = 1000, seed: int = 0,
+) -> dict[str, Any]:  # fmt: skip
     """The 2 x 2 table and what it comes to, in all and per relation; held-out phrasings apart.
 
     answered: {index: its predictions}. facts: {facts: {question id: answers}}. `matched` is the mean of the two cells
-    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 % (Wilson) over their answers.
+    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 %, by drawing the questions
+    anew, each with its answers from both indexes; none with 0 resamples. regex: the answers are regular expressions.
     """
     first = [one for one in answered[INDEXES[0]] if one.phrasing != HELD_OUT] or answered[INDEXES[0]]
     counted = {one.id for one in first}
     held_out = {one.id for one in answered[INDEXES[0]]} - counted
     relations = sorted({one.relation for one in first} - {""})
-    whole = _cells(answered, facts, counted)
-    result: dict[str, Any] = {**whole, "intervals": {}}
-    for name in ("matched", "mismatched"):
-        result["intervals"][name] = _wilson(whole[name], 2 * len(counted))
+    right = {(index, name): {one.id: exact_match(one.prediction, answers[one.id], regex) for one in predictions}
+             for index, predictions in answered.items() for name, answers in facts.items()}  # fmt: skip
+    result = _cells(right, counted)
+    drawn = {name: mean_of([(right[one][id_] + right[other][id_]) / 2 for id_ in sorted(counted)])
+             for name, (one, other) in SIDES.items()}  # fmt: skip
+    found = bootstrap(drawn, resamples, seed) if resamples else {}
+    result["intervals"] = {name: list(interval) for name, interval in found.items()}
     result["by_relation"] = {}
     for relation in relations:
-        cells = _cells(answered, facts, {one.id for one in first if one.relation == relation})
+        cells = _cells(right, {one.id for one in first if one.relation == relation})
         result["by_relation"][relation] = {key: cells[key] for key in ("matched", "mismatched", "n_questions")}
-    result["held_out"] = _cells(answered, facts, held_out) if held_out else {}
+    result["held_out"] = _cells(right, held_out) if held_out else {}
     return result
 
 
@@ -120,23 +126,35 @@ def results(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def write_docs(folder: Path, docs: Path = Path("docs")) -> None:
-    """Put the hot-swaps of this run and of its experiment's other runs, made with the same overrides, into results.json
-    (key hot_swap) and between their markers in results.md; what else is there stays."""
-    wanted = json.loads((folder / "hot_swap" / "summary.json").read_text(encoding="utf-8"))
-    same = [
-        path.parent.parent
-        for path in sorted(folder.resolve().parent.glob("*/hot_swap/summary.json"))
-        if _alike(json.loads(path.read_text(encoding="utf-8")), wanted)
-    ]
+    """Put the hot-swaps of this run and of those that differ from it in the seed alone, made with the same overrides,
+    into results.json (key hot_swap) and between their markers in results.md; what else is there stays. Of several runs
+    of a seed the one swapped last counts."""
+    same = _alike(folder)
     spread = results(same)
-    docs.mkdir(exist_ok=True)
-    figures, text = docs / "results.json", docs / "results.md"
-    kept = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
-    write_json(figures, {**kept, "hot_swap": spread})
-    new = text.with_name(f".{text.name}.new")
-    new.write_text(between_marks(text, _page(wanted, spread), "hot-swap"), encoding="utf-8")
-    os.replace(new, text)
-    say(f"{figures} and {text} say the hot-swap of {len(same)} run(s) of {wanted['experiment']}")
+    wanted = read_json(folder / "hot_swap" / "summary.json")
+    page, figures = publish(docs, "hot-swap", _page(wanted, spread), {"hot_swap": spread})
+    say(f"{figures} and {page} say the hot-swap of {len(same)} run(s) of {wanted['experiment']}")
+
+
+def _alike(folder: Path) -> list[Path]:
+    """The run folder and its like, one per seed, by seed."""
+    folder = folder.resolve()
+    runs = [(run, run.path / "hot_swap" / "summary.json") for run in Runs(folder.parent.parent).of(folder.parent.name)]
+    mine = next((run for run, _ in runs if run.path == folder), None)
+    if mine is None:
+        raise OpenBookError("not a run folder", where=folder, got="no readable config.yaml in it")
+
+    def told(summary: Mapping[str, Any]) -> tuple[object, ...]:
+        changes = [one for one in summary["overrides"] if not changes_nothing(one, mine.values)]
+        return summary["experiment"], dict(one.split("=", 1) for one in changes), summary["n_questions"]
+
+    wanted = told(read_json(folder / "hot_swap" / "summary.json"))
+    newest: dict[int, tuple[float, Path]] = {}
+    for run, path in runs:
+        seed = run.config.seed
+        if path.is_file() and run.values == {**mine.values, "seed": seed} and told(read_json(path)) == wanted:
+            newest[seed] = max(newest.get(seed, (0.0, path)), (path.stat().st_mtime, run.path))
+    return [newest[seed][1] for seed in sorted(newest)]
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -146,13 +164,13 @@ def table(summary: Mapping[str, Any]) -> Table:
     for name in ("original facts", "changed facts", "paper: original", "paper: changed"):
         shown.add_column(name, justify="right", no_wrap=True)
     for index in INDEXES:
-        cells = [grid[index][facts] for grid in (summary["table"], PAPER) for facts in FACTS]
+        cells = [grid[index][facts] for grid in (summary["table"], paper.HOT_SWAP) for facts in FACTS]
         shown.add_row(index.replace("_", " "), *(f"{100 * cell:.1f} %" for cell in cells))
     shown.add_section()
-    ends = {name: [f"{100 * end:.1f}" for end in summary["intervals"][name]] for name in ("matched", "mismatched")}
-    for name, paper in (("matched", 0.69), ("mismatched", 0.08)):
-        spread = f"95 %: {' - '.join(ends[name])}"
-        shown.add_row(name, f"{100 * summary[name]:.1f} %", spread, f"{100 * paper:.1f} %", "")
+    ends = {name: [f"{100 * end:.1f}" for end in interval] for name, interval in summary["intervals"].items()}
+    for name, theirs in _means(paper.HOT_SWAP).items():
+        spread = f"95 %: {' - '.join(ends[name])}" if name in ends else ""
+        shown.add_row(name, f"{100 * summary[name]:.1f} %", spread, f"{100 * theirs:.1f} %", "")
     return shown
 
 
@@ -193,7 +211,8 @@ def _facts(config: Config, name: str) -> dict[str, Example]:
 
 
 def _check_facts(config: Config, original: Mapping[str, Example], changed: Mapping[str, Example]) -> None:
-    """The same questions in both, and no answer that is right by both."""
+    """The same questions in both, and no answer that is right by both, as far as answers can be compared: two regular
+    expressions cannot."""
     where = "hot_swap.facts, hot_swap.changed_facts"
     asked, also = ({id_: one.question for id_, one in facts.items()} for facts in (original, changed))
     if asked != also:
@@ -201,6 +220,8 @@ def _check_facts(config: Config, original: Mapping[str, Example], changed: Mappi
         raise OpenBookError("the two sets of facts ask different questions", where=where,
                             got=f"{len({id_ for id_, _ in differ})} ids that differ, the first is {differ[0][0]!r}",
                             expected="the same ids and questions, with other answers")  # fmt: skip
+    if config.evaluate.regex_answers:
+        return
     answers = [{id_: set(map(normalize_answer, one.answers)) for id_, one in facts.items()}
                for facts in (original, changed)]  # fmt: skip
     same = [id_ for id_ in asked if answers[0][id_] & answers[1][id_]]
@@ -210,25 +231,14 @@ def _check_facts(config: Config, original: Mapping[str, Example], changed: Mappi
                             expected="questions about what differs", action="Leave those questions out.")  # fmt: skip
 
 
-def _cells(
-    answered: Mapping[str, Sequence[Prediction]], facts: Mapping[str, Mapping[str, Sequence[str]]], ids: set[str]
-) -> dict[str, Any]:
-    grid: Grid = {}
-    for index, predictions in answered.items():
-        chosen = [one for one in predictions if one.id in ids]
-        grid[index] = {
-            name: sum(exact_match(one.prediction, answers[one.id]) for one in chosen) / len(chosen)
-            for name, answers in facts.items()
-        }
-    (a, b), (c, d) = ([grid[index][name] for name in FACTS] for index in INDEXES)
-    return {"table": grid, "matched": (a + d) / 2, "mismatched": (b + c) / 2, "n_questions": len(ids)}
+def _cells(right: Mapping[tuple[str, str], Mapping[str, float]], ids: set[str]) -> dict[str, Any]:
+    """right: (index, facts) -> question id -> exact match."""
+    grid = {index: {name: fmean(right[index, name][id_] for id_ in ids) for name in FACTS} for index in INDEXES}
+    return {"table": grid, **_means(grid), "n_questions": len(ids)}
 
 
-def _wilson(share: float, n: int) -> list[float]:
-    """Wilson's 95 % interval of a share of n answers; within 0 to 1 and sensible near both ends."""
-    z = 1.96
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return [max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))]
+def _means(grid: Grid) -> dict[str, float]:
+    return {name: fmean(grid[index][facts] for index, facts in cells) for name, cells in SIDES.items()}
 
 
 def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequence[Prediction]]) -> None:
@@ -247,14 +257,11 @@ def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequ
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def _alike(summary: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    return all(summary.get(key) == wanted[key] for key in ("experiment", "overrides", "n_questions"))
-
-
 def _page(summary: Mapping[str, Any], spread: Mapping[str, Any]) -> str:
     rows = ["| index | facts of the original | facts of the changed corpus | the paper |", "|---|---|---|---|"]
     for index in INDEXES:
-        ours, theirs = ([f"{100 * grid[index][facts]:.1f} %" for facts in FACTS] for grid in (spread["table"], PAPER))
+        ours, theirs = ([f"{100 * grid[index][facts]:.1f} %" for facts in FACTS] for grid in
+                        (spread["table"], paper.HOT_SWAP))  # fmt: skip
         rows.append(f"| {index.replace('_index', '')} | {ours[0]} | {ours[1]} | {', '.join(theirs)} |")
     said = []
     for name in ("matched", "mismatched"):

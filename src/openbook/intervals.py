@@ -7,6 +7,7 @@ a thousand draws are one matrix product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -89,6 +90,13 @@ def paired_difference(
         )  # fmt: skip
     low, high = bootstrap({"difference": mean_of(list(one - other))}, resamples, seed)["difference"]
     return float((one - other).mean()), low, high
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    """95 % interval of a share of n independent answers (Wilson 1927); within 0 to 1 and sensible near both ends."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def _ratio(sums: Floats) -> Floats:

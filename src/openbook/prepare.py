@@ -16,6 +16,7 @@ from openbook.datamodule import QuestionAnswerData
 from openbook.dpr_module import DprModule
 from openbook.factories import use_threads
 from openbook.hardware import accelerator, autocast_dtype, set_threads
+from openbook.lines import file_fingerprint
 from openbook.module import RagModule
 from openbook.plan import Plan
 from openbook.preflight import check, check_corpus
@@ -30,6 +31,11 @@ class Prepared:
     questions: QuestionAnswerData
     on: Literal["cpu", "gpu"]
     autocast: torch.dtype | None
+
+    def fingerprints(self) -> dict[str, str]:
+        """sha256 of the corpus and of the test questions, where there are any: what summary.json says of its data."""
+        test = self.ready.files.test
+        return {"corpus": self.ready.corpus.fingerprint} | ({"test": file_fingerprint(test)} if test else {})
 
     def module(self) -> RagModule | DprModule:
         """With the warmed-up reader where the experiment wants one."""

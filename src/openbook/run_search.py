@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -13,6 +13,7 @@ from typing import Any
 from openbook.config import Config
 from openbook.errors import OpenBookError
 from openbook.experiment import flat, load_resolved
+from openbook.metrics import HELD_OUT
 from openbook.runs import write_json
 
 NAMES_ONLY = ("experiment", "shows", "run.", "wandb.", "data.cache")
@@ -47,8 +48,8 @@ def essence(config: Config) -> dict[str, Any]:
 
 def _experiment_of(start: str) -> str:
     folder = Path(start)
-    if not start or (len(folder.parts) == 1 and not (folder / "config.yaml").is_file()):
-        return start
+    if not start or not (folder / "config.yaml").is_file():  # a name, or the folder of a run that is gone
+        return folder.parent.name if len(folder.parts) > 1 else start
     try:
         return load_resolved(folder / "config.yaml", training=False).experiment
     except OpenBookError:
@@ -87,20 +88,62 @@ class FoundRun:
         return self.summary.get("status", "running") == "running" and self.age < STILL_WARM
 
     def evaluation(self, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
-        """The test figures of the newest evaluation with exactly these overrides (those without effect aside), or of
-        the run itself where the overrides change nothing; None where there is none."""
-        wanted = {override for override in overrides if not _changes_nothing(override, self.values)}
+        """The test figures of `tested` with these overrides; None where there are none."""
+        found = self.tested(overrides)
+        return dict(found[1]["test"]) if found else None
+
+    def tested(self, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]] | None:
+        """(folder, summary) of the newest evaluation with exactly these overrides (those without effect aside), or of
+        the run itself where the overrides change nothing; None where there is none with figures."""
+        wanted = {override for override in overrides if not changes_nothing(override, self.values)}
         for number in sorted((int(p.name) for p in self.path.glob("evaluations/*") if p.name.isdigit()), reverse=True):
-            content = read_json(self.path / "evaluations" / str(number) / "summary.json")
-            given = {text for text in content.get("overrides", ["?"]) if not _changes_nothing(text, self.values)}
+            folder = self.path / "evaluations" / str(number)
+            content = read_json(folder / "summary.json")
+            given = {text for text in content.get("overrides", ["?"]) if not changes_nothing(text, self.values)}
             if given == wanted and content.get("test"):
-                return dict(content["test"])
-        if wanted or not self.summary.get("test"):
-            return None
-        return dict(self.summary["test"])
+                return folder, content
+        return (self.path, self.summary) if self.summary.get("test") and not wanted else None
+
+    def matches(self) -> dict[str, float]:
+        """{question id: exact match} behind the figures of `evaluation`, questions in held-out phrasings aside unless
+        there are no others; {} where predictions.jsonl is missing or does not say."""
+        found = self.tested()
+        try:
+            lines = (found[0] / "predictions.jsonl").read_text(encoding="utf-8").splitlines() if found else []
+            asked = [json.loads(line) for line in lines]
+            counted = [one for one in asked if one["phrasing"] != HELD_OUT] or asked
+            return {one["id"]: float(one["exact_match"]) for one in counted}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    @property
+    def made_by(self) -> dict[str, set[str]]:
+        """What code and which data its figures come from, as far as the folder says: `commit`, `corpus`, `test`."""
+        made = {"commit": {str(read_json(self.path / "environment.json").get("commit", ""))}}
+        for content in (self.summary, (self.tested() or (None, {}))[1]):
+            for name, fingerprint in content.get("data", {}).items():
+                made.setdefault(name, set()).add(str(fingerprint))
+        return {name: known for name, values in made.items() if (known := values - {""})}
 
 
-def _changes_nothing(override: str, values: dict[str, Any]) -> bool:
+def unlike(runs: Iterable[FoundRun]) -> str:
+    """In what these runs differ that no key of theirs says: '2 commits (1a2b3c4d, 5e6f7a8b), 2 corpora (...)'. What a
+    run does not know of itself counts as equal; empty where there is no difference."""
+    plural = {"commit": "commits", "corpus": "corpora", "test": "files of test questions"}
+    values: dict[str, set[str]] = {name: set() for name in plural}
+    for run in runs:
+        for name, known in run.made_by.items():
+            values.setdefault(name, set()).update(known)
+    return ", ".join(f"{len(found)} {plural.get(name, name)} ({', '.join(sorted(_short(one) for one in found))})"
+                     for name, found in values.items() if len(found) > 1)  # fmt: skip
+
+
+def _short(value: str) -> str:
+    return value[:8] + "+" * value.endswith("+")
+
+
+def changes_nothing(override: str, values: Mapping[str, Any]) -> bool:
+    """Whether an override leaves the figures of a run of these values (`essence`) as they are."""
     key, _, text = override.partition("=")
     if key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"]):
         return True
@@ -165,10 +208,11 @@ class Runs:
     def _one(self, file: Path) -> FoundRun | None:
         try:
             config = load_resolved(file, training=False)
-        except OpenBookError as error:
+            values = essence(config)
+        except (OpenBookError, OSError) as error:
             self.unreadable[file.parent] = str(error)
             return None
-        return FoundRun(file.parent, config, essence(config), read_json(file.parent / "summary.json"))
+        return FoundRun(file.parent, config, values, read_json(file.parent / "summary.json"))
 
 
 def _questions_per_step(config: Config) -> int:

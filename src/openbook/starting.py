@@ -54,7 +54,7 @@ def resolve_start(config: Config) -> Config:
 
 
 def newest_finished(experiment: str, seed: int) -> RunFolder:
-    """The newest finished run of this experiment with this seed; without one, the newest with any."""
+    """The newest finished run of this experiment with this seed; without one, the newest with any, which is said."""
     finished: list[tuple[bool, float, Path]] = []
     for file in (runs.RUNS / experiment).glob("*/config.yaml") if Path(experiment).name == experiment else ():
         summary = RunFolder(file.parent).read_summary()
@@ -66,7 +66,10 @@ def newest_finished(experiment: str, seed: int) -> RunFolder:
             expected="a run folder, or an experiment with a finished run",
             action=f"`make train EXP={Path(experiment).name}` makes one.",
         )  # fmt: skip
-    return RunFolder(max(finished)[2])
+    same_seed, _, newest = max(finished)
+    if not same_seed:
+        say(f"warning: no finished run of {experiment} has seed {seed}: starting from {newest}, of another seed")
+    return RunFolder(newest)
 
 
 def start_encoders(config: Config, retriever: Retriever) -> None:

@@ -21,7 +21,7 @@ from openbook.hardware import rank_from_environment
 from openbook.lexical import LexicalRetriever
 from openbook.logs import MetricsCsv, read_checkpoint
 from openbook.module import RagModule
-from openbook.prepare import prepare
+from openbook.prepare import Prepared, prepare
 from openbook.progress import console, say
 from openbook.ranges import has_index
 from openbook.report import results_table, write_report
@@ -105,26 +105,27 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
         trainer = make_trainer(config, callbacks, _loggers(config, run, resumed))
         say(f"run folder {run.path}; {corpus.n_passages:,} passages; on {prepared.on}, {trainer.precision}")
         clock.lap("setup")
-        return _stages(config, run, resumed, clock, trainer, module, prepared.questions, resumable)
+        return _stages(config, run, resumed, clock, trainer, module, prepared, resumable)
     finally:
         os.environ.pop(SHARED, None)
 
 
 def _stages(
     config: Config, run: RunFolder, resumed: bool, clock: Clock, trainer: L.Trainer, module: RagModule | DprModule,
-    questions: L.LightningDataModule, resumable: Resumable,
+    prepared: Prepared, resumable: Resumable,
 ) -> Path:  # fmt: skip
     """Test, train, test; summary.json is whole after each."""
+    questions, data = prepared.questions, prepared.fingerprints()
     before: dict[str, Any] = run.read_summary().get("before_training", {}) if resumed else {}
     if config.data.test and config.evaluate.before_training and not resumed:
         before = _test(trainer, module, questions, "test split before training")
         clock.lap("evaluate")
-    _write_summary(run, config, module, trainer, clock, before, {}, "running")
+    _write_summary(run, config, module, trainer, clock, data, before, {}, "running")
 
     trainer.fit(module, questions, ckpt_path=run.last if resumed else None, weights_only=True)
     clock.lap("train")
     if from_rank_zero(resumable.received is not None):
-        _write_summary(run, config, module, trainer, clock, before, {}, "interrupted")
+        _write_summary(run, config, module, trainer, clock, data, before, {}, "interrupted")
         say(f"`make resume RUN={run.path}` continues the run")
         if trainer.is_global_zero:  # another rank that ends with a code would have this one killed
             raise SystemExit(128 + (resumable.received or 15))
@@ -136,7 +137,7 @@ def _stages(
         if trainer.is_global_zero:
             run.write_predictions(run.path, [prediction.to_json() for prediction in module.predictions])
         clock.lap("evaluate")
-    _write_summary(run, config, module, trainer, clock, before, after, "finished")
+    _write_summary(run, config, module, trainer, clock, data, before, after, "finished")
     if trainer.is_global_zero:
         _close(run)
     return run.path
@@ -170,7 +171,7 @@ def _test(
 
 def _write_summary(
     run: RunFolder, config: Config, module: RagModule | DprModule, trainer: L.Trainer, clock: Clock,
-    before: dict[str, Any], after: dict[str, Any], status: str,
+    data: dict[str, str], before: dict[str, Any], after: dict[str, Any], status: str,
 ) -> None:  # fmt: skip
     if not trainer.is_global_zero:
         return
@@ -189,7 +190,7 @@ def _write_summary(
     write_json(run.summary, {
         "experiment": config.experiment, "status": status, "steps": trainer.global_step, "seed": config.seed,
         "n_docs": config.evaluate.n_docs or config.retriever.n_docs, "seconds": clock.rounded(), "test": after,
-        "before_training": before, "index": index, "disclosures": disclosures,
+        "before_training": before, "data": data, "index": index, "disclosures": disclosures,
     })  # fmt: skip
 
 
