@@ -50,7 +50,7 @@ def rag_token_beams(
     length_penalty is 1.0 by default. Marginals are computed in fp32 whatever the autocast dtype. The caller puts the
     generator in eval mode.
     """
-    batch, n_docs = _checked_shape(context_ids, doc_logprobs, "rag_token", max_length, min_length)
+    batch, n_docs = checked_shape(context_ids, doc_logprobs, "rag_token", max_length, min_length)
     if not 1 <= n_best <= beams:
         raise OpenBookError(
             "more answers than beams" if beams > 0 else "no beams",
@@ -124,7 +124,7 @@ def greedy(
 
     Marginals are computed in fp32 whatever the autocast dtype. The caller puts the generator in eval mode.
     """
-    batch, n_docs = _checked_shape(context_ids, doc_logprobs, objective, max_length, min_length)
+    batch, n_docs = checked_shape(context_ids, doc_logprobs, objective, max_length, min_length)
     missing = doc_logprobs == -torch.inf
     hopeless = missing.all(dim=1)
     weights = doc_logprobs.to(torch.promote_types(doc_logprobs.dtype, torch.float32))
@@ -175,7 +175,7 @@ def _without(marginal: Tensor, token: int) -> Tensor:
     return marginal.index_fill(1, torch.tensor([token], device=marginal.device), -torch.inf)
 
 
-def _checked_shape(
+def checked_shape(
     context_ids: Tensor, doc_logprobs: Tensor, objective: str, max_length: int, min_length: int
 ) -> tuple[int, int]:
     """(batch, n_docs), or an OpenBookError on what cannot be decoded."""

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.decode import Hypothesis, rag_token_beams
+from openbook.beams import Hypothesis
+from openbook.decode import checked_shape, rag_token_beams
 from openbook.errors import OpenBookError
 from openbook.generator import Generator
 from openbook.likelihood import EncodedOnce
@@ -83,7 +84,7 @@ def rag_sequence_thorough(
     """
     if tokens_per_pass < 1:
         raise OpenBookError("no room to score in", got=f"tokens_per_pass {tokens_per_pass}", expected="at least 1")
-    _check(context_ids, doc_logprobs, n_best)
+    _check_n_best(n_best)
     shared = EncodedOnce(generator)
     found = _found(shared, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty)
     memory, n_docs = shared.encode(context_ids, context_mask), doc_logprobs.shape[1]
@@ -113,7 +114,7 @@ def rag_sequence_fast(
 ) -> list[list[SequenceHypothesis]]:
     """Like rag_sequence_thorough, but an answer counts only under the passages whose beams found it: a lower bound of
     its likelihood, for the price of the beams alone."""
-    _check(context_ids, doc_logprobs, n_best)
+    _check_n_best(n_best)
     found = _found(generator, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty)
     return _ranked(found, doc_logprobs, generator.eos_token_id, length_penalty, n_best)
 
@@ -195,6 +196,7 @@ def _found(
 
     With one passage per question and a doc_logprob of 0 the marginal is the generator's own distribution.
     """
+    checked_shape(context_ids, doc_logprobs, "rag_sequence", max_length, min_length)  # the beams see no question
     alone = torch.zeros_like(doc_logprobs).masked_fill(doc_logprobs == -torch.inf, -torch.inf).view(-1, 1)
     found = rag_token_beams(
         generator, context_ids, context_mask, alone, beams, max_length, min_length, length_penalty, n_best=beams
@@ -221,19 +223,6 @@ def _ranked(
     return ranked
 
 
-def _check(context_ids: Tensor, doc_logprobs: Tensor, n_best: int) -> None:
-    """What the beams, which see one passage at a time, cannot see."""
-    if context_ids.shape[0] != doc_logprobs.numel():
-        batch, n_docs = doc_logprobs.shape
-        raise OpenBookError(
-            "contexts do not fit doc_logprobs", got=f"{context_ids.shape[0]} contexts",
-            expected=f"batch {batch} * n_docs {n_docs} = {batch * n_docs}",
-        )  # fmt: skip
-    if bool(doc_logprobs.isnan().any()):
-        raise OpenBookError(
-            "doc_logprobs holds NaN",
-            expected="log p(z|x), -inf where there is no passage",
-            action="Fill masked passages with -inf after the log-softmax: a row of only masked ones makes it NaN.",
-        )
+def _check_n_best(n_best: int) -> None:
     if n_best < 1:
         raise OpenBookError("no answer is asked for", got=f"n_best {n_best}", expected="at least 1")
