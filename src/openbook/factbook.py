@@ -88,7 +88,9 @@ def build_factbook(
     if not (folder / "counts.json").is_file():
         say(f"building the World Factbook in {folder}")
         written = _compose(options, [read_country(path) for path in sources])
-        _write(folder, written)
+        texts = {f"{name}.jsonl": lines_of(rows) for name, rows in written.items() if name != "counts"}
+        texts["counts.json"] = counts_text(written["counts"][0])
+        write_built(folder, texts, "The World Factbook", 30)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     say(describe(counts))
     paths = {name: folder / f"{name}.jsonl" for name in ("passages", *SPLITS)}
@@ -175,16 +177,15 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> dict[str
     return {"passages": passages, **rows, "counts": [counts]}
 
 
-def _write(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """All files under a temporary name, then one rename: the folder is whole or not there."""
+def write_built(folder: Path, texts: Mapping[str, str], what: str, megabytes: int) -> None:
+    """Files by name, under a temporary name and then one rename: the folder is whole or not there. counts.json, among
+    them, says that it is. Raises OpenBookError, which calls it `what`, where it cannot be written."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            for name, rows in files.items():
-                ending, indent = ("json", 1) if name == "counts" else ("jsonl", None)
-                lines = "".join(json.dumps(row, ensure_ascii=False, indent=indent) + "\n" for row in rows)
-                (staged / f"{name}.{ending}").write_text(lines, encoding="utf-8", newline="\n")
+            for name, text in texts.items():
+                (staged / name).write_text(text, encoding="utf-8", newline="\n")
             staged.chmod(0o755)
             if not (folder / "counts.json").is_file():  # another process may have been faster
                 os.replace(staged, folder)
@@ -193,9 +194,19 @@ def _write(folder: Path, files: Mapping[str, Sequence[Mapping[str, Any]]]) -> No
     except OSError as error:
         if not (folder / "counts.json").is_file():
             raise OpenBookError(
-                "The World Factbook cannot be written",
+                f"{what} cannot be written",
                 where=folder,
                 got=error,
-                expected="a folder with write permission and about 30 MB free",
-                action="Free space or choose another cache folder.",
+                expected=f"a folder with write permission and about {megabytes} MB free",
+                action="Free space or choose another data.cache.",
             ) from error
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as .jsonl."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def counts_text(counts: Mapping[str, Any]) -> str:
+    """The text of counts.json."""
+    return json.dumps(counts, ensure_ascii=False, indent=1) + "\n"

@@ -9,18 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openbook.errors import OpenBookError
-from openbook.factbook import FactbookFiles
+from openbook.factbook import FactbookFiles, counts_text, lines_of, write_built
 from openbook.metrics import has_answer, normalize_answer
 
 VERSION = 1  # raise it whenever the same book and seed give other bytes
@@ -69,8 +65,10 @@ def build_edition(book: FactbookFiles, seed: int = 0, progress: Callable[[str], 
     folder = book.folder.with_name(f"factbook-edition-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
     if not (folder / "counts.json").is_file():
         say(f"building another edition of the World Factbook in {folder}")
-        files = edition(_read(book.passages), _read(book.test), seed)
-        _write(folder, {f"{name}.jsonl": rows for name, rows in files[0].items()}, files[1])
+        files, made = edition(_read(book.passages), _read(book.test), seed)
+        texts = {f"{name}.jsonl": lines_of(rows) for name, rows in files.items()}
+        texts["counts.json"] = counts_text(made)
+        write_built(folder, texts, "the other edition of the World Factbook", 5)
     counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
     say(describe(counts))
     passages, original, changed = (
@@ -245,26 +243,3 @@ def _hash(seed: int, one: Exchange) -> str:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _write(folder: Path, files: Mapping[str, Sequence[Row]], counts: Row) -> None:
-    """All files under a temporary name, then one rename: the folder is whole or not there."""
-    try:
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            for name, rows in files.items():
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (staged / name).write_text(lines, encoding="utf-8", newline="\n")
-            (staged / "counts.json").write_text(json.dumps(counts, ensure_ascii=False, indent=1) + "\n", "utf-8")
-            staged.chmod(0o755)
-            if not (folder / "counts.json").is_file():  # another process may have been faster
-                os.replace(staged, folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-    except OSError as error:
-        if not (folder / "counts.json").is_file():
-            raise OpenBookError(
-                "the other edition of the World Factbook cannot be written", where=folder, got=error,
-                expected="a folder with write permission and about 5 MB free",
-                action="Free space or choose another data.cache.",
-            ) from error  # fmt: skip
