@@ -10,6 +10,7 @@ beyond its weights and libraries.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -19,7 +20,8 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -106,7 +108,8 @@ def theirs(on: Pair, case: Case) -> list[list[int]]:
     return tokens[:, 1:].tolist()
 
 
-SIDES: dict[str, Callable[[Pair, Case], list[list[int]]]] = {"ours": ours, "theirs": theirs}
+Sides = dict[str, Callable[[Pair, Case], list[list[int]]]]
+SIDES: Sides = {"ours": ours, "theirs": theirs}
 
 
 def alternating(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -146,45 +149,52 @@ def most_held(run: Callable[[], object], warm_up: Callable[[], object]) -> int:
     return peak - before
 
 
-def figures(cases: list[Case], repeats: int) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for case in cases:
-        on = pair(case)
-        answers = {name: run(on, case) for name, run in SIDES.items()}
-        if answers["ours"] != answers["theirs"]:
-            raise SystemExit(f"the two sides answer differently: {answers}")
-        runs = {name: lambda run=run, on=on, case=case: run(on, case) for name, run in SIDES.items()}
-        seconds = alternating(runs, repeats)
-        del on, runs
-        held = {side: memory_of("benchmarks.decode", side, case) for side in SIDES}
-        key = f"decode.rag_token_{case.questions}"
-        found |= {
-            f"{key}.speedup": seconds["theirs"] / seconds["ours"],
-            f"{key}.seconds": seconds["ours"],
-            f"{key}.transformers_seconds": seconds["theirs"],
-            f"{key}.memory_ratio": held["ours"] / held["theirs"],
-            f"{key}.mib": held["ours"] / 2**20,
-            f"{key}.transformers_mib": held["theirs"] / 2**20,
-        }
-    return found
+def beside(on: Pair, case: Case, sides: Sides, repeats: int, module: str, key: str) -> dict[str, Value]:
+    """Seconds and memory of both sides by keys that begin with `key`, once they have answered alike. module: what
+    `python -m` measures one side's memory with."""
+    answers = {name: run(on, case) for name, run in sides.items()}
+    if answers["ours"] != answers["theirs"]:
+        raise SystemExit(f"the two sides answer differently: {answers}")
+    seconds = alternating({name: partial(run, on, case) for name, run in sides.items()}, repeats)
+    held = {side: memory_of(module, side, case) for side in sides}
+    return {
+        f"{key}.speedup": seconds["theirs"] / seconds["ours"],
+        f"{key}.seconds": seconds["ours"],
+        f"{key}.transformers_seconds": seconds["theirs"],
+        f"{key}.memory_ratio": held["ours"] / held["theirs"],
+        f"{key}.mib": held["ours"] / 2**20,
+        f"{key}.transformers_mib": held["theirs"] / 2**20,
+    }
+
+
+def print_memory(told: str, sides: Sides) -> None:
+    """What `memory_of` reads: the bytes that one side, named with its case in JSON, takes here."""
+    fields = json.loads(told)
+    run, case = sides[fields.pop("side")], Case(**fields)
+    on = pair(case)
+    tiny, few = replace(on, context_ids=on.context_ids[:, :3], context_mask=on.context_mask[:, :3]), 2
+    print(most_held(lambda: run(on, case), lambda: run(tiny, replace(case, target_len=few))))
+
+
+def asked_for(description: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark of decoding."""
+    parser = options(description)
+    parser.add_argument("--case", help="measure the memory of one side here and print it")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side that count")
+    return parser
 
 
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--case", help="measure the memory of one side here and print it")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each side that count")
-    asked = parser.parse_args()
+    asked = asked_for(__doc__).parse_args()
     prepare_machine()
     if asked.case:
-        told = json.loads(asked.case)
-        side, case = told.pop("side"), Case(**told)
-        on, few = pair(case), Case(case.questions, target_len=2)
-        tiny = Pair(on.generator, on.token_peer, on.sequence_peer, on.context_ids[:, :3], on.context_mask[:, :3],
-                    on.doc_scores)  # fmt: skip
-        print(most_held(lambda: SIDES[side](on, case), lambda: SIDES[side](tiny, few)))
-        return
+        return print_memory(asked.case, SIDES)
     cases = [Case(1, 11, 4, True), Case(4, 11, 4, True)] if asked.quick else [Case(1), Case(4)]
-    finish(asked, figures(cases, asked.repeats))
+    found: dict[str, Value] = {}
+    for case in cases:
+        key = f"decode.rag_token_{case.questions}"
+        found |= beside(pair(case), case, SIDES, asked.repeats, "benchmarks.decode", key)
+    finish(asked, found)
 
 
 if __name__ == "__main__":

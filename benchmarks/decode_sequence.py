@@ -9,15 +9,12 @@ log p(z|x) at the second token, which is the paper's sum here, where all answers
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from benchmarks.decode import BEAMS, Case, Pair, alternating, memory_of, most_held, pair
-from benchmarks.figures import Value, finish, options
+from benchmarks.decode import BEAMS, Case, Pair, Sides, asked_for, beside, pair, print_memory
+from benchmarks.figures import Value, finish
 from benchmarks.system import prepare_machine
 from openbook.sequence_decode import rag_sequence_thorough
 
@@ -40,7 +37,7 @@ def theirs(on: Pair, case: Case) -> list[list[int]]:
     return tokens[:, 1:].tolist()
 
 
-SIDES: dict[str, Callable[[Pair, Case], list[list[int]]]] = {"ours": ours, "theirs": theirs}
+SIDES: Sides = {"ours": ours, "theirs": theirs}
 
 
 def candidates(on: Pair, case: Case) -> float:
@@ -50,47 +47,20 @@ def candidates(on: Pair, case: Case) -> float:
     return sum(map(len, found)) / len(found)
 
 
-def figures(cases: list[Case], repeats: int) -> dict[str, Value]:
-    found: dict[str, Value] = {}
-    for case in cases:
-        on = pair(case)
-        answers = {name: run(on, case) for name, run in SIDES.items()}
-        if answers["ours"] != answers["theirs"]:
-            raise SystemExit(f"the two sides answer differently: {answers}")
-        runs = {name: lambda run=run, on=on, case=case: run(on, case) for name, run in SIDES.items()}
-        seconds = alternating(runs, repeats)
-        n_candidates = candidates(on, case)
-        del on, runs
-        held = {side: memory_of("benchmarks.decode_sequence", side, case) for side in SIDES}
-        key = "decode.rag_sequence_thorough" + ("" if case.questions == 1 else f"_{case.questions}")
-        found |= {
-            f"{key}.speedup": seconds["theirs"] / seconds["ours"],
-            f"{key}.seconds": seconds["ours"],
-            f"{key}.transformers_seconds": seconds["theirs"],
-            f"{key}.memory_ratio": held["ours"] / held["theirs"],
-            f"{key}.mib": held["ours"] / 2**20,
-            f"{key}.transformers_mib": held["theirs"] / 2**20,
-            f"{key}.candidates": n_candidates,
-        }
-    return found
-
-
 def main() -> None:
-    parser = options(__doc__)
-    parser.add_argument("--case", help="measure the memory of one side here and print it")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each side that count")
+    parser = asked_for(__doc__)
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 4], help="questions decoded together")
     asked = parser.parse_args()
     prepare_machine()
     if asked.case:
-        told = json.loads(asked.case)
-        side, case = told.pop("side"), Case(**told)
-        on = pair(case)
-        tiny, few = replace(on, context_ids=on.context_ids[:, :3], context_mask=on.context_mask[:, :3]), 2
-        print(most_held(lambda: SIDES[side](on, case), lambda: SIDES[side](tiny, replace(case, target_len=few))))
-        return
+        return print_memory(asked.case, SIDES)
     small = {"context_len": 11, "target_len": 4, "small": True} if asked.quick else {"target_len": 16}
-    finish(asked, figures([Case(questions, **small) for questions in asked.questions], asked.repeats))
+    found: dict[str, Value] = {}
+    for case in (Case(questions, **small) for questions in asked.questions):
+        on, key = pair(case), "decode.rag_sequence_thorough" + ("" if case.questions == 1 else f"_{case.questions}")
+        found |= beside(on, case, SIDES, asked.repeats, "benchmarks.decode_sequence", key)
+        found[f"{key}.candidates"] = candidates(on, case)
+    finish(asked, found)
 
 
 if __name__ == "__main__":
