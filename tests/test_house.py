@@ -33,7 +33,7 @@ LAYERS = [
     "compare_request compare_files fits",
     "upkeep",
     "trainer",
-    "answering warmup",
+    "answering warmup question_module",
     "module dpr_module datamodule",  # shells
     "callbacks.collapse callbacks.index_refresh callbacks.provenance callbacks.resumable callbacks.throughput "
     "callbacks.staleness",
@@ -51,7 +51,7 @@ OWNERS = {
     "torch.distributed": {"distributed"},
     "omegaconf": {"experiment"},
     "transformers": {"weights", "encoders", "generator", "shared_attention"},
-    "lightning": {"module", "dpr_module", "datamodule", "logs", "train", "trainer", "evaluate", "prepare"}
+    "lightning": {"question_module", "datamodule", "logs", "train", "trainer", "evaluate", "prepare"}
     | {name for name in SOURCES if name.startswith("callbacks.")} - {"callbacks.__init__"},
     "matplotlib": {"plots", "compare_plot"},
     "jinja2": {"report"},

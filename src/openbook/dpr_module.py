@@ -5,33 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from openbook.batch import MISSING_ROW, Batch
 from openbook.config_training import OptimConfig
 from openbook.corpus import Corpus
-from openbook.distributed import (
-    gather_objects,
-    gather_rows,
-    gather_rows_with_gradient,
-    rank,
-    shard,
-    sum_over_ranks,
-    world_size,
-)
+from openbook.distributed import gather_rows, gather_rows_with_gradient, rank, shard, sum_over_ranks, world_size
 from openbook.dpr import dpr_scores, in_batch_hits, nll_of
-from openbook.errors import OpenBookError
 from openbook.found import best_passages, found_passages, summarize_found
-from openbook.metrics import Prediction
 from openbook.negatives import TrainingPassages
-from openbook.optim import learning_rate_schedule, parameter_groups
+from openbook.question_module import QuestionModule
 from openbook.retriever import Retriever
 
 
-class DprModule(L.LightningModule):
+class DprModule(QuestionModule):
     """Dense passage retrieval (Karpukhin et al. 2020, section 3.2). `training_step` is the method.
 
     passages chooses what the questions are trained on; None where nothing trains (evaluate). n_docs passages per
@@ -39,29 +27,18 @@ class DprModule(L.LightningModule):
     and all of them are every rank's candidates: several ranks give the gradient of one with the whole batch.
     """
 
+    retriever: Retriever
+
     def __init__(
         self, retriever: Retriever, corpus: Corpus, passages: TrainingPassages | None, optim: OptimConfig,
         max_steps: int, n_docs: int, bootstrap: int = 0, regex_answers: bool = False, seed: int = 0,
     ):  # fmt: skip
-        super().__init__()
-        self.retriever = retriever
+        super().__init__(retriever, optim, max_steps, bootstrap, seed)
         self.corpus = corpus
         self.passages = passages
-        self.optim = optim
-        self.max_steps = max_steps
         self.eval_n_docs = n_docs
-        self.bootstrap = bootstrap
         self.regex_answers = regex_answers
-        self.seed = seed
-        self.predictions: list[Prediction] = []
-        self.summary: dict[str, Any] = {}
-        self.index_is_exact = False
         self.train()
-
-    @property
-    def dense_retriever(self) -> Retriever:
-        """The retriever, under the name it has in a RagModule."""
-        return self.retriever
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         nll, hits, weight = self.likelihood(batch)
@@ -118,61 +95,15 @@ class DprModule(L.LightningModule):
         rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
         self.predictions.extend(found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_start(self) -> None:
-        self.predictions = []
-        self.index_is_exact = self.retriever.index_is_exact()
-
-    def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
-
-    def on_validation_epoch_end(self) -> None:
-        self._summarize(0)
-        for name in ("recall_at_1", "recall_at_5", "recall_at_20"):
-            self.log(f"validation/{name}", self.summary[name], prog_bar=name == "recall_at_1")
-
-    def on_test_epoch_end(self) -> None:
-        self._summarize(self.bootstrap)
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Random state is a function of (seed, step, rank): dropout is what a resumed run would have drawn."""
-        torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) & 0x7FFFFFFF)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        """By norm over both encoders; see RagModule."""
-        if gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-            self.log("train/grad_norm", norm, rank_zero_only=True)
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optim, retriever = self.optim, self.retriever
-        parts: list[tuple[str, nn.Module, float]] = [
-            ("question_encoder", retriever.question_encoder, optim.lr_question_encoder or optim.lr),
-            ("passage_encoder", retriever.passage_encoder, optim.lr_passage_encoder or optim.lr),
-        ]
-        optimizer = torch.optim.AdamW(parameter_groups(parts, optim.weight_decay), fused=True)
-        optimizer.register_step_post_hook(lambda *_: retriever.fresh.outdate())
-        schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _summarize(self, resamples: int) -> None:
-        gathered = gather_objects([prediction.to_json() for prediction in self.predictions])
-        self.predictions = [Prediction.from_json(fields) for part in gathered for fields in part]
-        self.predictions.sort(key=lambda prediction: prediction.id)
-        self.summary = summarize_found(self.predictions, resamples, self.seed)
+    def summarized(self, resamples: int) -> dict[str, Any]:
+        return summarize_found(self.predictions, resamples, self.seed)
 
     def _log(self, nll: Tensor, hits: Tensor, weight: Tensor) -> None:
         """Means over the questions of all ranks."""
         sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
         total, n_hits, questions = sum_over_ranks(sums).tolist()
         if math.isnan(total):
-            raise OpenBookError("the likelihood is not a number", where=f"step {self.global_step}",
-                                action="Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume "
-                                "from an earlier checkpoint.")  # fmt: skip
+            raise self.diverged()
         if questions:
             self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
             self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
