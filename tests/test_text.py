@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from openbook.batch import IGNORED_LABEL
 from openbook.errors import OpenBookError
 from openbook.text import (
     SpecialIds,
+    cheapest_passes,
     check_question_length,
     context_inputs,
     decoder_inputs,
@@ -163,3 +165,30 @@ def test_decoder_inputs_shift_right() -> None:
     labels = torch.tensor([[3, 4, 2], [2, IGNORED_LABEL, IGNORED_LABEL]])
     assert decoder_inputs(labels, start_id=1, pad_id=0).tolist() == [[1, 3, 4], [1, 2, 0]]
     assert labels[1, 1] == IGNORED_LABEL, "the labels themselves must stay"
+
+
+@pytest.mark.parametrize("cost", [0, 5, 40, 10_000])
+@pytest.mark.parametrize("most", [1, 31, 64, 10_000])
+def test_the_cheapest_passes_are_the_cheapest_of_all(cost: int, most: int) -> None:
+    """Against every way to cut 11 rows, longest first; a pass holds one row at least."""
+    lengths = np.array([7, 13, 13, 29, 2, 5, 17, 29, 11, 3, 19])
+    falling = np.sort(lengths)[::-1]
+
+    def price(sizes: list[int]) -> float:
+        firsts = np.cumsum([0, *sizes[:-1]])
+        padded = [int(falling[first]) * size for first, size in zip(firsts, sizes, strict=True)]
+        fits = all(size == 1 or tokens <= most for size, tokens in zip(sizes, padded, strict=True))
+        return sum(padded) + cost * len(sizes) if fits else np.inf
+
+    ways = []
+    for cuts in range(2 ** (len(lengths) - 1)):
+        places = [0, *(place + 1 for place in range(len(lengths) - 1) if cuts >> place & 1), len(lengths)]
+        ways.append([stop - start for start, stop in pairwise(places)])
+    passes = cheapest_passes(lengths, most, cost)
+    assert sorted(np.concatenate(passes).tolist()) == list(range(len(lengths)))
+    assert lengths[np.concatenate(passes)].tolist() == falling.tolist()
+    assert price([len(part) for part in passes]) == min(price(sizes) for sizes in ways)
+
+
+def test_no_rows_need_no_pass() -> None:
+    assert cheapest_passes(np.array([], dtype=np.int64), 64, 5) == []

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from openbook.answering import Answering
 from openbook.callbacks import IndexRefresh
@@ -34,6 +35,7 @@ from openbook.preflight import passage_dim
 from openbook.progress import progress, say
 from openbook.ranges import labels_of
 from openbook.reader import detokenize
+from openbook.recompute import checkpoint_layers
 from openbook.refresh import CorpusOptions
 from openbook.retriever import Retriever
 from openbook.schedule import RefreshSchedule
@@ -150,6 +152,8 @@ def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModul
     if config.objective != "closed_book":
         used = retriever(config, ready) if config.retriever.kind == "dense" else lexical_retriever(config, ready.corpus)
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
+    if config.trainer.checkpointing:
+        checkpoint_layers(cast(nn.Module, generator))
     special = special_ids(ready.generator_tokenizer)
     contexts = ContextBuilder(
         ready.corpus.tokens("generator"), special, config.data.max_context_tokens, tokens_per_pass(config)
@@ -214,10 +218,13 @@ def retriever(config: Config, ready: Parts) -> Retriever:
     if not wanted.train_word_embeddings:
         for encoder in encoders:
             encoder.freeze_word_embeddings()
+    if config.trainer.checkpointing:
+        for encoder in encoders:
+            checkpoint_layers(encoder)
     return Retriever(
         encoders[0], encoders[-1], ready.corpus.tokens("encoder"), special_ids(ready.passage_tokenizer),
         config.data.max_passage_tokens, wanted.temperature, wanted.train_question_encoder, wanted.train_passage_encoder,
-        tokens_per_pass(config), wanted.rerank,
+        tokens_per_pass(config), wanted.rerank, wanted.tokens_per_backward,
     )  # fmt: skip
 
 

@@ -113,6 +113,10 @@ class RetrieverConfig:
     """whether training changes the encoders' word embeddings; half of a small encoder's weights are there"""
     dropout: float = 0.0
     """probability, in both encoders while they train"""
+    tokens_per_backward: int = 0
+    """tokens of passages, padding included, whose activations are kept at once for the passage encoder's gradient;
+    every passage is then encoded twice (gradient caching), and memory no longer grows with n_docs and the batch; 0: of
+    all passages, encoded once"""
 
 
 @dataclass(frozen=True)

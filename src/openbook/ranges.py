@@ -18,6 +18,7 @@ POSITIVE = """
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
+    retriever.tokens_per_backward
     data.factbook.field_parts data.workers warmup.steps
     optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
     optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
@@ -97,6 +98,9 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         wrong("tied encoders are one model", "retriever.passage_encoder", repr(retriever.question_encoder))
     if retriever.tied and config.optim.lr_question_encoder != config.optim.lr_passage_encoder:
         wrong("tied encoders have one learning rate", "optim.lr_passage_encoder", config.optim.lr_question_encoder)
+    if retriever.tokens_per_backward and not (has_index(config) and retriever.train_passage_encoder):
+        wrong("no passage is encoded with a gradient, so there is none to make in parts",
+              "retriever.tokens_per_backward", "0 without a passage encoder that trains")  # fmt: skip
     if retriever.kind == "bm25" and config.objective != "closed_book":
         _check_bm25(config, wrong)
     if config.objective == "dpr":

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from openbook import reader_layers as parts
 from openbook.errors import OpenBookError
 from openbook.reader_layers import Layer, ReaderConfig
+from openbook.recompute import recomputed
 
 
 class Memory(NamedTuple):
@@ -57,7 +59,10 @@ class Cache(NamedTuple):
 
 
 class MiniLMReader(nn.Module):
-    """See the module's text. Word embeddings and the head are buffers: they are frozen and get no gradient."""
+    """See the module's text. Word embeddings and the head are buffers: they are frozen and get no gradient.
+
+    checkpointing: while gradients are recorded keep only the layers' inputs (see openbook.recompute).
+    """
 
     word_embeddings: Tensor
     head: Tensor
@@ -65,6 +70,7 @@ class MiniLMReader(nn.Module):
     def __init__(self, config: ReaderConfig):
         super().__init__()
         self.config = config
+        self.checkpointing = False
         self.decoder_start_token_id, self.eos_token_id = config.start_id, config.end_id
         self.pad_token_id = config.pad_id
         self.register_buffer("word_embeddings", torch.zeros(config.vocab, config.dim))
@@ -109,7 +115,7 @@ class MiniLMReader(nn.Module):
         states = self._embed(context_ids, in_passage.long(), 0, "a context", alike @ self.question_match)
         bias = parts.padding_bias(context_mask)[:, None, None]
         for layer in parts.layers_of(self.encoder):
-            states = layer.feed_forward(layer.attention(states, *layer.attention.remember(states), bias))
+            states = self._run(layer.encode, states, bias)
         return Memory(states, context_ids, in_passage)
 
     def decode(
@@ -150,11 +156,7 @@ class MiniLMReader(nn.Module):
                 keys = torch.cat([cache.self_keys[number], keys], 2)
                 values = torch.cat([cache.self_values[number], values], 2)
                 cross = cache.cross_keys[number], cache.cross_values[number]
-            states = layer.attention(states, keys, values, causal)
-            bonus = F.embedding(clamped, layer.run_bonus) + padding[..., None]  # [rows, target_len, context_len, heads]
-            bonus = bonus.view(n, -1, context_len, bonus.shape[3]).permute(0, 3, 1, 2)
-            read = layer.cross(states.view(n, -1, states.shape[2]), *cross, bonus)
-            states = layer.feed_forward(read.view_as(states))
+            states = self._run(layer.decode, states, keys, values, causal, *cross, clamped, padding)
             kept.append((keys, values, *cross))
 
         copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
@@ -181,6 +183,10 @@ class MiniLMReader(nn.Module):
             self_keys=tuple(keys[rows] for keys in cache.self_keys),
             self_values=tuple(values[rows] for values in cache.self_values),
         )  # fmt: skip
+
+    def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        again = self.checkpointing and torch.is_grad_enabled()
+        return recomputed(layer, *inputs) if again else layer(*inputs)
 
     def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str, extra: Tensor | float = 0.0) -> Tensor:
         last = first + ids.shape[1]

@@ -97,6 +97,23 @@ class Layer(nn.Module):
             self.cross = Attention(config)
             self.run_bonus = nn.Parameter(torch.zeros(len(RUN_BONUS), config.heads))
 
+    def encode(self, states: Tensor, bias: Tensor) -> Tensor:
+        """states [n, length, dim] read by themselves; bias as in Attention."""
+        return self.feed_forward(self.attention(states, *self.attention.remember(states), bias))
+
+    def decode(
+        self, states: Tensor, keys: Tensor, values: Tensor, causal: Tensor, cross_keys: Tensor, cross_values: Tensor,
+        run: Tensor, padding: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """states [rows, target_len, dim] of answers, rows = n * beams; keys and values of their own positions, then of
+        the n contexts. run [rows, target_len, context_len], within RUN_BONUS; padding [rows, 1, context_len]."""
+        states = self.attention(states, keys, values, causal)
+        n, context_len = len(cross_keys), cross_keys.shape[2]
+        bonus = F.embedding(run, self.run_bonus) + padding[..., None]  # [rows, target_len, context_len, heads]
+        bonus = bonus.view(n, -1, context_len, bonus.shape[3]).permute(0, 3, 1, 2)
+        read = self.cross(states.view(n, -1, states.shape[2]), cross_keys, cross_values, bonus)
+        return self.feed_forward(read.view_as(states))
+
     @torch.no_grad()
     def warm_start(self, weights: dict[str, Tensor], number: int) -> None:
         """Become BERT's layer `number`; cross-attention looks where its self-attention would, and reads as it is."""

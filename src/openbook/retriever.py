@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -14,7 +16,12 @@ from openbook.encoders import TextEncoder
 from openbook.errors import OpenBookError
 from openbook.fresh import FreshEmbeddings
 from openbook.mips import Snapshot
-from openbook.text import SpecialIds, by_length, passage_inputs
+from openbook.recompute import recomputed
+from openbook.text import SpecialIds, by_length, cheapest_passes, passage_inputs
+
+TOKENS_OF_A_PASS = {"cpu": 100, "cuda": 16384}
+"""What a pass with gradient costs beside its tokens, in tokens: weights are read and their gradients written on a CPU,
+and a GPU waits for its kernels to be launched."""
 
 
 class Retriever(nn.Module):
@@ -36,6 +43,7 @@ class Retriever(nn.Module):
         train_passage_encoder: bool = True,
         tokens_per_pass: int = 65536,
         rerank: int = 0,
+        tokens_per_backward: int = 0,
     ):
         super().__init__()
         self.question_encoder = question_encoder
@@ -49,6 +57,7 @@ class Retriever(nn.Module):
         self.temperature = temperature
         self.tokens_per_pass = tokens_per_pass
         self.rerank = rerank
+        self.tokens_per_backward = tokens_per_backward
         self.snapshot: Snapshot | None = None
         self.fresh = FreshEmbeddings()
         self.depth = 0  # candidates that a search looks at even where fewer are read
@@ -146,13 +155,23 @@ class Retriever(nn.Module):
         return self.fresh.get(rows)
 
     def encode_rows(self, rows: Tensor) -> Tensor:
-        """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now."""
+        """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now.
+
+        With `tokens_per_backward` a gradient's activations are there for one pass at a time, of at most so many tokens.
+        """
         device, chosen = next(self.passage_encoder.parameters()).device, rows.cpu().numpy()
         lengths = np.minimum(self.tokens.length(chosen) + self.special.n_in_context, self.max_passage_tokens)
-        passes = list(by_length(lengths, self.tokens_per_pass))
+        encode: Callable[..., Tensor] = self.passage_encoder
+        if torch.is_grad_enabled() and self.passage_encoder.trains:
+            most = min(self.tokens_per_pass, self.tokens_per_backward or self.tokens_per_pass)
+            passes = cheapest_passes(lengths, most, TOKENS_OF_A_PASS.get(device.type, 0))
+            if self.tokens_per_backward:
+                encode = partial(recomputed, encode)
+        else:
+            passes = list(by_length(lengths, self.tokens_per_pass))
         parts = []
         for positions in passes:
             ids, mask = passage_inputs(self.tokens, chosen[positions], self.special, self.max_passage_tokens)
-            parts.append(self.passage_encoder(ids.to(device), mask.to(device)))
+            parts.append(encode(ids.to(device), mask.to(device)))
         back = np.argsort(np.concatenate(passes))
         return torch.cat(parts)[torch.from_numpy(back).to(device)]

@@ -18,7 +18,7 @@ from openbook.runs import write_json
 
 NAMES_ONLY = ("experiment", "shows", "run.", "wandb.", "data.cache")
 PLACES_ONLY = ("trainer.accelerator", "data.workers", "index.device", "index.gpu_temp_memory", "index.keep_vectors",
-               "trainer.tokens_per_pass")  # fmt: skip
+               "trainer.tokens_per_pass", "trainer.checkpointing", "retriever.tokens_per_backward")  # fmt: skip
 WATCHES_ONLY = ("trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size",
                 "evaluate.validation_questions", "evaluate.before_training", "evaluate.bootstrap")  # fmt: skip
 WITHOUT_EFFECT = (*NAMES_ONLY, *PLACES_ONLY, *WATCHES_ONLY)
