@@ -40,18 +40,17 @@ def closed_book_rows(batch: Batch) -> Tensor:
     return torch.full((len(batch.examples), 1), -1, device=batch.labels.device)
 
 
-def answer_logprobs(
-    generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder, label_smoothing: float = 0.0
-) -> Tensor:
-    """token_logprobs [batch, n_docs, target_len]: log p(y_t | x, z_k, y_<t) at the labels, 0 at padding.
+def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder) -> Tensor:
+    """hidden [batch, n_docs, target_len, dim]: the decoder's states that the vocabulary head turns into p(y_t | x, z_k,
+    y_<t).
 
     The decoder starts at the model's own decoder_start_token_id, in training and in generation alike. Contexts go
     through the generator in passes of like length, whatever question they belong to.
     """
     n_docs = rows.shape[1]
     ids, mask = contexts(batch.context_questions, rows)
-    labels = batch.labels.repeat_interleave(n_docs, 0)
-    inputs = decoder_inputs(labels, generator.decoder_start_token_id, generator.pad_token_id)
+    inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
+    inputs = inputs.repeat_interleave(n_docs, 0)
     lengths = mask.sum(-1).cpu().numpy()
     passes = list(by_length(lengths, contexts.tokens_per_pass))
     parts = []
@@ -60,6 +59,16 @@ def answer_logprobs(
         some_mask = mask[some, :length]
         memory = generator.encode(ids[some, :length], some_mask)
         hidden, _ = generator.decode(inputs[some], memory, some_mask)
-        parts.append(token_logprobs_of(generator.logits(hidden), labels[some], label_smoothing))
+        parts.append(hidden)
     back = torch.from_numpy(np.argsort(np.concatenate(passes))).to(ids.device)
-    return torch.cat(parts)[back].view(-1, n_docs, labels.shape[1])
+    return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)
+
+
+def answer_logprobs(
+    generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder, label_smoothing: float = 0.0
+) -> Tensor:
+    """token_logprobs [batch, n_docs, target_len]: log p(y_t | x, z_k, y_<t) at the labels, 0 at padding, by the plain
+    formula: all logits are made. Training takes openbook.fused_loss, which gives the same numbers."""
+    hidden = answer_hidden(generator, batch, rows, contexts)
+    labels = batch.labels[:, None].expand(hidden.shape[:3])
+    return token_logprobs_of(generator.logits(hidden), labels, label_smoothing)

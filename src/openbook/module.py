@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from openbook.answering import Answering
 from openbook.batch import Batch, Retrieved
 from openbook.config_training import OptimConfig
-from openbook.contexts import ContextBuilder, answer_logprobs, closed_book_rows
+from openbook.contexts import ContextBuilder, answer_hidden, closed_book_rows
 from openbook.distributed import sum_over_ranks, world_size
+from openbook.fused_loss import FusedLoss, fused_marginal_nll
 from openbook.generator import Generator
 from openbook.lexical import LexicalRetriever
 from openbook.metrics import summarize
@@ -66,25 +67,31 @@ class RagModule(QuestionModule):
             questions: Any = self.retriever.represent(batch)  # q(x)
             retrieved = self.retriever.retrieve(questions, self.n_docs)  # z in top-k, by the index as it stands
             doc_scores = self.retriever.score(questions, retrieved)  # d(z)^T q(x), with today's weights
-        token_logprobs = answer_logprobs(self.generator, batch, retrieved.rows, self.contexts, self.label_smoothing)
-        losses = nll = self.loss(token_logprobs, doc_scores, batch.target_mask)  # -log p(y|x), or what stands for it
-        if self.reads != self.objective:
-            nll = OBJECTIVES[self.reads](token_logprobs.detach(), doc_scores.detach(), batch.target_mask)
+        hidden = answer_hidden(self.generator, batch, retrieved.rows, self.contexts)  # of p(y_t | x, z, y_<t)
+        share = self._share(doc_scores, batch)
+        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch.labels, share)  # -log p(y|x)
+        nll = losses
+        if self.reads != self.objective:  # what is minimised is no likelihood
+            nll = OBJECTIVES[self.reads](token_logprobs, doc_scores.detach(), batch.target_mask)
             self._log_loss(losses, batch)
-        loss = self._reduce(losses, batch)
         self._log_likelihood(nll, batch)
-        seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores}
-        seen |= {"rows": retrieved.rows, "index_scores": retrieved.index_scores}
-        return {"loss": loss, **{name: value.detach() for name, value in seen.items()}}
+        seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
+        return {"loss": loss, **seen, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
 
-    def _reduce(self, nll: Tensor, batch: Batch) -> Tensor:
-        """The mean over the questions (or target tokens) of all ranks' batches; DDP averages the ranks' gradients, so
-        each rank's share is scaled by the number of ranks. A question without any passage has no likelihood to learn
-        from and is left out."""
-        weight = batch.weight * (nll != torch.inf)
+    def fused_loss(self, hidden: Tensor, doc_scores: Tensor, labels: Tensor, share: Tensor) -> FusedLoss:
+        """The objective on hidden [batch, n_docs, target_len, dim], through the vocabulary head without keeping its
+        logits; the loss is the sum of the questions', each times its share [batch]."""
+        head, bias = self.generator.head_weight, self.generator.head_bias
+        return fused_marginal_nll(hidden, head, bias, labels, doc_scores, self.loss, share, self.label_smoothing)
+
+    def _share(self, doc_scores: Tensor, batch: Batch) -> Tensor:
+        """[batch]: what each question's nll counts in the mean over the questions (or target tokens) of all ranks'
+        batches; DDP averages the ranks' gradients, so each rank's share is scaled by the number of ranks. A question
+        without any passage has no likelihood to learn from and is left out."""
+        weight = batch.weight * (doc_scores != -torch.inf).any(-1)
         units = weight if self.reduction == "question" else weight * batch.target_mask.sum(-1)
         total = sum_over_ranks(units.sum()).clamp(min=1)
-        return torch.where(weight > 0, nll, 0.0).sum() * world_size() / total
+        return weight * world_size() / total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.predictions.extend(self.answering(batch, self.retriever, self.index_is_exact))

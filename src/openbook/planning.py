@@ -12,14 +12,13 @@ from torch import Tensor
 
 from openbook.batch import Batch, Retrieved
 from openbook.config import Config
-from openbook.contexts import answer_logprobs
+from openbook.contexts import answer_hidden
 from openbook.corpus import Corpus
 from openbook.dpr_module import DprModule
 from openbook.factories import search_device
 from openbook.fits import check_fits
 from openbook.memory import available_memory, disk_free, gpu_free_memory
 from openbook.module import RagModule
-from openbook.objectives import loss_of
 from openbook.plan import PLANNING_PASSES, Plan, lines
 from openbook.preflight import passage_dim
 from openbook.progress import say
@@ -74,8 +73,8 @@ def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | D
         """What training does but for the search and the optimizer."""
         for _ in range(config.trainer.accumulate):
             with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
-                losses, weight = forward()
-            torch.where(weight > 0, losses, 0.0).mean().backward()
+                loss = forward()
+            loss.backward()
         retriever.fresh.outdate()
 
     seconds = time_encoding(corpus.coder(retriever.passage_encoder), corpus.tokens, corpus.special, corpus.max_length,
@@ -88,8 +87,8 @@ def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | D
 
 def _rag_pass(
     config: Config, retriever: Retriever, module: RagModule, batch: Batch
-) -> Callable[[], tuple[Tensor, Tensor]]:
-    """Losses and weights [batch] of one forward pass: any passages cost what retrieved ones do."""
+) -> Callable[[], Tensor]:
+    """A loss of one forward pass: any passages cost what retrieved ones do."""
     device, n_docs = batch.weight.device, module.n_docs
     rows = np.random.default_rng(config.seed).integers(
         retriever.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
@@ -97,23 +96,23 @@ def _rag_pass(
     candidates = torch.from_numpy(rows).to(device)
     found = Retrieved(candidates[:, :n_docs], torch.zeros(len(rows), n_docs, device=device))
 
-    def forward() -> tuple[Tensor, Tensor]:
+    def forward() -> Tensor:
         question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
         if retriever.rerank > 0:
             retriever.encode_once(torch.unique(candidates))
         doc_scores = retriever.score(question_emb, found)
-        logprobs = answer_logprobs(module.generator, batch, found.rows, module.contexts)
-        return loss_of(config.objective)(logprobs, doc_scores, batch.target_mask), batch.weight
+        hidden = answer_hidden(module.generator, batch, found.rows, module.contexts)
+        return module.fused_loss(hidden, doc_scores, batch.labels, batch.weight).loss
 
     return forward
 
 
-def _dpr_pass(module: DprModule, batch: Batch) -> Callable[[], tuple[Tensor, Tensor]]:
+def _dpr_pass(module: DprModule, batch: Batch) -> Callable[[], Tensor]:
     """Likewise for the retriever's warm-up, with the passages that it would train on."""
 
-    def forward() -> tuple[Tensor, Tensor]:
+    def forward() -> Tensor:
         nll, _, weight = module.likelihood(batch)
-        return nll, weight
+        return torch.where(weight > 0, nll, 0.0).mean()
 
     return forward
 
