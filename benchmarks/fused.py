@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.figures import Value, finish, options
+from benchmarks.memory import give_back
 from benchmarks.system import prepare_machine
 from openbook.fused_loss import CHUNK_BYTES, fused_marginal_nll
 from openbook.memory import current_memory, peak_memory, reset_peak_memory
@@ -56,7 +57,7 @@ class Inputs:
         shape = (case.batch, case.n_docs, case.target_len, case.dim)
         self.case = case
         self.hidden = torch.randn(shape, requires_grad=True)
-        self.weight = (torch.randn(case.vocab, case.dim) * 0.05).requires_grad_(not case.frozen_head)
+        self.weight = torch.randn(case.vocab, case.dim).mul_(0.05).requires_grad_(not case.frozen_head)
         self.bias = torch.zeros(case.vocab)
         self.scores = torch.randn(case.batch, case.n_docs, requires_grad=True)
         self.labels = torch.randint(case.vocab, (case.batch, case.target_len))
@@ -107,6 +108,7 @@ def run(case: Case) -> int:
     prepare_machine()
     Inputs(Case(1, 2, 3, 101, 16, case.bf16, case.kind)).step(case.kind)
     inputs = Inputs(case)
+    give_back()
     before = current_memory()
     reset_peak_memory()
     inputs.step(case.kind)

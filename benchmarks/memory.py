@@ -72,7 +72,7 @@ def run(case: Case) -> Measured:
     """Build, search, refresh; the peak is that of the refresh. Called once in a process."""
     prepare_machine()
     family = IndexOptions(case.factory)
-    _give_back()
+    give_back()
     _refreshed(*synthetic.system(3000, DIM, family, case.mode, EVERY, SPREAD), swaps=1)
     retriever, upkeep = synthetic.system(case.n, DIM, family, case.mode, EVERY, SPREAD)
     asked = retriever.encode_questions(torch.from_numpy(synthetic.questions(case.n, ASKED)), None).detach()  # type: ignore[arg-type]
@@ -128,7 +128,7 @@ def _refreshed(retriever: Retriever, upkeep: IndexUpkeep, swaps: int) -> tuple[l
     return refreshing, swapping, held
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return what importing has freed to the system, where the allocator can be told to: an index built in it would
     seem to cost nothing. What the libraries still use is taken again by the small index that follows."""
     gc.collect()
