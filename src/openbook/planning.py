@@ -85,9 +85,7 @@ def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | D
     return replace(plan, refresh_seconds=seconds, step_seconds=step_seconds)
 
 
-def _rag_pass(
-    config: Config, retriever: Retriever, module: RagModule, batch: Batch
-) -> Callable[[], Tensor]:
+def _rag_pass(config: Config, retriever: Retriever, module: RagModule, batch: Batch) -> Callable[[], Tensor]:
     """A loss of one forward pass: any passages cost what retrieved ones do."""
     device, n_docs = batch.weight.device, module.n_docs
     rows = np.random.default_rng(config.seed).integers(
