@@ -20,7 +20,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench-step test lint types clean
 
 help: ## this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -79,6 +79,9 @@ bench-decode: $(READY) ## decoding beside transformers: benchmarks/decode.json a
 	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decode --out benchmarks/decode.json && \
 	$(PY) -m benchmarks.decode_sequence --questions 1 --out benchmarks/decode.json
 	$(PY) -m benchmarks.publish
+
+bench-step: $(READY) ## a training step beside transformers: benchmarks/latest.json, about 15 minutes
+	$(PY) -m benchmarks.step --out benchmarks/latest.json
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

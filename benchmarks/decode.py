@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ def alternating(sides: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: median(found) for name, found in seconds.items()}
 
 
-def memory_of(module: str, side: str, case: Case) -> int:
+def memory_of(module: str, side: str, case: Any) -> int:
     """Bytes that `python -m MODULE --case` prints for one side, in a process whose allocator is as it comes."""
     told = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, "-m", module, "--case", json.dumps({"side": side, **asdict(case)})]

@@ -37,6 +37,17 @@ WANTED: dict[str, tuple[float, float]] = {
     "decode.rag_token_1.memory_ratio": (0, 1 / 6),
     "decode.rag_token_4.memory_ratio": (0, 1 / 6),
     "decode.rag_sequence_thorough.speedup": (2.5, math.inf),
+} | {
+    f"step.{objective}.{key}": wanted
+    for objective in ("rag_token", "rag_sequence")
+    for key, wanted in {
+        "speedup_as_used": (4.0, math.inf),
+        "speedup_same_precision": (1.6, math.inf),
+        "speedup_same_padding": (1.1, math.inf),
+        "memory_ratio": (0, 0.5),
+        "memory_ratio_checkpointed": (0, 0.1),
+        "memory_ratio_128": (0, 0.4),
+    }.items()
 }
 """The least and the most that a figure should be; those that are not named here are for information."""
 
