@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 from openbook.batch import IGNORED_LABEL, Batch, Example, Retrieved
-from openbook.contexts import ContextBuilder, answer_logprobs
+from openbook.contexts import ContextBuilder, answer_hidden, answer_logprobs
 from openbook.corpus import build_corpus
 from openbook.encoders import load_encoder, load_tokenizer
 from openbook.generator import Seq2SeqGenerator, load_generator
@@ -140,3 +141,29 @@ def test_four_calls_give_the_models_own_logits(kind: str, generator_folder: Path
             hidden, cache = generator.decode(inputs[:, t : t + 1], memory, context_mask, cache)
             steps.append(generator.logits(hidden))
     torch.testing.assert_close(torch.cat(steps, 1), expected.detach(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("cost", "least", "most"), [(0, 2, 6), (10**6, 1, 1)])
+def test_passes_change_no_hidden_state(
+    cost: int, least: int, most: int, encoder_folder: Path, generator_folder: Path, small_data: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Contexts of unlike length, of several questions, cut into passes: every answer comes back to its own place."""
+    _, generator, contexts = system(encoder_folder, generator_folder, small_data, tmp_path)
+    questions = tuple(tuple(range(6, 8 + 7 * b)) for b in range(BATCH))
+    batch = Batch(labels(), labels() >= 0, questions, labels(), torch.ones(BATCH), (Example("", "", ("",)),) * BATCH)
+    rows = torch.tensor([[3, -1], [8, 2], [-1, 7]])
+    alone = [
+        answer_hidden(generator, replace(batch, context_questions=(questions[b],), labels=batch.labels[b : b + 1]),
+                      rows[b : b + 1, k : k + 1], contexts)[0, 0]
+        for b in range(BATCH) for k in range(2)
+    ]  # fmt: skip
+    monkeypatch.setattr("openbook.contexts.TOKENS_OF_A_PASS", {"cpu": cost})
+    encoded: list[int] = []
+    encode = generator.encode
+    monkeypatch.setattr(generator, "encode", lambda ids, mask: (encoded.append(len(ids)), encode(ids, mask))[1])
+    hidden = answer_hidden(generator, batch, rows, contexts)
+    assert least <= len(encoded) <= most
+    assert sum(encoded) == BATCH * 2
+    for found, wanted in zip(hidden.flatten(0, 1), alone, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)

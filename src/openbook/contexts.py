@@ -13,7 +13,7 @@ from openbook.batch import Batch
 from openbook.corpus import PassageTokens
 from openbook.generator import Generator
 from openbook.objectives import token_logprobs_of
-from openbook.text import SpecialIds, by_length, context_inputs, decoder_inputs
+from openbook.text import TOKENS_OF_A_PASS, SpecialIds, cheapest_passes, context_inputs, decoder_inputs
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     y_<t).
 
     The decoder starts at the model's own decoder_start_token_id, in training and in generation alike. Contexts go
-    through the generator in passes of like length, whatever question they belong to.
+    through the generator in passes of like length, cut where padding and passes cost least, whatever question they
+    belong to.
     """
     n_docs = rows.shape[1]
     ids, mask = contexts(batch.context_questions, rows)
     inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
     inputs = inputs.repeat_interleave(n_docs, 0)
     lengths = mask.sum(-1).cpu().numpy()
-    passes = list(by_length(lengths, contexts.tokens_per_pass))
+    passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(ids.device.type, 0))
     parts = []
     for positions in passes:
         some, length = torch.from_numpy(positions).to(ids.device), int(lengths[positions[0]])

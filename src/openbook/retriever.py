@@ -17,11 +17,7 @@ from openbook.errors import OpenBookError
 from openbook.fresh import FreshEmbeddings
 from openbook.mips import Snapshot
 from openbook.recompute import recomputed
-from openbook.text import SpecialIds, by_length, cheapest_passes, passage_inputs
-
-TOKENS_OF_A_PASS = {"cpu": 100, "cuda": 16384}
-"""What a pass with gradient costs beside its tokens, in tokens: weights are read and their gradients written on a CPU,
-and a GPU waits for its kernels to be launched."""
+from openbook.text import TOKENS_OF_A_PASS, SpecialIds, by_length, cheapest_passes, passage_inputs
 
 
 class Retriever(nn.Module):

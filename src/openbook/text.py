@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 TokenIds = Sequence[int]
 
+TOKENS_OF_A_PASS = {"cpu": 100, "cuda": 16384}
+"""What a pass with gradient costs beside its tokens, in tokens: weights are read and their gradients written on a CPU,
+and a GPU waits for its kernels to be launched."""
+
 
 class TokenStore(Protocol):
     """What is read of the corpus: flat token ids, [n_passages + 1] offsets, [n_passages] title lengths."""
