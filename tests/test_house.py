@@ -23,7 +23,7 @@ LAYERS = [
     "batch config_training __init__ factbook_relations panels matching intervals paper",
     "config text_metrics compare_table",
     "objectives dpr metrics beams distributed optim schedule hardware lines plots staleness "
-    "fused_loss factbook_questions_government compare_plot",
+    "fused_loss factbook_questions_government compare_plot cpu_flat",
     "ranges progress weights formats factbook_text factbook_questions run_files gpu_flat factories fresh memory",
     "recompute calibration experiment factbook_facts reader_layers shared_attention stream text families corpus",
     "factbook reader encoders collate mips index_store",

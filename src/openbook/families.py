@@ -10,19 +10,24 @@ import faiss
 import numpy as np
 import torch
 
+from openbook import cpu_flat
 from openbook.batch import MISSING_ROW
 from openbook.errors import OpenBookError
 from openbook.factories import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points, moved_to_gpu
 from openbook.gpu_flat import GPU_MOST, FlatOnGpu, gpu_resources
 
-faiss.cvar.distance_compute_blas_threshold = 20
-# By FAISS's default small batches of queries stay off the BLAS path: five times slower at 100,000 passages.
+faiss.cvar.distance_compute_blas_threshold = 1024
+# Queries x dim from which on FAISS multiplies by BLAS. Its default, 128,000, keeps a step's questions off that path:
+# five times slower at 100,000 passages. One question alone is faster without: twice at dim 384.
 
 SPARE = 8
 """Candidates looked at beyond top-k, so that rounding in FAISS's sums decides nothing."""
 
 _ROUNDING = 1e-5
 """Of |query| |passage|: more than a fp32 sum over any dim can be off by."""
+
+_SEEN = 4
+"""Times the largest error seen among the candidates: where torch multiplies fp32 in less than that, more is hidden."""
 
 _CHUNK = 1 << 24  # numbers of candidates' vectors held in fp64 at once: 128 MiB
 
@@ -67,6 +72,7 @@ class ShardIndex:
         self._row_of: np.ndarray | None = None
         self._added = 0
         self._gpu: Any = None
+        self._table: np.ndarray | None = None
         self.codes: np.ndarray | None = None
         """[n_passages, bytes] uint8: what is stored of each passage; None for families without plain codes."""
         dtype = FLAT_ON_GPU.get(options.factory)
@@ -78,6 +84,8 @@ class ShardIndex:
             self._family.ntotal = n_passages
             view = faiss.rev_swig_ptr(self._family.codes.data(), n_passages * size) if n_passages else np.empty(0)
             self.codes = view.view(np.uint8).reshape(n_passages, size)
+            if options.factory == "Flat":
+                self._table = self.codes.view(np.float32)
         elif self.flat_on_gpu is None:
             self._row_of = np.empty(n_passages, dtype=np.int64)
 
@@ -136,6 +144,8 @@ class ShardIndex:
         flat = np.asarray(rows).reshape(-1)
         if self.flat_on_gpu is not None:
             found = self.flat_on_gpu.vectors(flat)
+        elif self._table is not None:
+            found = self._table[flat]
         elif self.codes is not None:
             found = self._index.sa_decode(self.codes[flat])
         else:
@@ -186,20 +196,29 @@ class ShardIndex:
 
     def _best(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """The depth candidates in order, scores and rows; each query's lowest score, and what rounding may hide."""
-        finder = self.flat_on_gpu or self._index
-        _, rows = finder.search(queries, depth)
+        found, rows = self._candidates(queries, depth)
         scores, largest = np.empty(rows.shape, dtype=np.float32), np.empty(len(rows))
         step = max(1, _CHUNK // (depth * self.dim))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             vectors = self.vectors(rows[part]).astype(np.float64)
             scores[part] = (vectors * queries[part, None]).sum(-1)
-            largest[part] = np.sqrt((vectors**2).sum(-1).max(1))
+            largest[part] = np.sqrt(np.einsum("nkd,nkd->nk", vectors, vectors).max(1))
         order = np.lexsort((rows, -scores), axis=1)
         rounding = (
             (self.flat_on_gpu.rounding if self.flat_on_gpu else _ROUNDING) * largest * np.linalg.norm(queries, axis=1)
         )
+        if found is not None:
+            rounding = np.maximum(rounding, _SEEN * np.abs(found - scores).max(1))
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), scores.min(1), rounding
+
+    def _candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Rows [n, depth] in no order, and their scores as summed where torch did it, in whatever precision it has."""
+        if self._table is not None and cpu_flat.preferred(len(queries)):
+            best = cpu_flat.best_of(self._table, np.ascontiguousarray(queries, dtype=np.float32), depth)
+            if best is not None:
+                return best
+        return None, (self.flat_on_gpu or self._index).search(queries, depth)[1]
 
 
 def _set_depth(index: Any, nprobe: int, ef_search: int) -> None:

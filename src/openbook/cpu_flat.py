@@ -1,0 +1,58 @@
+"""Exact search on a CPU by torch's matmul, over the memory that FAISS's flat index owns.
+
+FAISS multiplies with the BLAS it was built with. Where torch multiplies by oneDNN (`hardware.set_threads`) that is up
+to twice as fast, and what follows the matmul costs little: only the best groups of passages are looked into.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+LEAST_QUERIES = 6
+"""Fewer queries than this FAISS serves as fast or faster: reading the vectors is nearly all there is to do."""
+
+_GROUP = 16  # passages whose best score stands for all of them
+_NUMBERS = 1 << 22  # scores at once, 16 MiB
+
+
+def preferred(n_queries: int) -> bool:
+    """Whether torch is the faster one: enough queries, and matmuls of fp32 that oneDNN does."""
+    return n_queries >= LEAST_QUERIES and torch.get_float32_matmul_precision() != "highest"
+
+
+def best_of(table: np.ndarray, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores and rows [n, depth], in no order, of the depth highest inner products of queries [n, dim] with table
+    [n_passages, dim], all fp32 and depth <= n_passages; rounded as the machine's matmuls round.
+
+    None where a sum overflows or a number is not one: then no order is to be had from them.
+    """
+    asked, stored = torch.from_numpy(queries).T.contiguous(), torch.from_numpy(table)
+    step = max(_GROUP, _NUMBERS // len(queries) // _GROUP * _GROUP)
+    scores, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    with torch.autocast("cpu", enabled=False):
+        for start in range(0, len(table), step):
+            found, places = _best_of_part(stored[start : start + step] @ asked, depth)
+            scores, rows = torch.cat([scores, found], 1), torch.cat([rows, places + start], 1)
+            if scores.shape[1] > depth:
+                scores, kept = scores.topk(depth, sorted=False)
+                rows = rows.gather(1, kept)
+    return (scores.numpy(), rows.numpy()) if bool(scores.isfinite().all()) else None
+
+
+def _best_of_part(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Of scores [n_passages, n] the depth highest of each column (or more, or all there are): [n, any] and places.
+
+    The depth highest lie in the depth groups whose best are highest, so nothing else need be looked at.
+    """
+    n_passages, n = scores.shape
+    n_groups = n_passages // _GROUP
+    if depth >= n_groups:
+        return scores.T, torch.arange(n_passages).expand(n, -1)
+    whole = n_groups * _GROUP
+    groups = scores[:whole].view(n_groups, _GROUP, n)
+    chosen = groups.amax(1).T.contiguous().topk(depth, sorted=False).indices  # [n, depth]
+    places = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).view(n, -1)
+    places = torch.cat([places, torch.arange(whole, n_passages).expand(n, -1)], 1)
+    return scores[places, torch.arange(n)[:, None]], places
