@@ -210,8 +210,7 @@ def _rank_main(rank: int, init: str, queue: Any) -> None:
 
 
 def test_two_ranks_average_the_gradients_of_both(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_recompute"])
+    context = multiprocessing.get_context("spawn")  # a process forked beside loaded OpenMP pools can hang
     queue = context.Queue()
     processes = [context.Process(target=_rank_main, args=(rank, f"file://{tmp_path}/init", queue)) for rank in (0, 1)]
     for process in processes:
