@@ -18,10 +18,11 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -125,9 +126,10 @@ def alternating(sides: dict[str, Callable[[], object]], repeats: int) -> dict[st
     return {name: median(found) for name, found in seconds.items()}
 
 
-def memory_of(module: str, side: str, case: Any) -> int:
-    """Bytes that `python -m MODULE --case` prints for one side, in a process whose allocator is as it comes."""
-    told = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+def memory_of(module: str, side: str, case: Any, allocator: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Bytes that `python -m MODULE --case` prints for one side, in a process whose allocator is as it comes but for
+    the settings given."""
+    told = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | dict(allocator)
     command = [sys.executable, "-m", module, "--case", json.dumps({"side": side, **asdict(case)})]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=told)
     if done.returncode:

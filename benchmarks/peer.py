@@ -26,6 +26,7 @@ from transformers import (
     RagTokenForGeneration,
 )
 
+from openbook.attention import implementation
 from openbook.batch import Batch, Example, Retrieved
 from openbook.config_training import OptimConfig
 from openbook.contexts import ContextBuilder
@@ -35,10 +36,12 @@ from openbook.factbook_text import book_files, find_book, read_country
 from openbook.generator import Seq2SeqGenerator
 from openbook.module import RagModule
 from openbook.text import SpecialIds
-from openbook.weights import attention
 
 PEERS = {"rag_token": RagTokenForGeneration, "rag_sequence": RagSequenceForGeneration}
 SPECIAL = SpecialIds(start=0, sep=2, end=2, pad=1)  # BART's; the text's own ids begin far above them
+SHAPES = {"base": (768, 6, 12, 3072, 50265), "small": (256, 3, 4, 1024, 30522), "tiny": (32, 1, 4, 64, 30522)}
+"""dim, layers of either side, heads, inner dim and vocabulary: BART-base's, a fifteenth of it, and one for --quick."""
+
 PADDED, WORDS = 300, 100  # tokens that RagRetriever pads a context to; words of a passage, as DPR cuts
 TOKENS_PER_PASS = 4096  # what openbook takes at once on a CPU
 
@@ -51,7 +54,7 @@ class Case:
     questions: int = 4
     n_docs: int = 5
     target_len: int = 32
-    small: bool = False
+    model: str = "base"
     checkpointing: bool = False
     same: bool = False
 
@@ -112,10 +115,10 @@ class Padding(Seq2SeqGenerator):
         return super().decode(decoder_input_ids, memory, pad(context_mask, (0, PADDED - context_mask.shape[1])), cache)
 
 
-def bart(small: bool) -> BartForConditionalGeneration:
-    """BART-base with random weights (a tiny one for a quick look): 6 + 6 layers, dim 768, vocab 50265, no dropout."""
+def bart(shape: str) -> BartForConditionalGeneration:
+    """A BART of one of the SHAPES with random weights, no dropout."""
     torch.manual_seed(0)
-    dim, layers, heads, ffn, vocab = (32, 1, 4, 64, 30522) if small else (768, 6, 12, 3072, 50265)
+    dim, layers, heads, ffn, vocab = SHAPES[shape]
     config = BartConfig(
         d_model=dim, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads,
         decoder_attention_heads=heads, encoder_ffn_dim=ffn, decoder_ffn_dim=ffn, vocab_size=vocab,
@@ -198,7 +201,7 @@ class Sides:
 
     def __init__(self, case: Case, text: Text, device: torch.device):
         self.case, self.device = case, device
-        self.model = bart(case.small).to(device)
+        self.model = bart(case.model).to(device)
         self.theirs = peer(self.model, case).to(device)
         contexts = ContextBuilder(text.tokens, SPECIAL, PADDED, TOKENS_PER_PASS if device.type == "cpu" else 65536)
         self.given = Given()
@@ -252,9 +255,9 @@ class Sides:
 def ways(chosen: str, autocast: torch.dtype | None) -> dict[str, tuple[str, Way]]:
     """side and way by name. chosen: the fp32 matmul precision that openbook trains with."""
     return {
-        "ours": ("ours", Way(chosen, autocast, attention(), 0)),
+        "ours": ("ours", Way(chosen, autocast, implementation(), 0)),
         "theirs": ("theirs", Way("highest", None, "sdpa", PADDED)),
-        "ours_same_precision": ("ours", Way(chosen, None, attention(), 0)),
+        "ours_same_precision": ("ours", Way(chosen, None, implementation(), 0)),
         "theirs_same_precision": ("theirs", Way(chosen, None, "sdpa", PADDED)),
-        "ours_same_padding": ("ours", Way(chosen, None, attention(), PADDED)),
+        "ours_same_padding": ("ours", Way(chosen, None, implementation(), PADDED)),
     }

@@ -11,7 +11,8 @@ tokens, retrieval given, no dropout; forward, backward and AdamW. openbook's sid
     same_padding     and both with contexts padded to 300
 
 First the losses and gradients of both sides must agree, in fp32. Memory is the most that a step took in a process of
-its own beyond weights, optimizer state and gradients.
+its own beyond weights, optimizer state and gradients; freed memory goes back to the system at once, on either side.
+`step.small.*` is a model of a fifteenth of the weights, without memory.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from benchmarks.decode import memory_of, most_held
 from benchmarks.figures import Value, finish, median, options
 from benchmarks.peer import PADDED, PEERS, Asked, Case, Sides, Text, Way, ways
 from benchmarks.system import now, prepare_machine
+from openbook.attention import implementation
 from openbook.hardware import autocast_dtype
 from openbook.recompute import checkpoint_layers
 
@@ -40,6 +42,8 @@ VARIANTS = {
     "same_padding": ("ours_same_padding", "theirs_same_precision"),
 }
 PASSAGES, TOLERANCE, MODULE = 400, 1e-4, "benchmarks.step"
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024), "MALLOC_TRIM_THRESHOLD_": str(128 * 1024)}
+"""What is freed goes back to the system at once, so that memory is what a step holds and no hole between tensors."""
 PARTS = ("contexts", "encoder", "decoder", "head_and_loss", "optimizer")
 
 
@@ -52,7 +56,7 @@ def check(on: Sides, asked: Asked) -> None:
     """
     found: dict[str, tuple[Tensor, dict[str, Tensor]]] = {}
     for side, padded in (("ours", 0), ("theirs", PADDED)):
-        way = Way("highest", None, "eager", padded)
+        way = Way("highest", None, implementation() if side == "ours" else "eager", padded)
         on.use(way)
         loss = on.gradients(side, way, asked)
         named = {"doc_scores": asked.doc_scores, **dict(on.model.named_parameters())}
@@ -176,7 +180,9 @@ def memories(case: Case, chosen: str) -> dict[str, Value]:
     for suffix, pair in cases.items():
         for side, one in zip(("ours", "theirs"), pair, strict=True):
             if (side, one) not in held:
-                held[side, one] = max(1, memory(side, one, chosen) if case.small else memory_of(MODULE, side, one))
+                held[side, one] = max(
+                    1, memory(side, one, chosen) if case.model == "tiny" else memory_of(MODULE, side, one, ALLOCATOR)
+                )
         ours, theirs = (held[side, one] for side, one in zip(("ours", "theirs"), pair, strict=True))
         found |= {f"{key}.memory_ratio{suffix}": ours / theirs, f"{key}.mib{suffix}": ours / 2**20}
         if suffix != "_checkpointed":
@@ -185,13 +191,13 @@ def memories(case: Case, chosen: str) -> dict[str, Value]:
 
 
 def figures(case: Case, repeats: int, chosen: str) -> dict[str, Value]:
-    """All of one objective."""
+    """All of one objective and model."""
     text, device = Text.read(PASSAGES), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on, contenders = Sides(case, text, device), ways(chosen, autocast())
     batches = [text.ask(case, seed, device) for seed in range(repeats + 1)]
     check(on, batches[0])
     seconds = times(on, batches, contenders)
-    key = f"step.{case.objective}"
+    key = f"step.{'small.' if case.model == 'small' else ''}{case.objective}"
     found: dict[str, Value] = {}
     for variant, (mine, other) in VARIANTS.items():
         ratios = [theirs / ours for ours, theirs in zip(seconds[mine], seconds[other], strict=True)]
@@ -209,7 +215,7 @@ def figures(case: Case, repeats: int, chosen: str) -> dict[str, Value]:
     longest = [asked.longest for asked in batches]
     found |= {"step.tokens_per_context": float(tokens.mean()), "step.longest_context": sum(longest) / len(longest)}
     del on, batches
-    return found | memories(case, chosen)
+    return found if case.model == "small" else found | memories(case, chosen)
 
 
 def autocast() -> torch.dtype | None:
@@ -219,7 +225,7 @@ def autocast() -> torch.dtype | None:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--case", help="measure the memory of one side here and print it")
-    parser.add_argument("--repeats", type=int, default=5, help="runs of each contender that count")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each contender that count")
     asked = parser.parse_args()
     prepare_machine()
     warnings.filterwarnings("ignore", message=".*self.log.*")
@@ -228,14 +234,17 @@ def main() -> None:
         told = json.loads(asked.case)
         print(memory(told.pop("side"), Case(**told), chosen))
         return
-    size = {"questions": 2, "n_docs": 3, "target_len": 5, "small": True} if asked.quick else {}
+    cases, repeats = [Case(), Case(model="small")], asked.repeats
+    if asked.quick:
+        cases, repeats = [Case(questions=2, n_docs=3, target_len=5, model="tiny")], 2
     found: dict[str, Value] = {
         "step.dtype": str(autocast() or torch.float32).removeprefix("torch."),
         "step.matmul_precision": chosen,
-        "step.repeats": 2 if asked.quick else asked.repeats,
+        "step.repeats": repeats,
     }
-    for objective in PEERS:
-        found |= figures(Case(objective, **size), int(found["step.repeats"]), chosen)  # type: ignore[arg-type]
+    for case in cases:
+        for objective in PEERS:
+            found |= figures(replace(case, objective=objective), repeats, chosen)
     finish(asked, found)
 
 

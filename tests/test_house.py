@@ -25,7 +25,7 @@ LAYERS = [
     "objectives dpr metrics beams distributed optim schedule hardware lines plots staleness "
     "fused_loss factbook_questions_government compare_plot cpu_flat",
     "ranges progress weights formats factbook_text factbook_questions run_files gpu_flat factories fresh memory",
-    "recompute calibration experiment factbook_facts reader_layers shared_attention stream text families corpus",
+    "recompute calibration experiment factbook_facts reader_layers attention stream text families corpus",
     "factbook reader encoders collate mips index_store",
     "generator encode_corpus retriever lexical report comparison factbook_edition",  # composed
     "refresh decode contexts likelihood preflight runs logs negatives found",
@@ -50,7 +50,7 @@ OWNERS = {
     "faiss": {"factories", "families", "gpu_flat"},
     "torch.distributed": {"distributed"},
     "omegaconf": {"experiment"},
-    "transformers": {"weights", "encoders", "generator", "shared_attention", "recompute"},
+    "transformers": {"weights", "encoders", "generator", "attention", "recompute"},
     "lightning": {"question_module", "datamodule", "logs", "train", "trainer", "evaluate", "prepare"}
     | {name for name in SOURCES if name.startswith("callbacks.")} - {"callbacks.__init__"},
     "matplotlib": {"plots", "compare_plot"},

@@ -22,7 +22,7 @@ from openbook.decode import rag_token_beams
 from openbook.errors import OpenBookError
 from openbook.generator import Seq2SeqGenerator
 from openbook.sequence_decode import SequenceHypothesis, rag_sequence_fast, rag_sequence_thorough, sequence_logprobs
-from tests.test_shared_attention import KINDS, build, contexts
+from tests.test_attention import KINDS, build, contexts
 
 BATCH, N_DOCS, CONTEXT_LEN, VOCAB, N_STATES, N_PASSAGES = 4, 3, 2, 5, 13, 17
 PAD, START, EOS = 0, 1, 2

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
 
+from openbook.attention import implementation
 from openbook.errors import OpenBookError
-from openbook.weights import attention, model_folder
+from openbook.weights import model_folder
 
 
 class TextEncoder(nn.Module):
@@ -92,7 +93,7 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
     kinds = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
     kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
     settings: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
-    settings |= {"attn_implementation": attention(), "trust_remote_code": False}
+    settings |= {"attn_implementation": implementation(), "trust_remote_code": False}
     loader: Any = kind or AutoModel
     model, loaded = loader.from_pretrained(path, **settings)
     missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)

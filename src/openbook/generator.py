@@ -22,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
+from openbook.attention import absorbing_pays, cache_over, cross_attentions, implementation, shared
 from openbook.config import MINILM
 from openbook.errors import OpenBookError
 from openbook.reader import MiniLMReader
-from openbook.shared_attention import cache_over, cross_attentions, shared
-from openbook.weights import attention, model_folder
+from openbook.weights import model_folder
 
 TOKENS_PER_PIECE = 2048
 """Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -62,7 +62,7 @@ class Generator(Protocol):
 class Seq2SeqGenerator(nn.Module):
     """A transformers encoder-decoder (BART, T5 and the like) behind these calls.
 
-    Without gradients it encodes in pieces and attends by openbook.shared_attention: memory is there once per context,
+    Without gradients it encodes in pieces and attends by openbook.attention: memory is there once per context,
     whatever the number of beams. A model whose attention cannot be replaced gets its memory repeated for every beam.
     """
 
@@ -97,7 +97,7 @@ class Seq2SeqGenerator(nn.Module):
     def encode(self, context_ids: Tensor, context_mask: Tensor) -> Tensor:
         encoder = self.model.get_encoder()
         if torch.is_grad_enabled():
-            return encoder(input_ids=context_ids, attention_mask=context_mask).last_hidden_state
+            return encoder(input_ids=context_ids, attention_mask=context_mask, use_cache=False).last_hidden_state
         size = len(context_ids) if context_ids.is_cuda else max(1, TOKENS_PER_PIECE // context_ids.shape[1])
         pieces = zip(context_ids.split(size), context_mask.split(size), strict=True)
         with self._attention():
@@ -108,9 +108,10 @@ class Seq2SeqGenerator(nn.Module):
         self, decoder_input_ids: Tensor, memory: Tensor, context_mask: Tensor, cache: Any = None
     ) -> tuple[Tensor, Any]:
         if torch.is_grad_enabled():
+            absorbs = self.shared_layers and absorbing_pays(self.model, decoder_input_ids.shape[1], memory.shape[1])
             output = self.model.get_decoder()(
                 input_ids=decoder_input_ids, encoder_hidden_states=memory, encoder_attention_mask=context_mask,
-                past_key_values=None, use_cache=False,
+                past_key_values=cache_over(memory, self.shared_layers) if absorbs else None, use_cache=False,
             )  # fmt: skip
             return output.last_hidden_state * self.scale, None
         mask = context_mask.bool()[:, None, None]
@@ -165,7 +166,7 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
         str(path) if path.exists() else name,
         config=config,
         use_safetensors=True,
-        attn_implementation=attention(),
+        attn_implementation=implementation(),
         trust_remote_code=False,
     )
     return Seq2SeqGenerator(model)

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging as transformers_logging
 
 from openbook.config import MINILM
@@ -17,12 +16,6 @@ transformers_logging.disable_progress_bar()  # a bar per file of weights, for wh
 
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-
-
-def attention() -> str:
-    """The attention that is faster here: torch's fused kernel on a GPU, plain matmuls on a CPU (SDPA's backward is slow
-    there)."""
-    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 def model_folder(name: str) -> str:

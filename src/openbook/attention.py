@@ -1,14 +1,18 @@
-"""Cross-attention in which several beams read one context, for transformers' encoder-decoders, when nothing is trained.
+"""Attention for transformers' models, as fast and as small as it gets on this machine; exact in every case.
 
-Two ways, both exact. With target_len > 1 (scoring) keys and values are projected once per context, and the queries of
-its beams stand side by side on the query axis. Token by token there are no keys and values at all. For head h,
+On a CPU it is plain matmuls in the type of the queries: torch's fused kernel is slower there, more than twice with a
+gradient, and transformers' own plain function adds masks in fp32, so that under autocast scores and probabilities
+become fp32 and are kept twice. On a GPU it is torch's fused kernel.
+
+Cross-attention has two more ways. Several beams may read one context: with keys and values projected once per context,
+the queries of its beams stand side by side on the query axis. Or there are no keys and values at all. For head h,
 
     q . (W_k m + b_k) = (W_k^T q) . m + const     and     sum_j p_j (W_v m_j + b_v) = W_v (sum_j p_j m_j) + b_v,
 
 and softmax drops the constant: the projections move to the side of the few queries, and what is attended to is the
 encoder's output m itself, for all heads and all layers (the absorption of DeepSeek-V2, 2024, section 2.1.2). That
 saves 2 * layers * dim numbers per context token and the work of making them, which is that of about dim / heads queries
-per context (64 for BART-base: 16 tokens of 4 beams); of longer answers the plain way would need fewer operations.
+per context (64 for BART-base: 16 tokens of 4 beams); of longer answers the plain way needs fewer operations.
 """
 
 from __future__ import annotations
@@ -24,10 +28,36 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "openbook_shared"
+NAME = "openbook"
+
+ABSORBING_COSTS = 1.3
+"""Time per operation of absorbed over plain cross-attention, with gradient on a CPU: 1.1 to 1.3 (fp32 and bf16)."""
 
 _CROSS = ("encoder_attn", "EncDecAttention")
 """What BART's and T5's relatives call their cross-attention."""
+
+
+def implementation() -> str:
+    """What models are loaded with: this module's function on a CPU, torch's fused kernel on a GPU."""
+    return "sdpa" if torch.cuda.is_available() else NAME
+
+
+def absorbing_pays(model: Any, target_len: int, context_len: int) -> bool:
+    """Whether a training step on a CPU is faster without keys and values, given the model attends by this module.
+
+    Operations per context, 2 * 2 of each kind: projecting and reading keys and values, against projecting queries and
+    what they read. A layer that is checkpointed refuses the cache that says so.
+    """
+    decoder = model.get_decoder()
+    if decoder.config._attn_implementation != NAME or any(
+        getattr(part, "gradient_checkpointing", False) for part in decoder.modules()
+    ):
+        return False
+    config = model.config
+    dim, heads = config.d_model, getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
+    plain = context_len * dim * dim + target_len * context_len * dim
+    absorbed = target_len * dim * dim + heads * target_len * context_len * dim
+    return ABSORBING_COSTS * absorbed < plain
 
 
 def cross_attentions(model: Any) -> int:
@@ -65,7 +95,7 @@ def cache_over(memory: Tensor, layers: int) -> EncoderDecoderCache:
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, position_bias: Tensor | None = None, **rest: Any,
+    scaling: float | None = None, position_bias: Tensor | None = None, dropout: float = 0.0, **rest: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """[rows, target_len, heads, dim per head], as transformers asks of an attention function.
 
@@ -73,14 +103,17 @@ def attend(
     n rows, where rows = n * beams, or key is memory [n, context_len, dim]. position_bias: [1, heads, target_len,
     length].
     """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if key.dim() == 4 and len(query) == len(key):
+        if _is_plain(module, query, key, attention_mask, rest):
+            return _plain(query, key, value, attention_mask, scaling, position_bias, dropout), None
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **rest
-        )
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, position_bias=position_bias,
+            **rest,
+        )  # fmt: skip
     rows, heads, target_len, head_dim = query.shape
     n = len(key)
     beams = rows // n
-    scaling = head_dim**-0.5 if scaling is None else scaling
     bias = None if attention_mask is None else _additive(attention_mask, query.dtype)
     if position_bias is not None and module.has_relative_attention_bias:  # else it is T5's zeros
         tiled = position_bias.repeat(1, 1, beams, 1).to(query.dtype)
@@ -90,11 +123,33 @@ def attend(
         read = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=bias, scale=scaling)
         read = read.view(n, heads, beams, target_len, head_dim).permute(0, 2, 3, 1, 4)
     else:
-        read = _absorbed(module, query, key, bias, scaling)
+        read = _absorbed(module, query, key, bias, scaling, dropout)
     return read.reshape(rows, target_len, heads, head_dim), None
 
 
-def _absorbed(module: nn.Module, query: Tensor, memory: Tensor, bias: Tensor | None, scaling: float) -> Tensor:
+def _is_plain(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, rest: dict[str, Any]) -> bool:
+    """Whether `_plain` computes what is asked for: every head its own key, and what is hidden said by the mask."""
+    causal = mask is None and query.shape[2] > 1 and rest.get("is_causal", getattr(module, "is_causal", True))
+    known = query.shape[1] == key.shape[1] and rest.get("softcap") is None and rest.get("s_aux") is None
+    return not query.is_cuda and known and not causal
+
+
+def _plain(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, position_bias: Tensor | None,
+    dropout: float,
+) -> Tensor:  # fmt: skip
+    """[rows, target_len, heads, dim per head]"""
+    scores = (query * scaling) @ key.transpose(2, 3)
+    for bias in (position_bias, mask):
+        if bias is not None:
+            scores += _additive(bias, scores.dtype)
+    weights = nn.functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+
+
+def _absorbed(
+    module: nn.Module, query: Tensor, memory: Tensor, bias: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
     """[n, beams * target_len, heads, dim per head] read from memory [n, context_len, dim]."""
     rows, heads, target_len, head_dim = query.shape
     n, context_len, dim = memory.shape
@@ -109,11 +164,18 @@ def _absorbed(module: nn.Module, query: Tensor, memory: Tensor, bias: Tensor | N
     scores = (wanted @ memory.transpose(1, 2)).view(n, heads, queries, context_len)
     if bias is not None:
         scores += bias
-    weights = scores.softmax(-1).to(memory.dtype).view(n, heads * queries, context_len)
+    weights = nn.functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
+    weights = weights.to(memory.dtype).view(n, heads * queries, context_len)
     read = (weights @ memory).view(n, heads, queries, dim).transpose(0, 1).reshape(heads, n * queries, dim)
     read = read @ value.weight.view(heads, head_dim, dim).to(read.dtype).transpose(1, 2)
     if value.bias is not None:
-        read = read + value.bias.view(heads, 1, head_dim)
+        shift = value.bias.view(heads, 1, head_dim)
+        if dropout:  # then what is read is no mean any more
+            total = weights.sum(-1).view(n, heads, queries).transpose(0, 1).reshape(heads, n * queries, 1)
+            shift = shift * total
+        if key.bias is not None:  # its gradient is 0, and must be there: DistributedDataParallel waits for it
+            shift = shift + 0.0 * key.bias.view(heads, 1, head_dim)
+        read = read + shift.to(read.dtype)
     return read.view(heads, n, queries, head_dim).permute(1, 2, 0, 3)
 
 
@@ -133,5 +195,10 @@ def _projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
     return None
 
 
+def _mask(*arguments: Any, **named: Any) -> Tensor | None:
+    """Bool, True at what is seen; None where all is. Never left out where it is causal: `_plain` has no other word."""
+    return sdpa_mask(*arguments, **(named | {"allow_is_causal_skip": False}))
+
+
 AttentionInterface.register(NAME, attend)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)

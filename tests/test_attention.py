@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
+from openbook.attention import NAME, absorbing_pays, cross_attentions
 from openbook.generator import Generator, Seq2SeqGenerator
 from openbook.reader import MiniLMReader
 from openbook.reader_layers import ReaderConfig
-from openbook.shared_attention import NAME, cross_attentions
+from openbook.recompute import checkpoint_layers
 
 N, BEAMS, CONTEXT_LEN, STEPS, VOCAB = 5, 3, 13, 7, 43
 LENGTHS = torch.tensor([13, 5, 1, 8, 11])
-KINDS = ["bart", "bart eager", "t5", "t5 eager", "reader", "repeated"]
+KINDS = ["bart", "bart eager", "bart own", "t5", "t5 eager", "t5 own", "reader", "repeated"]
 
 
 def build(kind: str) -> Generator:
     torch.manual_seed(3)
-    attention = "eager" if kind.endswith("eager") else "sdpa"
+    attention = {"eager": "eager", "own": NAME}.get(kind.rpartition(" ")[2], "sdpa")
     if kind == "reader":
         reader = MiniLMReader(ReaderConfig(encoder_layers=(0,), decoder_layers=(0, 1), vocab=VOCAB, dim=28, heads=7,
                                            inner_dim=31, max_positions=41, pad_id=0, start_id=2, end_id=3))  # fmt: skip
@@ -36,7 +37,7 @@ def build(kind: str) -> Generator:
     bart = BartConfig(vocab_size=VOCAB, d_model=20, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
                       decoder_attention_heads=4, encoder_ffn_dim=36, decoder_ffn_dim=36, max_position_embeddings=64,
                       pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, init_std=0.3,
-                      forced_eos_token_id=None, attn_implementation=attention)  # fmt: skip
+                      dropout=0.0, forced_eos_token_id=None, attn_implementation=attention)  # fmt: skip
     model = BartForConditionalGeneration(bart).eval()
     for name, value in model.named_parameters():  # biases are drawn as 0, which would hide how they are used
         if name.endswith("bias"):
@@ -196,3 +197,96 @@ def test_bfloat16_autocast() -> None:
             steps.append(hidden)
     for found in (at_once, torch.cat(steps, 1)):
         assert (found.float() - expected).abs().mean() < 0.05 < expected.abs().mean()
+
+
+# With a gradient
+
+Gradients = dict[str, Tensor]
+
+
+def learnt(
+    kind: str, dtype: torch.dtype | None = None, checkpointing: bool = False, keys: int = 2
+) -> tuple[Tensor, Gradients]:
+    """Hidden states of one target per context, and what a loss on them says of every weight. keys: how often one of the
+    two layers must have projected the contexts to keys."""
+    generator, inputs = build(kind), tokens()[::BEAMS]
+    assert isinstance(generator, Seq2SeqGenerator)
+    ids, mask = contexts()
+    if checkpointing:
+        generator.train()
+        checkpoint_layers(generator)
+    projected: list[str] = []
+    for name, part in generator.model.get_decoder().named_modules():
+        if name.endswith(("encoder_attn.k_proj", "EncDecAttention.k")):
+            part.register_forward_hook(lambda *_, name=name: projected.append(name))
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        hidden, _ = generator.decode(inputs, generator.encode(ids, mask), mask)
+    assert len(projected) == keys
+    torch.nn.functional.cross_entropy(generator.logits(hidden.float()).flatten(0, 1), inputs.flatten()).backward()
+    found = {name: value.grad for name, value in generator.named_parameters() if value.grad is not None}
+    assert len(found) == len(list(generator.parameters()))  # DistributedDataParallel waits for all of them
+    return hidden.detach(), found
+
+
+def alike(found: Gradients, expected: Gradients, share: float) -> None:
+    """Each off by at most that share of its own largest value, or of a hundredth of the largest of all."""
+    least = 0.01 * max(float(value.abs().max()) for value in expected.values())
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        off = float((found[name] - value).abs().max())
+        assert off <= share * max(float(value.abs().max()), least), f"{name} is off by {off}"
+
+
+@pytest.mark.parametrize("absorbs", [False, True])
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_gradients_are_those_of_transformers(kind: str, absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, by_them = learnt(f"{kind} eager")
+    monkeypatch.setattr("openbook.generator.absorbing_pays", lambda *_: absorbs)
+    hidden, by_us = learnt(f"{kind} own", keys=0 if absorbs else 2)
+    close(hidden, expected)
+    alike(by_us, by_them, 1e-4)
+
+
+@pytest.mark.parametrize("absorbs", [False, True])
+def test_gradients_under_autocast(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, by_them = learnt("bart eager")
+    monkeypatch.setattr("openbook.generator.absorbing_pays", lambda *_: absorbs)
+    hidden, by_us = learnt("bart own", torch.bfloat16, keys=0 if absorbs else 2)
+    assert (hidden.float() - expected).abs().mean() < 0.05 < expected.abs().mean()
+    alike(by_us, by_them, 0.25)
+
+
+def test_checkpointed_layers_project_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, by_them = learnt("bart own")
+    monkeypatch.setattr("openbook.attention.ABSORBING_COSTS", 0.0)
+    hidden, by_us = learnt("bart own", checkpointing=True)
+    close(hidden, expected)
+    alike(by_us, by_them, 1e-5)
+
+
+def test_absorbing_pays_for_short_answers_to_long_contexts() -> None:
+    model = build("bart own").model  # type: ignore[attr-defined]
+    found = {(t, length): absorbing_pays(model, t, length) for t in (1, 4, 64) for length in (2, 200)}
+    assert [case for case, pays in found.items() if pays] == [(1, 2), (1, 200), (4, 200)]
+    assert not absorbing_pays(build("bart").model, 1, 200)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("absorbs", [False, True])
+def test_dropped_weights_are_no_mean_any_more(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight that is dropped reads nothing, neither a state nor a bias: the mean over many draws is the plain one."""
+    monkeypatch.setattr("openbook.generator.absorbing_pays", lambda *_: absorbs)
+    generator, inputs = build("bart own"), tokens()[::BEAMS]
+    ids, mask = contexts()
+    read: list[Tensor] = []
+    cross = generator.model.get_decoder().layers[0].encoder_attn  # type: ignore[attr-defined]
+    cross.register_forward_hook(lambda _, __, output: read.append(output[0].detach()))
+    memory = generator.encode(ids, mask).detach()
+    generator.decode(inputs, memory, mask)
+    cross.train().dropout = 0.5
+    torch.manual_seed(0)
+    for _ in range(400):
+        generator.decode(inputs, memory, mask)
+    plain, dropped = read[0], torch.stack(read[1:])
+    assert (dropped[0] - plain).abs().max() > 0.1
+    error, deviation = (dropped.mean(0) - plain).abs(), dropped.std(0) / 20
+    assert bool((error <= 6 * deviation + 1e-5).all())
