@@ -10,6 +10,9 @@ loops encode exactly their passages, all cut at 256 tokens. Texts are tokenised 
                 no_grad, torch's own settings
     same        the same loop, with the matmul backend that openbook chooses
     to batch    the same loop as `naive`, padded to the longest passage of each batch
+
+After each round a large matmul in openbook's dtype is timed: `encode.fraction_of_peak` is the operations that real
+tokens need (linear layers and attention, no padding) per second of `openbook`, over those of the matmul.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from openbook.weights import model_folder
 
 LONGEST = 256
 BATCH = 32
+SIDE = 2048  # of the matrices of the large matmul
 
 
 class Naive:
@@ -77,6 +81,24 @@ def rounds(on: System, n: int, at_least: int) -> Iterator[list[np.ndarray]]:
         yield chosen
 
 
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of a matmul of two square matrices, the best of a few."""
+    left, right = (torch.randn(SIDE, SIDE, device=device, dtype=dtype) for _ in range(2))
+    seconds = []
+    for _ in range(5):
+        started = now()
+        left @ right
+        seconds.append(now() - started)
+    return 2 * SIDE**3 / min(seconds)
+
+
+def operations(config: Any, lengths: np.ndarray) -> float:
+    """Of the encoder's linear layers and attention for passages of so many tokens; nothing else is counted."""
+    dim, tokens = config.hidden_size, float(lengths.sum())
+    linear = 2 * tokens * (4 * dim * dim + 2 * dim * config.intermediate_size)
+    return config.num_hidden_layers * (linear + 4 * float((lengths.astype(float) ** 2).sum()) * dim)
+
+
 def measure(on: System, n: int, at_least: int) -> dict[str, Value]:
     """Medians over the rounds, of speeds and of their ratios within a round."""
     corpus, chosen_precision = on.upkeep.corpus, torch.get_float32_matmul_precision()
@@ -84,6 +106,8 @@ def measure(on: System, n: int, at_least: int) -> dict[str, Value]:
     naive = Naive(model_folder(on.config.retriever.passage_encoder), coder.device)
     speeds: dict[str, list[float]] = {"openbook": [], "naive": [], "same": [], "to batch": []}
     cosines, n_tokens, n_passages = [], 0, 0
+    model: Any = coder.encoder.model
+    peaks, fractions = [], []
     for number, passes in enumerate(rounds(on, n + 1, at_least)):
         rows = np.concatenate(passes)
         in_file = np.sort(rows)
@@ -104,9 +128,12 @@ def measure(on: System, n: int, at_least: int) -> dict[str, Value]:
             found[name] = encode()
             speeds[name].append(len(rows) / (now() - started))
         torch.set_float32_matmul_precision(chosen_precision)
+        lengths = coder.lengths(rows)
+        peaks.append(matmul_peak(corpus.dtype, coder.device))
+        fractions.append(operations(model.config, lengths) * speeds["openbook"][-1] / len(rows) / peaks[-1])
         mine = found["openbook"][np.argsort(rows)]
         cosines.append(float(nn.functional.cosine_similarity(mine, found["naive"]).min()))
-        n_passages, n_tokens = n_passages + len(rows), n_tokens + int(coder.lengths(rows).sum())
+        n_passages, n_tokens = n_passages + len(rows), n_tokens + int(lengths.sum())
     speeds = {name: values[1:] for name, values in speeds.items()}  # the first round warms all four up
 
     def times_faster_than(name: str) -> float:
@@ -116,6 +143,9 @@ def measure(on: System, n: int, at_least: int) -> dict[str, Value]:
         "encode.speedup_naive": times_faster_than("naive"),
         "encode.speedup_naive_same_backend": times_faster_than("same"),
         "encode.speedup_padded_to_batch": times_faster_than("to batch"),
+        "encode.fraction_of_peak": median(fractions[1:]),
+        "encode.fraction_of_peak.least": min(fractions[1:]),
+        "encode.peak_gflops": median(peaks[1:]) / 1e9,
         "encode.passages_per_second": median(speeds["openbook"]),
         "encode.naive_passages_per_second": median(speeds["naive"]),
         "encode.cosine_to_fp32_min": min(cosines),

@@ -30,6 +30,8 @@ WANTED: dict[str, tuple[float, float]] = {
     "rolling.sqfp16.memory_ratio": (0, 1.1),
     "million.peak_of_planned": (0, 1.0),
     "plan.worst_error": (0, 0.25),
+    "cost_model.worst_error": (0, 0.2),
+    "encode.fraction_of_peak": (0.45, math.inf),
     "stale.recovered_by_rerank": (0.9, math.inf),
     "hot.recall_kept_at_10_percent": (0.8, math.inf),
     "search.flat.speedup_faiss": (1.0, math.inf),
