@@ -20,7 +20,7 @@ export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench-step test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench test lint types clean
 
 help: ## this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -80,8 +80,11 @@ bench-decode: $(READY) ## decoding beside transformers: benchmarks/decode.json a
 	$(PY) -m benchmarks.decode_sequence --questions 1 --out benchmarks/decode.json
 	$(PY) -m benchmarks.publish
 
-bench-step: $(READY) ## a training step beside transformers: benchmarks/latest.json, about 15 minutes
-	$(PY) -m benchmarks.step --out benchmarks/latest.json
+# decode has both sides with the allocator as it comes, like bench-decode.
+bench: $(READY) ## steps, search, host work, encoding, decoding and the cost model: benchmarks/latest.json, docs/performance.md, about 40 minutes
+	OUT=benchmarks/latest.json; for part in step host "search --million" encode fused passage_gradient cost_model ranks plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
+	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decode --repeats 1 --out benchmarks/latest.json
+	$(PY) -m benchmarks.performance
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)
