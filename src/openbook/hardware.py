@@ -45,6 +45,13 @@ def set_threads(ranks_on_node: int) -> int:
     return torch.get_num_threads()
 
 
+def computing() -> str:
+    """Threads and the backend of fp32 matmuls, in words."""
+    backend = {"highest": "torch's own backend", "medium": "oneDNN"}.get(torch.get_float32_matmul_precision())
+    told = "" if torch.cuda.is_available() or backend is None else f", fp32 matmuls by {backend}"
+    return f"{torch.get_num_threads()} threads{told}"
+
+
 def rank_from_environment() -> int:
     """This process's rank as its launcher set it, also before the ranks are connected; 0 without a launcher."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
@@ -65,6 +72,7 @@ def describe() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0], "platform": platform.platform(), "versions": versions, "commit": _commit(),
         "cpu": _cpu_name(), "cores": _cores(), "gpus": gpus, "threads": torch.get_num_threads(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }  # fmt: skip
 
 

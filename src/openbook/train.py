@@ -17,7 +17,7 @@ from openbook.callbacks import CollapseWatch, IndexRefresh, Provenance, Resumabl
 from openbook.config import Config
 from openbook.distributed import from_rank_zero
 from openbook.dpr_module import DprModule
-from openbook.hardware import rank_from_environment
+from openbook.hardware import computing, rank_from_environment
 from openbook.lexical import LexicalRetriever
 from openbook.logs import MetricsCsv, read_checkpoint
 from openbook.module import RagModule
@@ -103,7 +103,8 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
         resumable = Resumable(run.last, config.trainer.checkpoint_every)
         callbacks = _callbacks(config, run, corpus.n_passages, clock.refresh, resumable)
         trainer = make_trainer(config, callbacks, _loggers(config, run, resumed))
-        say(f"run folder {run.path}; {corpus.n_passages:,} passages; on {prepared.on}, {trainer.precision}")
+        how = f"on {prepared.on}, {trainer.precision}, {computing()}"
+        say(f"run folder {run.path}; {corpus.n_passages:,} passages; {how}")
         clock.lap("setup")
         return _stages(config, run, resumed, clock, trainer, module, prepared, resumable)
     finally:
