@@ -178,7 +178,7 @@ class Text:
                       (Example("", "", ("",)),) * len(labels)).to(device)  # fmt: skip
         scores = torch.from_numpy(random.normal(size=rows.shape).astype(np.float32)).to(device).requires_grad_()
         carried = torch.cat([labels.new_full((len(labels), 1), SPECIAL.end), labels], 1)
-        return Asked(batch, torch.from_numpy(rows).to(device), scores, pad(ids, more, value=SPECIAL.pad).to(device),
+        return Asked(batch, torch.from_numpy(rows), scores, pad(ids, more, value=SPECIAL.pad).to(device),
                      pad(mask, more).long().to(device), carried.to(device))  # fmt: skip
 
 

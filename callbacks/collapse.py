@@ -49,8 +49,7 @@ class CollapseWatch(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        rows = outputs["rows"]
-        real = rows[batch.weight > 0]
+        real = outputs["rows"][(batch.weight > 0).cpu()]  # where the rows are
         self.recent.append([row for part in gather_objects(real[real >= 0].tolist()) for row in part])
         counts = Counter(row for step in self.recent for row in step)
         retrieved = counts.total()

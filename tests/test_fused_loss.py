@@ -303,6 +303,7 @@ def test_training_gives_the_curve_of_the_plain_formula(
 
 def _plain(
     hidden: Tensor, head: Tensor, bias: Tensor | None, labels: Tensor, scores: Tensor, objective: Objective,
-    weight: Tensor, smoothing: float,
+    weight: Tensor, smoothing: float, counted: Tensor,
 ) -> FusedLoss:  # fmt: skip
+    assert torch.equal(counted, (labels >= 0)[:, None] & (scores != -torch.inf)[:, :, None])
     return Case(hidden, head, bias, labels, scores, weight).plain(objective, smoothing)

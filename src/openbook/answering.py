@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.batch import IGNORED_LABEL, Batch
+from openbook.batch import IGNORED_LABEL, Batch, sent
 from openbook.beams import Hypothesis
 from openbook.config_training import DecodeConfig
 from openbook.contexts import ContextBuilder, closed_book_rows
@@ -66,7 +66,7 @@ class Answering:
             top, doc_scores = closed_book_rows(batch), torch.zeros(len(batch.examples), 1, device=batch.labels.device)
         else:
             top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact)
-        ids, mask = self.contexts(batch.context_questions, top[:, : self.n_docs])
+        ids, mask = self._contexts(batch, top[:, : self.n_docs])
         encoded: Any = EncodedOnce(self.generator)
         memory = encoded.encode(ids, mask)
         if self.task == "labels":
@@ -96,6 +96,10 @@ class Answering:
                     closed_book_logprob=None if alone is None else _finite(-float(alone[number, scored].min())),
                 )  # fmt: skip
         return predictions
+
+    def _contexts(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ids, mask = self.contexts(batch.context_questions, rows)
+        return sent(ids, batch.labels.device), sent(mask, batch.labels.device)
 
     def _search(self, generator: Any, ids: Tensor, mask: Tensor, doc_scores: Tensor) -> Sequence[Sequence[Hypothesis]]:
         how, prior = self.decode, doc_logprobs(doc_scores)
@@ -130,7 +134,7 @@ class Answering:
         ]
 
     def _closed_book_nll(self, batch: Batch, labels: Tensor) -> Tensor:
-        ids, mask = self.contexts(batch.context_questions, closed_book_rows(batch))
+        ids, mask = self._contexts(batch, closed_book_rows(batch))
         token_logprobs = target_logprobs(self.generator, self.generator.encode(ids, mask), mask, labels)
         return _nll("closed_book", token_logprobs, torch.zeros(len(labels), 1, device=labels.device), labels)
 

@@ -2,7 +2,8 @@
 
 On a CPU it is plain matmuls in the type of the queries: torch's fused kernel is slower there, more than twice with a
 gradient, and transformers' own plain function adds masks in fp32, so that under autocast scores and probabilities
-become fp32 and are kept twice. On a GPU it is torch's fused kernel.
+become fp32 and are kept twice. On a GPU it is torch's fused kernel, with masks that are handed to it unseen: to leave
+out one that hides nothing, transformers would ask the GPU and wait for its answer in every forward pass.
 
 Cross-attention has two more ways. Several beams may read one context: with keys and values projected once per context,
 the queries of its beams stand side by side on the query axis. Or there are no keys and values at all. For head h,
@@ -30,6 +31,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "openbook"
 
+UNSEEN = "openbook_unseen"
+"""torch's fused kernel, with masks that nobody waits for."""
+
 ABSORBING_COSTS = 1.3
 """Time per operation of absorbed over plain cross-attention, with gradient on a CPU: 1.1 to 1.3 (fp32 and bf16)."""
 
@@ -39,7 +43,7 @@ _CROSS = ("encoder_attn", "EncDecAttention")
 
 def implementation() -> str:
     """What models are loaded with: this module's function on a CPU, torch's fused kernel on a GPU."""
-    return "sdpa" if torch.cuda.is_available() else NAME
+    return UNSEEN if torch.cuda.is_available() else NAME
 
 
 def absorbing_pays(model: Any, target_len: int, context_len: int) -> bool:
@@ -200,5 +204,13 @@ def _mask(*arguments: Any, **named: Any) -> Tensor | None:
     return sdpa_mask(*arguments, **(named | {"allow_is_causal_skip": False}))
 
 
+def _unseen_mask(*arguments: Any, **named: Any) -> Tensor | None:
+    """Bool, True at what is seen; None only where there is no padding mask to ask."""
+    skips = ("allow_is_causal_skip", "allow_is_bidirectional_skip") if named.get("attention_mask") is not None else ()
+    return sdpa_mask(*arguments, **(named | dict.fromkeys(skips, False)))
+
+
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, _mask)
+AttentionInterface.register(UNSEEN, sdpa_attention_forward)
+AttentionMaskInterface.register(UNSEEN, _unseen_mask)

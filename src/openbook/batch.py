@@ -15,8 +15,7 @@ Axis names, one legend for the whole project:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -53,28 +52,25 @@ class Example:
     phrasing: str = ""
 
 
-class _Movable:
-    """Gives a frozen dataclass of tensors the `.to(device)` that Lightning looks for."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        moved = {
-            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-            for field in fields(self)  # type: ignore[arg-type]
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`; one from the host gets to a GPU without waiting for what the GPU is still busy with."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @dataclass(frozen=True)
-class Batch(_Movable):
+class Batch:
     """Questions and targets of one rank for one forward pass.
 
     question_ids, question_mask: [batch, question_len], as the question encoder reads them, special tokens included.
     context_questions: the same questions as the generator's tokenizer writes them, one tuple of ids per question,
         without special tokens; contexts are assembled from these and the corpus store, never from strings.
-    labels: [batch, target_len], the answer and its end-of-sequence; IGNORED_LABEL is padding.
+    labels: [batch, target_len], the answer and its end-of-sequence, then IGNORED_LABEL for padding.
     weight: [batch] float, 1 for an example, 0 for one that only keeps the ranks in step at the end of an epoch.
     cursor: how many examples of the stream all ranks have consumed once this batch is trained on.
+    target_lengths: [batch], how many labels of each question are no padding; read from labels, and kept for the host
+        when these move to a GPU.
     """
 
     question_ids: Tensor
@@ -84,6 +80,19 @@ class Batch(_Movable):
     weight: Tensor
     examples: tuple[Example, ...]
     cursor: int = 0
+    target_lengths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.labels.device.type == "cpu" or len(self.target_lengths) != len(self.labels):
+            object.__setattr__(self, "target_lengths", tuple(self.target_mask.sum(-1).tolist()))
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on the device: what Lightning looks for."""
+        device = torch.device(device)
+        return replace(
+            self, question_ids=sent(self.question_ids, device), question_mask=sent(self.question_mask, device),
+            labels=sent(self.labels, device), weight=sent(self.weight, device),
+        )  # fmt: skip
 
     @property
     def target_mask(self) -> Tensor:
@@ -92,14 +101,17 @@ class Batch(_Movable):
 
 
 @dataclass(frozen=True)
-class Retrieved(_Movable):
+class Retrieved:
     """What the index answered: rows [batch, n_docs] int64 (MISSING_ROW where there was no hit) and index_scores
-    [batch, n_docs] fp32, highest first. index_scores select; they never enter a loss (they may be stale)."""
+    [batch, n_docs] fp32, highest first. index_scores select; they never enter a loss (they may be stale).
+
+    rows are always on the CPU: the host looks tokens up by them, and would have to wait for a GPU to say them.
+    index_scores are where the questions are."""
 
     rows: Tensor
     index_scores: Tensor
 
     @property
     def mask(self) -> Tensor:
-        """[batch, n_docs] bool: True where there is a passage."""
+        """[batch, n_docs] bool on the CPU: True where there is a passage."""
         return self.rows != MISSING_ROW

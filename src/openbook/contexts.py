@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import Batch
+from openbook.batch import MISSING_ROW, Batch, sent
 from openbook.corpus import PassageTokens
 from openbook.generator import Generator
 from openbook.objectives import token_logprobs_of
@@ -27,17 +27,17 @@ class ContextBuilder:
     tokens_per_pass: int = 65536
 
     def __call__(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """questions without special tokens, rows [batch, n_docs] -> ids and mask [batch * n_docs, context_len].
+        """questions without special tokens, rows [batch, n_docs] -> ids and mask [batch * n_docs, context_len], all of
+        them on the CPU.
 
         A missing row gives a context of the question alone; its doc_logprob is -inf, so nothing it says counts.
         """
-        ids, mask = context_inputs(questions, self.tokens, rows.cpu().numpy(), self.special, self.max_length)
-        return ids.to(rows.device), mask.to(rows.device)
+        return context_inputs(questions, self.tokens, rows, self.special, self.max_length)
 
 
 def closed_book_rows(batch: Batch) -> Tensor:
     """Rows [batch, 1] that stand for no passage at all: the generator reads the question only."""
-    return torch.full((len(batch.examples), 1), -1, device=batch.labels.device)
+    return torch.full((len(batch.examples), 1), MISSING_ROW)
 
 
 def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder) -> Tensor:
@@ -48,20 +48,20 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     through the generator in passes of like length, cut where padding and passes cost least, whatever question they
     belong to.
     """
-    n_docs = rows.shape[1]
+    n_docs, device = rows.shape[1], batch.labels.device
     ids, mask = contexts(batch.context_questions, rows)
     inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
     inputs = inputs.repeat_interleave(n_docs, 0)
-    lengths = mask.sum(-1).cpu().numpy()
-    passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(ids.device.type, 0))
+    lengths = mask.sum(-1).numpy()
+    passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
     parts = []
     for positions in passes:
-        some, length = torch.from_numpy(positions).to(ids.device), int(lengths[positions[0]])
-        some_mask = mask[some, :length]
-        memory = generator.encode(ids[some, :length], some_mask)
-        hidden, _ = generator.decode(inputs[some], memory, some_mask)
+        some, length = torch.from_numpy(positions), int(lengths[positions[0]])
+        some_mask = sent(mask[some, :length], device)
+        memory = generator.encode(sent(ids[some, :length], device), some_mask)
+        hidden, _ = generator.decode(inputs[sent(some, device)], memory, some_mask)
         parts.append(hidden)
-    back = torch.from_numpy(np.argsort(np.concatenate(passes))).to(ids.device)
+    back = sent(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
     return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)
 
 

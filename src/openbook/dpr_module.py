@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Batch
+from openbook.batch import MISSING_ROW, Batch, sent
 from openbook.config_training import OptimConfig
 from openbook.corpus import Corpus
 from openbook.distributed import gather_rows, gather_rows_with_gradient, rank, shard, sum_over_ranks, world_size
@@ -52,15 +52,15 @@ class DprModule(QuestionModule):
         question_emb = self.retriever.represent(batch)
         positives = self.passages.positives(batch)
         negatives = self.passages.hard_negatives(batch, positives, self._index_rows(question_emb))
-        rows = _of_all_ranks([row for row in positives if row != MISSING_ROW] + negatives, batch.weight.device)
-        positive = torch.tensor(positives, device=rows.device)
-        columns = torch.searchsorted(rows, positive.clamp(min=0)).clamp(max=len(rows) - 1)
-        mask = self.passages.competing(batch.examples, rows.tolist()).to(rows.device)
+        rows, device = _of_all_ranks([row for row in positives if row != MISSING_ROW] + negatives), batch.weight.device
+        positive = torch.tensor(positives)
+        columns = sent(torch.searchsorted(rows, positive.clamp(min=0)).clamp(max=len(rows) - 1), device)
+        mask = sent(self.passages.competing(batch.examples, rows.tolist()), device)
         scores = dpr_scores(question_emb, self._passage_emb(rows), columns, mask, self.retriever.temperature)
         return (
             nll_of(scores, columns),
             in_batch_hits(scores.detach(), columns),
-            batch.weight * (positive != MISSING_ROW),
+            batch.weight * sent(positive != MISSING_ROW, device),
         )
 
     def _index_rows(self, question_emb: Tensor) -> Tensor | None:
@@ -109,7 +109,7 @@ class DprModule(QuestionModule):
             self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
 
 
-def _of_all_ranks(rows: list[int], device: torch.device) -> Tensor:
+def _of_all_ranks(rows: list[int]) -> Tensor:
     """[n] the distinct rows of all ranks, rising; row 0 where there is none, so that there is something to encode."""
-    everywhere, _ = gather_rows(torch.tensor(rows, dtype=torch.int64, device=device))
-    return torch.unique(everywhere) if len(everywhere) else torch.zeros(1, dtype=torch.int64, device=device)
+    everywhere, _ = gather_rows(torch.tensor(rows, dtype=torch.int64))
+    return torch.unique(everywhere) if len(everywhere) else torch.zeros(1, dtype=torch.int64)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openbook.batch import sent
 from openbook.corpus import PassageTokens
 from openbook.encoders import TextEncoder
 from openbook.text import SpecialIds, by_length, passage_inputs
@@ -63,8 +64,7 @@ class PassageCoder:
                 return Encoding(rows, self.encoder(ids, mask if padded else None))
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
-                ids, mask = (part.pin_memory().to(self.device, non_blocking=True) for part in (ids, mask))
-                embeddings = self.encoder(ids, mask if padded else None)
+                embeddings = self.encoder(sent(ids, self.device), sent(mask, self.device) if padded else None)
                 return Encoding(rows, embeddings, self._stream.record_event())
 
 

@@ -24,7 +24,7 @@ OF_ANSWERS = ("exact_match", "f1")
 def best_passages(
     batch: Batch, retriever: Retriever | LexicalRetriever, n_docs: int, index_is_exact: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rows [batch, top_k] of the 20 best passages at least, and doc_scores [batch, n_docs] of the first.
+    """Rows [batch, top_k] (on the CPU) of the 20 best passages at least, and doc_scores [batch, n_docs] of the first.
 
     Those that are read are ordered (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by
     the index's own where index_is_exact says that they are the same.
@@ -37,7 +37,7 @@ def best_passages(
     if retriever.rerank >= 0 and not index_is_exact:  # their fresh scores are known anyway
         order = exact.argsort(dim=1, descending=True, stable=True)
         first, exact = (
-            type(found)(first.rows.gather(1, order), first.index_scores.gather(1, order)),
+            type(found)(first.rows.gather(1, order.cpu()), first.index_scores.gather(1, order)),
             exact.gather(1, order),
         )
     return torch.cat([first.rows, found.rows[:, n_docs:]], dim=1), exact

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from openbook.batch import sent
 from openbook.errors import OpenBookError
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,6 +49,7 @@ class _Options(NamedTuple):
     chunk_bytes: int
     retain: bool
     grad_enabled: bool
+    counted: Tensor | None
 
 
 def fused_marginal_nll(
@@ -61,6 +63,7 @@ def fused_marginal_nll(
     label_smoothing: float = 0.0,
     chunk_bytes: int = CHUNK_BYTES,
     retain: bool = False,
+    counted: Tensor | None = None,
 ) -> FusedLoss:
     """objective(token_logprobs_of(hidden @ head_weight.T + head_bias, labels), doc_scores, labels >= 0) @ weight.
 
@@ -70,6 +73,9 @@ def fused_marginal_nll(
     A question whose nll is inf (it has no passage) or whose weight is 0 adds nothing to the loss and has no gradient.
     A missing passage is not read, so that an objective must not count it.
 
+    counted [batch, n_docs, target_len] bool on the CPU: where labels are no padding and passages not missing, for whom
+    knows that on the host; found out from labels and doc_scores otherwise, for which a GPU is waited for.
+
     The gradient is computed here, for hidden, head_weight, head_bias and doc_scores, whichever want one, and handed
     over by backward: it goes to the leaves once, unless `retain` keeps it for more (retain_graph). There is no second
     derivative. At most chunk_bytes of logits are held at a time (one target position at least). Raises OpenBookError
@@ -77,7 +83,7 @@ def fused_marginal_nll(
     """
     weight = doc_scores.new_ones(len(hidden)) if weight is None else weight
     _check(hidden, head_weight, head_bias, labels, doc_scores, weight)
-    options = _Options(objective, label_smoothing, chunk_bytes, retain, torch.is_grad_enabled())
+    options = _Options(objective, label_smoothing, chunk_bytes, retain, torch.is_grad_enabled(), counted)
     return FusedLoss(*_Fused.apply(hidden, head_weight, head_bias, doc_scores, labels, weight.detach(), options))
 
 
@@ -129,8 +135,10 @@ def _forward(
     batch, n_docs, target_len, dim = hidden.shape
     exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     target_mask = labels >= 0
-    counted = target_mask[:, None] & (doc_scores != -torch.inf)[:, :, None]  # [batch, n_docs, target_len]
-    rows = counted.flatten().nonzero()[:, 0]
+    counted = options.counted
+    if counted is None:
+        counted = (target_mask[:, None] & (doc_scores != -torch.inf)[:, :, None]).cpu()
+    rows = sent(counted.flatten().nonzero()[:, 0], hidden.device)
     row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
     flat_hidden = hidden.reshape(-1, dim)
     head = _Head(head_weight, head_bias, options.label_smoothing, dtype, exact)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import MISSING_ROW, Batch, Retrieved
+from openbook.batch import MISSING_ROW, Batch, Retrieved, sent
 from openbook.corpus import Corpus
 from openbook.errors import OpenBookError
 
@@ -67,7 +67,7 @@ class LexicalRetriever(nn.Module):
         self.index = index
         self.temperature = temperature
         self.rerank = -1  # there are no fresher scores to put candidates in order by
-        self.register_buffer("_place", torch.empty(0), persistent=False)  # knows the device that answers go to
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # knows the device that scores go to
 
     def represent(self, batch: Batch) -> list[str]:
         """The questions as `retrieve` and `score` take them: their strings."""
@@ -76,7 +76,7 @@ class LexicalRetriever(nn.Module):
     def search(self, questions: list[str], top_k: int) -> Retrieved:
         """The top_k by BM25, scores without temperature; see LexicalIndex.search."""
         rows, scores = self.index.search(questions, top_k)
-        return Retrieved(torch.from_numpy(rows), torch.from_numpy(scores)).to(self._place.device)
+        return Retrieved(torch.from_numpy(rows), sent(torch.from_numpy(scores), self._place.device))
 
     def retrieve(self, questions: list[str], top_k: int) -> Retrieved:
         """`search`: there is nothing to re-rank by."""
@@ -85,7 +85,8 @@ class LexicalRetriever(nn.Module):
     def score(self, questions: list[str], retrieved: Retrieved) -> Tensor:
         """doc_scores [batch, n_docs] fp32 of what `retrieve` gave for these questions: its scores, which never go
         stale, divided by the temperature; -inf where missing."""
-        return torch.where(retrieved.mask, retrieved.index_scores / self.temperature, -torch.inf)
+        scores = retrieved.index_scores / self.temperature
+        return torch.where(sent(retrieved.mask, scores.device), scores, -torch.inf)
 
     def index_is_exact(self) -> bool:
         """True: nothing moves the scores after the index is built."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Retrieved
+from openbook.batch import MISSING_ROW, Retrieved, sent
 from openbook.calibration import CANDIDATES
 from openbook.distributed import exchange_rows, gather_rows
 from openbook.errors import OpenBookError
@@ -65,8 +65,7 @@ class Snapshot:
         all_scores = exchange_rows(torch.from_numpy(scores), counts).numpy()
         all_rows = exchange_rows(torch.from_numpy(rows), counts).numpy()
         scores, rows = merged(all_scores, all_rows, top_k)
-        device = question_embeddings.device
-        return Retrieved(torch.from_numpy(rows).to(device), torch.from_numpy(scores).to(device))
+        return Retrieved(torch.from_numpy(rows), sent(torch.from_numpy(scores), question_embeddings.device))
 
 
 def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:

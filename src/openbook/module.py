@@ -69,20 +69,23 @@ class RagModule(QuestionModule):
             doc_scores = self.retriever.score(questions, retrieved)  # d(z)^T q(x), with today's weights
         hidden = answer_hidden(self.generator, batch, retrieved.rows, self.contexts)  # of p(y_t | x, z, y_<t)
         share = self._share(doc_scores, batch)
-        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch.labels, share)  # -log p(y|x)
+        there = torch.ones_like(retrieved.mask) if self.retriever is None else retrieved.mask
+        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, there, share)  # -log p(y|x)
         nll = losses
         if self.reads != self.objective:  # what is minimised is no likelihood
             nll = OBJECTIVES[self.reads](token_logprobs, doc_scores.detach(), batch.target_mask)
-            self._log_loss(losses, batch)
-        self._log_likelihood(nll, batch)
+        self._log(nll, losses, batch)
         seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
         return {"loss": loss, **seen, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
 
-    def fused_loss(self, hidden: Tensor, doc_scores: Tensor, labels: Tensor, share: Tensor) -> FusedLoss:
+    def fused_loss(self, hidden: Tensor, doc_scores: Tensor, batch: Batch, there: Tensor, share: Tensor) -> FusedLoss:
         """The objective on hidden [batch, n_docs, target_len, dim], through the vocabulary head without keeping its
-        logits; the loss is the sum of the questions', each times its share [batch]."""
+        logits; the loss is the sum of the questions', each times its share [batch]. there [batch, n_docs] bool on the
+        CPU: False where doc_scores are -inf."""
         head, bias = self.generator.head_weight, self.generator.head_bias
-        return fused_marginal_nll(hidden, head, bias, labels, doc_scores, self.loss, share, self.label_smoothing)
+        targets = torch.arange(hidden.shape[2]) < torch.tensor(batch.target_lengths)[:, None]
+        return fused_marginal_nll(hidden, head, bias, batch.labels, doc_scores, self.loss, share, self.label_smoothing,
+                                  counted=targets[:, None] & there[:, :, None])  # fmt: skip
 
     def _share(self, doc_scores: Tensor, batch: Batch) -> Tensor:
         """[batch]: what each question's nll counts in the mean over the questions (or target tokens) of all ranks'
@@ -104,19 +107,17 @@ class RagModule(QuestionModule):
         how = self.answering
         return summarize(self.predictions, how.task, resamples, self.seed, how.labels)
 
-    def _log_loss(self, losses: Tensor, batch: Batch) -> None:
-        """What is minimised, per question, where it is not the likelihood."""
-        weight = batch.weight * (losses != torch.inf)
-        sums = torch.stack([torch.where(weight > 0, losses, 0.0).sum(), weight.sum()])
-        total, questions = sum_over_ranks(sums).tolist()
-        self.log("train/loss", total / max(questions, 1.0), rank_zero_only=True)
-
-    def _log_likelihood(self, nll: Tensor, batch: Batch) -> None:
-        """-log p(y|x) per question and per target token, over the batches of all ranks."""
-        weight = batch.weight * (nll != torch.inf)
+    def _log(self, nll: Tensor, losses: Tensor, batch: Batch) -> None:
+        """-log p(y|x) per question and per target token, over the batches of all ranks, and where it is not what is
+        minimised, that per question. The step's one wait for a GPU after the search: before the weights are moved, it
+        must be known that this is a number."""
+        weight, minimised = (batch.weight * (values != torch.inf) for values in (nll, losses))
         tokens = weight * batch.target_mask.sum(-1)
-        sums = torch.stack([torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()])
-        total, questions, n_tokens = sum_over_ranks(sums).tolist()
+        sums = [torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()]
+        sums += [torch.where(minimised > 0, losses, 0.0).sum(), minimised.sum()]
+        total, questions, n_tokens, loss, n_minimised = sum_over_ranks(torch.stack(sums)).tolist()
+        if self.reads != self.objective:
+            self.log("train/loss", loss / max(n_minimised, 1.0), rank_zero_only=True)
         if not questions:  # none has found a passage, as happens with BM25
             return
         if math.isnan(total):

@@ -84,7 +84,8 @@ class TrainingPassages:
     def hard_negatives(self, batch: Batch, positives: Sequence[int], index_rows: Tensor | None = None) -> list[int]:
         """Rows of the hard negatives of all questions that have a positive passage, BM25's before the index's.
 
-        index_rows [batch, depth]: what the live index finds for the questions, best first; None before there is one.
+        index_rows [batch, depth] on the CPU: what the live index finds for the questions, best first; None before there
+        is one.
         """
         asked = [place for place, row in enumerate(positives) if row != MISSING_ROW]
         examples = [batch.examples[place] for place in asked]
@@ -95,7 +96,7 @@ class TrainingPassages:
             best, _ = self._bm25().search([example.question for example in examples], self.depth)
             sources.append((self.bm25_negatives, best))
         if index_rows is not None and self.index_negatives and asked:
-            sources.append((self.index_negatives, index_rows.cpu().numpy()[asked]))
+            sources.append((self.index_negatives, index_rows.numpy()[asked]))
         for n_wanted, candidates in sources:
             for example, taken, rows in zip(examples, chosen, candidates.tolist(), strict=True):
                 new = self._first_negatives(example, [row for row in rows if row not in taken], n_wanted)

@@ -91,7 +91,7 @@ def _rag_pass(config: Config, retriever: Retriever, module: RagModule, batch: Ba
     rows = np.random.default_rng(config.seed).integers(
         retriever.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
     )
-    candidates = torch.from_numpy(rows).to(device)
+    candidates = torch.from_numpy(rows)
     found = Retrieved(candidates[:, :n_docs], torch.zeros(len(rows), n_docs, device=device))
 
     def forward() -> Tensor:
@@ -100,7 +100,7 @@ def _rag_pass(config: Config, retriever: Retriever, module: RagModule, batch: Ba
             retriever.encode_once(torch.unique(candidates))
         doc_scores = retriever.score(question_emb, found)
         hidden = answer_hidden(module.generator, batch, found.rows, module.contexts)
-        return module.fused_loss(hidden, doc_scores, batch.labels, batch.weight).loss
+        return module.fused_loss(hidden, doc_scores, batch, found.mask, batch.weight).loss
 
     return forward
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import MISSING_ROW, Batch, Retrieved
+from openbook.batch import Batch, Retrieved, sent
 from openbook.corpus import PassageTokens
 from openbook.encoders import TextEncoder
 from openbook.errors import OpenBookError
@@ -95,11 +95,12 @@ class Retriever(nn.Module):
         if self.rerank > 0:
             first = Retrieved(found.rows[:, : self.rerank], found.index_scores[:, : self.rerank])
             rows, places = torch.unique(first.rows.clamp(min=0), return_inverse=True)
-            passage_emb = self.encode_once(rows)[places]
-            order = self._scores(question_emb, passage_emb, first).argsort(dim=1, descending=True, stable=True)
+            passage_emb = self.encode_once(rows)
+            scores = self._scores(question_emb, passage_emb[sent(places, passage_emb.device)], first)
+            order = scores.argsort(dim=1, descending=True, stable=True)
             behind = torch.arange(self.rerank, found.rows.shape[1], device=order.device).expand(len(order), -1)
             order = torch.cat([order, behind], dim=1)  # asked for more than are re-ranked: the rest as the index has it
-            found = Retrieved(found.rows.gather(1, order), found.index_scores.gather(1, order))
+            found = Retrieved(found.rows.gather(1, order.cpu()), found.index_scores.gather(1, order))
         return Retrieved(found.rows[:, :top_k], found.index_scores[:, :top_k])
 
     def score(self, question_emb: Tensor, retrieved: Retrieved) -> Tensor:
@@ -116,18 +117,22 @@ class Retriever(nn.Module):
         else:
             passage_emb = self.encode_once(rows)
         # index_select, not indexing: its gradient adds the shares of a passage up in the same order at every run.
-        return self._scores(question_emb, passage_emb.index_select(0, places.flatten()).unflatten(0, places.shape),
-                            retrieved)  # fmt: skip
+        each = passage_emb.index_select(0, sent(places.flatten(), passage_emb.device)).unflatten(0, places.shape)
+        return self._scores(question_emb, each, retrieved)
 
     def take_candidates(self) -> Tensor:
         """[n] rows that training's questions retrieved or nearly retrieved since this was last asked."""
         rows, self._candidates = self._candidates, []
-        return torch.cat([torch.empty(0, dtype=torch.int64), *(part.cpu() for part in rows)])
+        return torch.cat([torch.empty(0, dtype=torch.int64), *rows])
 
     def _scores(self, question_emb: Tensor, passage_emb: Tensor, retrieved: Retrieved) -> Tensor:
         with torch.autocast(question_emb.device.type, enabled=False):
             scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
-        return torch.where(retrieved.rows != MISSING_ROW, scores, -torch.inf)
+        return torch.where(sent(retrieved.mask, scores.device), scores, -torch.inf)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.passage_encoder.parameters()).device
 
     def index_is_fresh(self) -> bool:
         """Whether the snapshot was made from today's passage encoder."""
@@ -139,9 +144,10 @@ class Retriever(nn.Module):
 
     @torch.no_grad()
     def encode_once(self, rows: Tensor) -> Tensor:
-        """Embeddings [n, dim] fp32 of distinct rows in eval mode, no gradient; kept while the weights are the same."""
+        """Embeddings [n, dim] fp32 of distinct rows in eval mode, no gradient; kept while the weights are the same.
+        Rows are on the CPU."""
         if not len(rows):
-            return torch.empty(0, self.passage_encoder.dim, device=rows.device)
+            return torch.empty(0, self.passage_encoder.dim, device=self._device)
         wanted = self.fresh.missing(rows)
         if len(wanted):
             mode = self.passage_encoder.training
@@ -151,11 +157,12 @@ class Retriever(nn.Module):
         return self.fresh.get(rows)
 
     def encode_rows(self, rows: Tensor) -> Tensor:
-        """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now.
+        """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now. Rows
+        are on the CPU.
 
         With `tokens_per_backward` a gradient's activations are there for one pass at a time, of at most so many tokens.
         """
-        device, chosen = next(self.passage_encoder.parameters()).device, rows.cpu().numpy()
+        device, chosen = self._device, rows.numpy()
         lengths = np.minimum(self.tokens.length(chosen) + self.special.n_in_context, self.max_passage_tokens)
         encode: Callable[..., Tensor] = self.passage_encoder
         if torch.is_grad_enabled() and self.passage_encoder.trains:
@@ -168,6 +175,6 @@ class Retriever(nn.Module):
         parts = []
         for positions in passes:
             ids, mask = passage_inputs(self.tokens, chosen[positions], self.special, self.max_passage_tokens)
-            parts.append(encode(ids.to(device), mask.to(device)))
+            parts.append(encode(sent(ids, device), sent(mask, device)))
         back = np.argsort(np.concatenate(passes))
-        return torch.cat(parts)[torch.from_numpy(back).to(device)]
+        return torch.cat(parts)[sent(torch.from_numpy(back), device)]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openbook.batch import sent
 from openbook.contexts import ContextBuilder
 from openbook.corpus import Corpus
 from openbook.decode import greedy
@@ -123,8 +124,8 @@ class _GoldPassages:
                 for question, (example, row) in zip(ids, examples, strict=True) if row is not None]  # fmt: skip
 
     def inputs(self, gold: list[_Gold], device: torch.device) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor([[one.row] for one in gold], device=device)
-        return self.contexts([one.question for one in gold], rows)
+        ids, mask = self.contexts([one.question for one in gold], torch.tensor([[one.row] for one in gold]))
+        return sent(ids, device), sent(mask, device)
 
 
 def _train(
