@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+import torch
 
-from openbook.attention import ABSORBING_COSTS
+from openbook.attention import ABSORBING_COSTS, NAME, cross_attention_costs, implementation
 
 STEP_WORK = ("matmul", "attention", "elementwise", "weights", "calls", "search", "reading")
 REFRESH_WORK = ("matmul", "attention", "elementwise", "calls", "writing")
@@ -22,6 +23,7 @@ layers. elementwise: tokens * dim of all layers. weights: numbers read or writte
 and for every pass's gradient. calls: layers called, each of a pass. search: passages * dim * questions; reading:
 passages * dim. writing: passages * dim into an index."""
 
+TOKENS_PER_PASS = 65536 if torch.cuda.is_available() else 4096  # as trainer.tokens_per_pass=0 has it
 TRAINING = 3  # forward and backward against forward: the gradients of inputs and of weights are a product each
 
 
@@ -51,13 +53,13 @@ class Stack:
             self.layers * tokens * self.dim,
         ])  # fmt: skip
 
-    def decode(self, rows: float, target_len: float, context_len: float) -> np.ndarray:
-        """Likewise, a decoder's: its own tokens, and contexts read with or without keys (openbook.attention)."""
+    def decode(self, rows: int, target_len: int, context_len: int, absorbs: bool) -> np.ndarray:
+        """Likewise, a decoder's: its own tokens, and contexts read with keys or, where it absorbs and that pays,
+        without (openbook.attention)."""
         dim, tokens = self.dim, rows * target_len
-        plain = context_len * dim**2 + target_len * context_len * dim
-        absorbed = target_len * dim**2 + self.heads * target_len * context_len * dim
-        projected = context_len if ABSORBING_COSTS * absorbed >= plain else 0
-        read = 4 * dim**2 * projected if projected else 4 * absorbed
+        plain, absorbed = cross_attention_costs(dim, dim, self.heads, target_len, context_len)
+        # Reading keys and values is counted as attention; reading states as wide as all heads together is a matmul.
+        read = 2 * absorbed if absorbs and ABSORBING_COSTS * absorbed < plain else 4 * context_len * dim**2
         own = self.encode(rows, target_len)
         cross = np.array([
             self.layers * (2 * tokens * 2 * dim**2 + rows * read),
@@ -80,12 +82,19 @@ class Step:
     encoder: Stack = Stack(3, 256, 4)
     generator: Stack = Stack(3, 256, 4)
     vocab: int = 20_000
-    tokens_per_pass: int = 4096
+    tokens_per_pass: int = TOKENS_PER_PASS
+    absorbs: bool = implementation() == NAME
 
     @property
     def context_len(self) -> int:
         """start question sep passage end; a passage is encoded with as many special tokens."""
         return self.question_len + self.passage_len + 3
+
+    @property
+    def trained(self) -> int:
+        """Weights that learn: two encoders, generator and head; biases, norms and positions left out."""
+        cross = 4 * self.generator.layers * self.generator.dim**2
+        return 2 * self.encoder.weights + 2 * self.generator.weights + cross + self.vocab * self.generator.dim
 
     def work(self) -> np.ndarray:
         """[len(STEP_WORK)]"""
@@ -95,20 +104,20 @@ class Step:
             self.encoder.encode(self.batch, self.question_len + 2)
             + self.encoder.encode(rows, passage)
             + self.generator.encode(rows, self.context_len)
-            + self.generator.decode(rows, target, self.context_len)
+            + self.generator.decode(rows, target, self.context_len, self.absorbs)
         )
         forward[0] += 2 * rows * target * self.generator.dim * self.vocab
         encoder_passes = -(-rows // max(1, self.tokens_per_pass // passage))
         generator_passes = -(-rows // max(1, self.tokens_per_pass // self.context_len))
         decoder = self.generator.weights + self.generator.layers * 4 * self.generator.dim**2
         head = self.vocab * self.generator.dim
-        trained = 2 * self.encoder.weights + self.generator.weights + decoder + head
         gradients = (1 + encoder_passes) * self.encoder.weights
+        # Looking words up has a gradient as large as the head, for the encoder and the decoder of every pass.
         gradients += generator_passes * (self.generator.weights + decoder + 2 * head) + head
         calls = (1 + encoder_passes) * self.encoder.layers + 3 * generator_passes * self.generator.layers
         numbers = self.n_passages * self.encoder.dim
         return np.array([
-            *TRAINING * forward, 7 * trained + 3 * gradients, TRAINING * calls, self.batch * numbers, numbers
+            *TRAINING * forward, 7 * self.trained + 3 * gradients, TRAINING * calls, self.batch * numbers, numbers
         ])  # fmt: skip
 
 
@@ -119,7 +128,7 @@ class Refresh:
     n_passages: int = 512
     passage_len: int = 96
     encoder: Stack = Stack(3, 256, 4)
-    tokens_per_pass: int = 4096
+    tokens_per_pass: int = TOKENS_PER_PASS
 
     def work(self) -> np.ndarray:
         """[len(REFRESH_WORK)]"""

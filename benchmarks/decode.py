@@ -114,6 +114,11 @@ Sides = dict[str, Callable[[Pair, Case], list[list[int]]]]
 SIDES: Sides = {"ours": ours, "theirs": theirs}
 
 
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024), "MALLOC_TRIM_THRESHOLD_": str(128 * 1024)}
+"""Settings of the allocator by which what is freed goes back to the system at once: memory is what is held, without the
+holes between."""
+
+
 def alternating(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each side, run in turns after one turn that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}

@@ -3,22 +3,21 @@
     python -m benchmarks.fused [--out FILE] [--quick]
 
 BART-base's head, 4 questions x 5 passages, random hidden states; forward and backward, every gradient. Times are of one
-thread, CPU seconds where torch runs on the CPU, the least of some rounds in which both take turns. Memory is what a
-fresh process takes beyond what it held before, gradients included.
+thread on a CPU, its processor's seconds, the least of some rounds in which both take turns. Memory is what a fresh
+process takes beyond what it held before, gradients included; what is freed goes back to the system at once.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from benchmarks.decode import AT_ONCE, memory_of
 from benchmarks.figures import Value, finish, options
 from benchmarks.memory import give_back
 from benchmarks.system import prepare_machine
@@ -26,7 +25,7 @@ from openbook.fused_loss import CHUNK_BYTES, fused_marginal_nll
 from openbook.memory import current_memory, peak_memory, reset_peak_memory
 from openbook.objectives import rag_token_nll, token_logprobs_of
 
-ROUNDS = 3
+ROUNDS, MODULE = 3, "benchmarks.fused"
 
 
 @dataclass(frozen=True)
@@ -94,17 +93,8 @@ def _timed(step: Callable[[], None]) -> float:
     return time.process_time() - started
 
 
-def memory(case: Case) -> int:
-    """Bytes that one step takes at its peak, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.fused", "--case", json.dumps(asdict(case))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{case} failed:\n{done.stdout}{done.stderr}")
-    return int(done.stdout.splitlines()[-1])
-
-
 def run(case: Case) -> int:
-    """What `memory` starts: a small step first, so that what the libraries take for themselves is there."""
+    """What `memory_of` starts: a small step first, so that what the libraries take for themselves is there."""
     prepare_machine()
     Inputs(Case(1, 2, 3, 101, 16, case.bf16, case.kind)).step(case.kind)
     inputs = Inputs(case)
@@ -128,7 +118,7 @@ def figures(quick: bool) -> dict[str, Value]:
             key = f"fused.{name}{suffix}"
             found[f"{key}.seconds"], found[f"{key}.plain_seconds"] = took["fused"], took["plain"]
             found[f"{key}.speedup"] = took["plain"] / took["fused"]
-            held = {kind: memory(Case(bf16=bf16, kind=kind, **more, **small)) for kind in took}  # type: ignore[arg-type]
+            held = {kind: memory_of(MODULE, kind, case, AT_ONCE) for kind in took}
             found[f"{key}.mib"], found[f"{key}.plain_mib"] = held["fused"] / 2**20, held["plain"] / 2**20
     return found | _sweep(small)
 
@@ -140,7 +130,7 @@ def _sweep(small: dict[str, int]) -> dict[str, Value]:
     for batch, n_docs, target_len in ((4, 5, 32), (16, 5, 32), (16, 10, 64), (64, 20, 72)):
         case = Case(batch, n_docs, target_len, bf16=True, **({"dim": 128} | small))
         key = f"fused.sweep.{batch}x{n_docs}x{target_len}"
-        found[f"{key}.mib"] = memory(case) / 2**20
+        found[f"{key}.mib"] = memory_of(MODULE, "fused", case, AT_ONCE) / 2**20
         found[f"{key}.plain_at_least_mib"] = case.plain_bytes / 2**20
     return found
 
@@ -150,9 +140,11 @@ def main() -> None:
     parser.add_argument("--case", help="measure the memory of one case here and print it")
     asked = parser.parse_args()
     if asked.case:
-        print(run(Case(**json.loads(asked.case))))
+        told = json.loads(asked.case)
+        print(run(Case(**told | {"kind": told.pop("side")})))
         return
     prepare_machine()
+    torch.set_num_threads(1)
     finish(asked, figures(asked.quick))
 
 

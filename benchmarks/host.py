@@ -26,13 +26,13 @@ from transformers.models.rag import retrieval_rag
 
 from benchmarks import synthetic
 from benchmarks.figures import Value, finish, median, options
-from benchmarks.search import FAISS_DEFAULT, blas_from
+from benchmarks.search import blas_from
 from benchmarks.system import now, prepare_machine
 from openbook import build
 from openbook.collate import token_ids
 from openbook.contexts import ContextBuilder
 from openbook.experiment import load_experiment
-from openbook.families import ShardIndex
+from openbook.families import SHIPPED_BLAS_THRESHOLD, ShardIndex
 from openbook.mips import Snapshot
 from openbook.stream import QuestionFile
 from openbook.text import question_inputs, special_ids
@@ -121,14 +121,14 @@ def ours(on: Host, asked: Asked) -> Tensor:
 
 def theirs(on: Host, asked: Asked) -> Tensor:
     """As transformers' RagModel calls it."""
-    with blas_from(FAISS_DEFAULT):
+    with blas_from(SHIPPED_BLAS_THRESHOLD):
         return on.peer(asked.ids, asked.embeddings.numpy(), n_docs=N_DOCS, return_tensors="pt")["context_input_ids"]
 
 
 def check(on: Host, asked: Asked) -> None:
     """Both sides find the same passages and read the same words, or the comparison is none."""
     rows = on.snapshot.search(asked.embeddings, N_DOCS).rows.numpy()
-    with blas_from(FAISS_DEFAULT):
+    with blas_from(SHIPPED_BLAS_THRESHOLD):
         found = on.peer.retrieve(asked.embeddings.numpy(), N_DOCS)[1]
     mine, other = (on.tokenizer.batch_decode(side(on, asked), skip_special_tokens=True) for side in (ours, theirs))
     words, others = ([sorted(text.replace("/", " ").split()) for text in texts] for texts in (mine, other))

@@ -1,18 +1,17 @@
-"""The retrieved passages' encoding with gradient: seconds and memory of one step, four ways.
+"""The retrieved passages' encoding with gradient: seconds and memory of one step, three ways.
 
     python -m benchmarks.passage_gradient [--out FILE] [--quick]
 
-plain: every activation kept. by_length: passes filled to the limit, longest first, as they were before they were cut
-where they cost least. cached: retriever.tokens_per_backward. checkpointed: trainer.checkpointing on top of plain.
-Seconds are those of this thread's processor time, forward and backward, medians over rounds in which every way takes
-the same passages; memory is the peak of what operations made, gradients of the weights included.
+plain: every activation kept. cached: retriever.tokens_per_backward. checkpointed: trainer.checkpointing, beside plain.
+Seconds are processor time of one thread, forward and backward, medians over rounds in which every way takes the same
+passages; memory is the peak of what operations made, gradients of the weights included.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.figures import Value, finish, median, options
 from benchmarks.system import prepare_machine
-from openbook import retriever as retriever_module
 from openbook.corpus import PassageTokens
 from openbook.encoders import load_encoder, load_tokenizer
 from openbook.hardware import autocast_dtype
 from openbook.recompute import checkpoint_layers
 from openbook.retriever import Retriever
-from openbook.text import by_length, special_ids
+from openbook.text import special_ids
 
 PASSAGES, TOKENS_PER_BACKWARD = 64, 1024
 
@@ -62,17 +60,6 @@ def corpus(n: int, vocab: int) -> PassageTokens:
                          np.concatenate([[0], lengths.cumsum()]), np.full(n, 4, dtype=np.int32))  # fmt: skip
 
 
-@contextmanager
-def filled_passes() -> Iterator[None]:
-    """Inside, passes are filled one after another instead of being cut where they cost least."""
-    plain = retriever_module.cheapest_passes
-    retriever_module.cheapest_passes = lambda lengths, most, cost: list(by_length(lengths, most))  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        retriever_module.cheapest_passes = plain
-
-
 def step(system: Retriever, rows: Tensor, autocast: torch.dtype | None) -> None:
     """Embeddings, a loss in which each depends on the others, and its gradient."""
     system.zero_grad(set_to_none=True)
@@ -97,13 +84,8 @@ def ways(tokens: PassageTokens) -> dict[str, Callable[[Tensor, torch.dtype | Non
     checkpoint_layers(other)
     layered = Retriever(other, other, tokens, special, 128, 0.05, tokens_per_pass=4096).train()
 
-    def filled(rows: Tensor, autocast: torch.dtype | None) -> None:
-        with filled_passes():
-            step(plain, rows, autocast)
-
     return {
         "plain": lambda rows, autocast: step(plain, rows, autocast),
-        "by_length": filled,
         "cached": lambda rows, autocast: step(cached, rows, autocast),
         "checkpointed": lambda rows, autocast: step(layered, rows, autocast),
     }
@@ -136,6 +118,7 @@ def measure(rounds: int, passages: int) -> dict[str, Value]:
 def main() -> None:
     asked = options(__doc__).parse_args()
     prepare_machine()
+    torch.set_num_threads(1)
     finish(asked, measure(1, 16) if asked.quick else measure(5, PASSAGES))
 
 

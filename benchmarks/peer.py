@@ -56,7 +56,6 @@ class Case:
     target_len: int = 32
     model: str = "base"
     checkpointing: bool = False
-    same: bool = False
 
 
 @dataclass(frozen=True)

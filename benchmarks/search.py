@@ -21,10 +21,11 @@ from benchmarks import synthetic
 from benchmarks.families import ASKED, DIM, TOP_K, built, questions
 from benchmarks.figures import Value, finish, median, options
 from benchmarks.system import now, prepare_machine
+from openbook.families import SHIPPED_BLAS_THRESHOLD
 from openbook.staleness import overlap_at_k
 
-FAISS_DEFAULT, ALWAYS = 128_000, 1
-"""Queries x dim from which on FAISS multiplies by BLAS: as it comes, and at once."""
+ALWAYS = 1
+"""FAISS multiplies by BLAS at once."""
 
 Search = Callable[[np.ndarray], np.ndarray]
 """Questions [n, DIM] -> rows [n, TOP_K]."""
@@ -89,7 +90,7 @@ def at_size(n: int, rounds: int) -> dict[str, Value]:
     asked = questions(vectors, ASKED * rounds).astype(np.float32)
     plain = faiss.IndexFlatIP(DIM)
     plain.add(vectors)
-    sides = {"faiss": bare(plain, FAISS_DEFAULT), "faiss_blas": bare(plain, ALWAYS)}
+    sides = {"faiss": bare(plain, SHIPPED_BLAS_THRESHOLD), "faiss_blas": bare(plain, ALWAYS)}
     found: dict[str, Value] = {}
     for name, factory in factories(n).items():
         index, found[f"search.{name}.{n}.build_seconds"] = built(factory, vectors)

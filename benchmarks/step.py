@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.decode import memory_of, most_held
+from benchmarks.decode import AT_ONCE, memory_of, most_held
 from benchmarks.figures import Value, finish, median, options
 from benchmarks.peer import PADDED, PEERS, Asked, Case, Sides, Text, Way, ways
 from benchmarks.system import now, prepare_machine
@@ -42,8 +42,6 @@ VARIANTS = {
     "same_padding": ("ours_same_padding", "theirs_same_precision"),
 }
 PASSAGES, TOLERANCE, MODULE = 400, 1e-4, "benchmarks.step"
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(256 * 1024), "MALLOC_TRIM_THRESHOLD_": str(128 * 1024)}
-"""What is freed goes back to the system at once, so that memory is what a step holds and no hole between tensors."""
 PARTS = ("contexts", "encoder", "decoder", "head_and_loss", "optimizer")
 
 
@@ -142,8 +140,7 @@ def parts(on: Sides, batches: list[Asked], side: str, way: Way) -> dict[str, flo
 
 def memory(side: str, case: Case, chosen: str) -> int:
     """Bytes that one step takes at its peak beyond weights, optimizer state and gradients. Called once in a process."""
-    name = f"{side}_same_precision" if case.same else side
-    _, way = ways(chosen, autocast())[name]
+    _, way = ways(chosen, autocast())[side]
     text = Text.read(PASSAGES)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on = Sides(case, text, device)
@@ -173,15 +170,14 @@ def memories(case: Case, chosen: str) -> dict[str, Value]:
     """Each figure from a process for either side, of a small model from this one. transformers never checkpoints."""
     key = f"step.{case.objective}"
     long = replace(case, target_len=4 * case.target_len)
-    cases = {"": (case, case), "_checkpointed": (replace(case, checkpointing=True), case), "_128": (long, long),
-             "_same_precision": (replace(case, same=True), replace(case, same=True))}  # fmt: skip
+    cases = {"": (case, case), "_checkpointed": (replace(case, checkpointing=True), case), "_128": (long, long)}
     held: dict[tuple[str, Case], int] = {}
     found: dict[str, Value] = {}
     for suffix, pair in cases.items():
         for side, one in zip(("ours", "theirs"), pair, strict=True):
             if (side, one) not in held:
                 held[side, one] = max(
-                    1, memory(side, one, chosen) if case.model == "tiny" else memory_of(MODULE, side, one, ALLOCATOR)
+                    1, memory(side, one, chosen) if case.model == "tiny" else memory_of(MODULE, side, one, AT_ONCE)
                 )
         ours, theirs = (held[side, one] for side, one in zip(("ours", "theirs"), pair, strict=True))
         found |= {f"{key}.memory_ratio{suffix}": ours / theirs, f"{key}.mib{suffix}": ours / 2**20}

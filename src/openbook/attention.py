@@ -1,4 +1,6 @@
-"""Attention for transformers' models, as fast and as small as it gets on this machine; exact in every case.
+"""Attention for transformers' models, as fast and as small as it gets on this machine, and exact.
+
+Models that compute attention by a function that can be exchanged get it; those that write their own keep it.
 
 On a CPU it is plain matmuls in the type of the queries: torch's fused kernel is slower there, more than twice with a
 gradient, and transformers' own plain function adds masks in fp32, so that under autocast scores and probabilities
@@ -35,40 +37,57 @@ UNSEEN = "openbook_unseen"
 """torch's fused kernel, with masks that nobody waits for."""
 
 ABSORBING_COSTS = 1.3
-"""Time per operation of absorbed over plain cross-attention, with gradient on a CPU: 1.1 to 1.3 (fp32 and bf16)."""
+"""Time per operation of absorbed over plain cross-attention, with gradient on a CPU (`benchmarks.attention`)."""
 
 _CROSS = ("encoder_attn", "EncDecAttention")
 """What BART's and T5's relatives call their cross-attention."""
 
 
 def implementation() -> str:
-    """What models are loaded with: this module's function on a CPU, torch's fused kernel on a GPU."""
+    """What models attend by where they can: this module's function on a CPU, torch's fused kernel on a GPU."""
     return UNSEEN if torch.cuda.is_available() else NAME
 
 
-def absorbing_pays(model: Any, target_len: int, context_len: int) -> bool:
-    """Whether a training step on a CPU is faster without keys and values, given the model attends by this module.
+def use_implementation(model: Any) -> None:
+    """Have a transformers model, loaded with "eager", attend by `implementation`, if its attention is exchangeable."""
+    if _exchangeable(model):
+        model.set_attn_implementation(implementation())
 
-    Operations per context, 2 * 2 of each kind: projecting and reading keys and values, against projecting queries and
-    what they read. A layer that is checkpointed refuses the cache that says so.
-    """
+
+def _exchangeable(model: Any) -> bool:
+    """Models that support none of transformers' other functions compute attention themselves, and read masks their own
+    way, although some of them can be told to use another."""
+    return bool(model._supports_sdpa and model._can_set_attn_implementation())
+
+
+def absorbing_pays(model: Any, target_len: int, context_len: int) -> bool:
+    """Whether a training step on a CPU is faster without keys and values, given the model attends by this module. A
+    layer that is checkpointed refuses the cache that says so."""
     decoder = model.get_decoder()
     if decoder.config._attn_implementation != NAME or any(
         getattr(part, "gradient_checkpointing", False) for part in decoder.modules()
     ):
         return False
-    config = model.config
-    dim, heads = config.d_model, getattr(config, "decoder_attention_heads", None) or config.num_attention_heads
-    plain = context_len * dim * dim + target_len * context_len * dim
-    absorbed = target_len * dim * dim + heads * target_len * context_len * dim
+    cross = next(part for name, part in decoder.named_modules() if name.endswith(_CROSS))
+    inner, dim = _projections(cross)[0].weight.shape  # type: ignore[index]
+    heads = getattr(model.config, "decoder_attention_heads", None) or model.config.num_attention_heads
+    plain, absorbed = cross_attention_costs(dim, inner, heads, target_len, context_len)
     return ABSORBING_COSTS * absorbed < plain
+
+
+def cross_attention_costs(dim: int, inner: int, heads: int, target_len: int, context_len: int) -> tuple[int, int]:
+    """Multiply-adds of one context's cross-attention in a layer, its own queries and outputs left out: keys and values
+    projected and read, and without them. inner: heads * dim per head."""
+    plain = 2 * context_len * inner * (dim + target_len)
+    absorbed = 2 * target_len * dim * (inner + heads * context_len)
+    return plain, absorbed
 
 
 def cross_attentions(model: Any) -> int:
     """How many cross-attention layers can be shared: all the decoder has, or 0 where the model does it otherwise."""
     found = [part for name, part in model.get_decoder().named_modules() if name.endswith(_CROSS)]
     known = all(_projections(part) is not None for part in found)
-    return len(found) if known and model._can_set_attn_implementation() else 0
+    return len(found) if known and _exchangeable(model) else 0
 
 
 @contextmanager

@@ -83,7 +83,7 @@ class TrainerConfig:
     """tokens of one forward pass of an encoder, padding included; 0: 4,096 on a CPU (its cache), 65,536 on a GPU"""
     checkpointing: bool = False
     """keep only the inputs of every layer of generator and encoders and run the layers once more in the backward pass:
-    the same numbers, less memory, about a third more time"""
+    the same gradients up to rounding, less memory, about a third more time"""
     validate_every: int = 25
     """optimizer steps between validations"""
     checkpoint_every: int = 25

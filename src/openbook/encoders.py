@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
 
-from openbook.attention import implementation
+from openbook.attention import use_implementation
 from openbook.errors import OpenBookError
 from openbook.weights import model_folder
 
@@ -93,7 +93,7 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
     kinds = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
     kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
     settings: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
-    settings |= {"attn_implementation": implementation(), "trust_remote_code": False}
+    settings |= {"attn_implementation": "eager", "trust_remote_code": False}
     loader: Any = kind or AutoModel
     model, loaded = loader.from_pretrained(path, **settings)
     missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
@@ -106,6 +106,7 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
             raise OpenBookError("a DPR encoder with a projection cannot be read", where=folder,
                                 got=f"projection_dim {config.projection_dim}", expected="0")  # fmt: skip
         model = getattr(model, model.base_model_prefix).bert_model
+    use_implementation(model)
     return TextEncoder(model, pooling, normalize)
 
 

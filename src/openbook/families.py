@@ -16,9 +16,12 @@ from openbook.errors import OpenBookError
 from openbook.factories import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points, moved_to_gpu
 from openbook.gpu_flat import GPU_MOST, FlatOnGpu, gpu_resources
 
-faiss.cvar.distance_compute_blas_threshold = 1024
-# Queries x dim from which on FAISS multiplies by BLAS. Its default, 128,000, keeps a step's questions off that path:
-# five times slower at 100,000 passages. One question alone is faster without: twice at dim 384.
+SHIPPED_BLAS_THRESHOLD = faiss.cvar.distance_compute_blas_threshold
+"""Queries (of older versions) or queries x dim from which on FAISS multiplies by BLAS, as it comes."""
+
+if SHIPPED_BLAS_THRESHOLD > 1024:
+    # The default, 128,000, keeps a step's questions off that path, which is slower by far; one alone is faster so.
+    faiss.cvar.distance_compute_blas_threshold = 1024
 
 SPARE = 8
 """Candidates looked at beyond top-k, so that rounding in FAISS's sums decides nothing."""

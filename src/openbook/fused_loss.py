@@ -146,7 +146,7 @@ def _forward(
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
     d_hidden = torch.zeros_like(flat_hidden, dtype=exact) if wanted[0] else None
-    d_weight = torch.zeros_like(head_weight) if wanted[1] else None
+    d_weight = torch.zeros_like(head_weight, dtype=exact) if wanted[1] else None
     d_bias = torch.zeros_like(head_bias, dtype=exact) if wanted[2] and head_bias is not None else None
     d_scores = torch.zeros_like(doc_scores) if wanted[3] else None
 

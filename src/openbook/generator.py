@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from openbook.attention import absorbing_pays, cache_over, cross_attentions, implementation, shared
+from openbook.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
 from openbook.config import MINILM
 from openbook.errors import OpenBookError
 from openbook.reader import MiniLMReader
@@ -62,7 +62,7 @@ class Generator(Protocol):
 class Seq2SeqGenerator(nn.Module):
     """A transformers encoder-decoder (BART, T5 and the like) behind these calls.
 
-    Without gradients it encodes in pieces and attends by openbook.attention: memory is there once per context,
+    It attends by openbook.attention. Without gradients it encodes in pieces, and memory is there once per context,
     whatever the number of beams. A model whose attention cannot be replaced gets its memory repeated for every beam.
     """
 
@@ -166,7 +166,8 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
         str(path) if path.exists() else name,
         config=config,
         use_safetensors=True,
-        attn_implementation=implementation(),
+        attn_implementation="eager",
         trust_remote_code=False,
     )
+    use_implementation(model)
     return Seq2SeqGenerator(model)

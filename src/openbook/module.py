@@ -90,7 +90,8 @@ class RagModule(QuestionModule):
     def _share(self, doc_scores: Tensor, batch: Batch) -> Tensor:
         """[batch]: what each question's nll counts in the mean over the questions (or target tokens) of all ranks'
         batches; DDP averages the ranks' gradients, so each rank's share is scaled by the number of ranks. A question
-        without any passage has no likelihood to learn from and is left out."""
+        without any passage has no likelihood to learn from and is left out here; one whose likelihood is 0 for another
+        reason counts, and adds nothing."""
         weight = batch.weight * (doc_scores != -torch.inf).any(-1)
         units = weight if self.reduction == "question" else weight * batch.target_mask.sum(-1)
         total = sum_over_ranks(units.sum()).clamp(min=1)

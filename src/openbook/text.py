@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TokenIds = Sequence[int]
 
 TOKENS_OF_A_PASS = {"cpu": 100, "cuda": 16384}
-"""What a pass with gradient costs beside its tokens, in tokens: weights are read and their gradients written on a CPU,
+"""What a pass of training costs beside its tokens, in tokens: weights are read and their gradients written on a CPU,
 and a GPU waits for its kernels to be launched."""
 
 
