@@ -123,8 +123,7 @@ def test_a_step_waits_for_the_search_and_for_the_loss(
     objective = "closed_book" if kind == "closed book" else "emdr2" if kind == "frozen" else "rag_token"
     folders = (encoder_folder, generator_folder, small_data, tmp_path)
     plain, _ = system(kind, *folders, objective)
-    for name in ("encoders", "generator"):
-        monkeypatch.setattr(f"openbook.{name}.implementation", lambda: UNSEEN)
+    monkeypatch.setattr("openbook.attention.implementation", lambda: UNSEEN)
     module, batch = system(kind, *folders, objective)
     expected, logged = {}, {}
     monkeypatch.setattr(plain, "log", lambda name, value, **_: expected.__setitem__(name, value))
