@@ -17,7 +17,7 @@ from openbook.answering import Answering
 from openbook.batch import MISSING_ROW, Batch, Example, Retrieved
 from openbook.collate import Collate
 from openbook.config_training import DecodeConfig
-from openbook.contexts import ContextBuilder, answer_logprobs, closed_book_rows
+from openbook.contexts import ContextBuilder, closed_book_rows
 from openbook.corpus import Corpus, build_corpus
 from openbook.errors import OpenBookError
 from openbook.generator import Generator, load_generator
@@ -26,6 +26,7 @@ from openbook.metrics import Prediction, summarize
 from openbook.objectives import OBJECTIVES
 from openbook.stream import BatchPlan
 from openbook.text import special_ids, targets
+from tests.plain_loss import answer_logprobs
 from tests.small_system import SmallSystem
 
 MOST, N_DOCS = 7, 5

@@ -18,13 +18,14 @@ from transformers import (
 )
 
 from openbook.batch import IGNORED_LABEL, Batch, Example, Retrieved
-from openbook.contexts import ContextBuilder, answer_hidden, answer_logprobs
+from openbook.contexts import ContextBuilder, answer_hidden
 from openbook.corpus import build_corpus
 from openbook.encoders import load_encoder, load_tokenizer
 from openbook.generator import Seq2SeqGenerator, load_generator
 from openbook.objectives import OBJECTIVES
 from openbook.retriever import Retriever
 from openbook.text import special_ids
+from tests.plain_loss import answer_logprobs
 
 BATCH, N_DOCS = 3, 5
 PEERS = {"rag_token": RagTokenForGeneration, "rag_sequence": RagSequenceForGeneration}

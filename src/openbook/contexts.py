@@ -12,7 +12,6 @@ from torch import Tensor
 from openbook.batch import MISSING_ROW, Batch, sent
 from openbook.corpus import PassageTokens
 from openbook.generator import Generator
-from openbook.objectives import token_logprobs_of
 from openbook.text import TOKENS_OF_A_PASS, SpecialIds, cheapest_passes, context_inputs, decoder_inputs
 
 
@@ -63,13 +62,3 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
         parts.append(hidden)
     back = sent(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
     return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)
-
-
-def answer_logprobs(
-    generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder, label_smoothing: float = 0.0
-) -> Tensor:
-    """token_logprobs [batch, n_docs, target_len]: log p(y_t | x, z_k, y_<t) at the labels, 0 at padding, by the plain
-    formula: all logits are made. Training takes openbook.fused_loss, which gives the same numbers."""
-    hidden = answer_hidden(generator, batch, rows, contexts)
-    labels = batch.labels[:, None].expand(hidden.shape[:3])
-    return token_logprobs_of(generator.logits(hidden), labels, label_smoothing)
