@@ -2,10 +2,10 @@
 
 Models that compute attention by a function that can be exchanged get it; those that write their own keep it.
 
-On a CPU it is plain matmuls in the type of the queries: torch's fused kernel is slower there, more than twice with a
-gradient, and transformers' own plain function adds masks in fp32, so that under autocast scores and probabilities
-become fp32 and are kept twice. On a GPU it is torch's fused kernel, with masks that are handed to it unseen: to leave
-out one that hides nothing, transformers would ask the GPU and wait for its answer in every forward pass.
+On a CPU it is plain matmuls in the type of the queries (`benchmarks.attention`): torch's fused kernel is slower there,
+most of all with a gradient, and transformers' own plain function adds masks in fp32, so that under autocast scores and
+probabilities become fp32 and are kept twice. On a GPU it is torch's fused kernel, with masks that are handed to it
+unseen: to leave out one that hides nothing, transformers would ask the GPU and wait for its answer in every pass.
 
 Cross-attention has two more ways. Several beams may read one context: with keys and values projected once per context,
 the queries of its beams stand side by side on the query axis. Or there are no keys and values at all. For head h,
