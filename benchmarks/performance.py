@@ -75,7 +75,7 @@ def parts_table(found: dict[str, Any]) -> str:
     rows = ["| part, forward and backward | transformers | openbook |", "|---|---|---|"]
     for part in ("contexts", "encoder", "decoder", "head_and_loss", "optimizer"):
         theirs, ours = (found[f"step.rag_token.{word}.{part}"] for word in ("transformers_part", "part"))
-        rows.append(f"| {part.replace('_', ' ')} | {theirs:.3g} s | {ours:.3g} s |")
+        rows.append(f"| {part.replace('_', ' ')} | {1000 * theirs:,.4g} ms | {1000 * ours:,.4g} ms |")
     return "\n".join(rows)
 
 
@@ -142,7 +142,8 @@ def projection_table() -> str:
             (work[0] + per_score * work[1]) / (share * H100_PEAK) for work in (refresh.work(), step.work())
         )
         training += optimizer
-        rows.append(f"| {share} | {refreshing:,.0f} s | {1000 * training:.0f} ms | {9 * refreshing / training:,.0f} |")
+        rows.append(f"| {share} | {refreshing:,.0f} s | {1000 * training:.0f} ms | "
+                    f"{round(9 * refreshing / training, -3):,.0f} |")  # fmt: skip
     return "\n".join(rows)
 
 
@@ -157,6 +158,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axes.plot(at, [found[f"{start}{n}.predicted"] for n in at], "x--", color="#d97706", label="cost model")
         axes.set_title(f"seconds of a step: {words}", loc="left", fontsize=9)
         axes.set_ylim(bottom=0)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(color="#d8dee4", linewidth=0.7)
         axes.legend(frameon=False, fontsize=8)
     sweep = [key.removesuffix(".mib") for key in found if key.startswith("fused.sweep.") and key.endswith(".mib")]
@@ -175,7 +177,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
 def machine_line(found: dict[str, Any]) -> str:
     said = {name: found.get(f"machine.{name}", "") for name in ("cpu", "cores", "threads", "gpus", "versions.torch")}
     return (
-        f"{said['cpu']}, {said['cores']} cores, {said['threads']} thread(s)"
+        f"{said['cpu']}, {said['threads']} thread(s) on {said['cores']} core(s)"
         f"{', ' + said['gpus'] if said['gpus'] else ', no GPU'}; torch {said['versions.torch']}; training in "
         f"{found['step.dtype']}."
     )
