@@ -81,7 +81,7 @@ bench-decode: $(READY) ## decoding beside transformers: benchmarks/decode.json a
 	$(PY) -m benchmarks.publish
 
 # decode has both sides with the allocator as it comes, like bench-decode.
-bench: $(READY) ## steps, search, host work, encoding, decoding and the cost model: benchmarks/latest.json, docs/performance.md, about 40 minutes
+bench: $(READY) ## steps, search, host work, encoding, decoding and the cost model: benchmarks/latest.json, docs/performance.md, about 45 minutes
 	OUT=benchmarks/latest.json; for part in step host "search --million" encode fused attention passage_gradient cost_model ranks plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
 	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decode --repeats 1 --out benchmarks/latest.json
 	$(PY) -m benchmarks.performance
