@@ -49,7 +49,8 @@ def computing() -> str:
     """Threads and the backend of fp32 matmuls, in words."""
     backend = {"highest": "torch's own backend", "medium": "oneDNN"}.get(torch.get_float32_matmul_precision())
     told = "" if torch.cuda.is_available() or backend is None else f", fp32 matmuls by {backend}"
-    return f"{torch.get_num_threads()} threads{told}"
+    n = torch.get_num_threads()
+    return f"{n} thread{'s' if n > 1 else ''}{told}"
 
 
 def rank_from_environment() -> int:
