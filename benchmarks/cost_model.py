@@ -17,14 +17,14 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel
+from transformers import BertConfig, BertModel
 
 from benchmarks import synthetic
 from benchmarks.cost import REFRESH_WORK, STEP_WORK, Refresh, Stack, Step, fitted
 from benchmarks.figures import Value, finish, median, options
-from benchmarks.peer import SPECIAL
+from benchmarks.peer import SPECIAL, bart
 from benchmarks.system import now, prepare_machine
-from openbook.attention import implementation
+from openbook.attention import implementation, use_implementation
 from openbook.batch import Batch, Example, Retrieved
 from openbook.config_training import OptimConfig
 from openbook.contexts import ContextBuilder
@@ -89,12 +89,9 @@ def encoder(stack: Stack) -> TextEncoder:
 
 
 def generator(stack: Stack, vocab: int) -> Seq2SeqGenerator:
-    return Seq2SeqGenerator(BartForConditionalGeneration(BartConfig(
-        d_model=stack.dim, encoder_layers=stack.layers, decoder_layers=stack.layers, vocab_size=vocab,
-        encoder_attention_heads=stack.heads, decoder_attention_heads=stack.heads, encoder_ffn_dim=stack.inner,
-        decoder_ffn_dim=stack.inner, pad_token_id=SPECIAL.pad, eos_token_id=SPECIAL.end, dropout=0.0,
-        decoder_start_token_id=SPECIAL.end, forced_eos_token_id=None, attn_implementation=implementation(),
-    )))  # fmt: skip
+    model = bart(stack, vocab)
+    use_implementation(model)
+    return Seq2SeqGenerator(model)
 
 
 def passages(n: int, length: int) -> PassageTokens:

@@ -27,24 +27,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModel,
-    BartConfig,
-    BartForConditionalGeneration,
-    BertConfig,
-    RagConfig,
-    RagSequenceForGeneration,
-    RagTokenForGeneration,
-)
+from transformers import RagSequenceForGeneration, RagTokenForGeneration
 
 from benchmarks.figures import Value, finish, median, options
+from benchmarks.peer import SHAPES, bart, peer
 from benchmarks.system import now, prepare_machine
 from openbook.decode import rag_token_beams
 from openbook.generator import Seq2SeqGenerator
 from openbook.memory import current_memory, peak_memory, reset_peak_memory
 
 N_DOCS, BEAMS = 5, 4
-PAD, START, EOS = 1, 2, 2
 
 
 @dataclass(frozen=True)
@@ -71,23 +63,9 @@ class Pair:
 
 def pair(case: Case) -> Pair:
     """BART-base with random weights (a tiny one for a quick look): 6 + 6 layers, dim 768, vocab 50265."""
-    torch.manual_seed(0)
-    shape = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4,
-             "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 211}  # fmt: skip
-    base = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 12,
-            "decoder_attention_heads": 12, "encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}  # fmt: skip
-    config = BartConfig(**(shape if case.small else base), max_position_embeddings=1024, pad_token_id=PAD,
-                        bos_token_id=0, eos_token_id=EOS, decoder_start_token_id=START, forced_eos_token_id=None,
-                        init_std=0.05, attn_implementation="sdpa")  # fmt: skip
-    model = BartForConditionalGeneration(config).eval()
-    asked = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=97)
-    rag = RagConfig.from_question_encoder_generator_configs(asked, config, n_docs=N_DOCS)
-    token_peer, sequence_peer = (
-        kind(config=rag, question_encoder=AutoModel.from_config(asked), generator=model).eval()
-        for kind in (RagTokenForGeneration, RagSequenceForGeneration)
-    )
-    n = case.questions * N_DOCS
-    ids = torch.randint(5, config.vocab_size, (n, case.context_len))
+    model = bart(*SHAPES["tiny" if case.small else "base"]).eval()
+    token_peer, sequence_peer = (peer(model, objective, N_DOCS).eval() for objective in ("rag_token", "rag_sequence"))
+    ids = torch.randint(5, model.config.vocab_size, (case.questions * N_DOCS, case.context_len))
     scores = torch.randn(case.questions, N_DOCS)
     return Pair(Seq2SeqGenerator(model), token_peer, sequence_peer, ids, torch.ones_like(ids), scores)
 

@@ -26,6 +26,7 @@ from transformers import (
     RagTokenForGeneration,
 )
 
+from benchmarks.cost import Stack
 from openbook.attention import implementation
 from openbook.batch import Batch, Example, Retrieved
 from openbook.config_training import OptimConfig
@@ -39,8 +40,12 @@ from openbook.text import SpecialIds
 
 PEERS = {"rag_token": RagTokenForGeneration, "rag_sequence": RagSequenceForGeneration}
 SPECIAL = SpecialIds(start=0, sep=2, end=2, pad=1)  # BART's; the text's own ids begin far above them
-SHAPES = {"base": (768, 6, 12, 3072, 50265), "small": (256, 3, 4, 1024, 30522), "tiny": (32, 1, 4, 64, 30522)}
-"""dim, layers of either side, heads, inner dim and vocabulary: BART-base's, a fifteenth of it, and one for --quick."""
+SHAPES = {
+    "base": (Stack(6, 768, 12), 50265),
+    "small": (Stack(3, 256, 4), 30522),
+    "tiny": (Stack(1, 32, 4), 30522),
+}
+"""Layers of either side and the vocabulary: BART-base's, a fifteenth of it, and one for --quick."""
 
 PADDED, WORDS = 300, 100  # tokens that RagRetriever pads a context to; words of a passage, as DPR cuts
 TOKENS_PER_PASS = 4096  # what openbook takes at once on a CPU
@@ -114,25 +119,24 @@ class Padding(Seq2SeqGenerator):
         return super().decode(decoder_input_ids, memory, pad(context_mask, (0, PADDED - context_mask.shape[1])), cache)
 
 
-def bart(shape: str) -> BartForConditionalGeneration:
-    """A BART of one of the SHAPES with random weights, no dropout."""
+def bart(stack: Stack, vocab: int) -> BartForConditionalGeneration:
+    """A BART with random weights, no dropout."""
     torch.manual_seed(0)
-    dim, layers, heads, ffn, vocab = SHAPES[shape]
     config = BartConfig(
-        d_model=dim, encoder_layers=layers, decoder_layers=layers, encoder_attention_heads=heads,
-        decoder_attention_heads=heads, encoder_ffn_dim=ffn, decoder_ffn_dim=ffn, vocab_size=vocab,
-        max_position_embeddings=1024, bos_token_id=0, pad_token_id=SPECIAL.pad, eos_token_id=SPECIAL.end,
-        decoder_start_token_id=SPECIAL.end, forced_eos_token_id=None, dropout=0.0, attention_dropout=0.0,
-        init_std=0.05,
+        d_model=stack.dim, encoder_layers=stack.layers, decoder_layers=stack.layers, vocab_size=vocab,
+        encoder_attention_heads=stack.heads, decoder_attention_heads=stack.heads, encoder_ffn_dim=stack.inner,
+        decoder_ffn_dim=stack.inner, max_position_embeddings=1024, bos_token_id=0, pad_token_id=SPECIAL.pad,
+        eos_token_id=SPECIAL.end, decoder_start_token_id=SPECIAL.end, forced_eos_token_id=None, dropout=0.0,
+        attention_dropout=0.0, init_std=0.05,
     )  # fmt: skip
     return cast(BartForConditionalGeneration, BartForConditionalGeneration(config).train())
 
 
-def peer(model: BartForConditionalGeneration, case: Case) -> nn.Module:
-    """transformers' side; its question encoder has nothing to do."""
+def peer(model: BartForConditionalGeneration, objective: str, n_docs: int) -> Any:
+    """transformers' side over the same model; its question encoder has nothing to do."""
     asking = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=97)
-    config = RagConfig.from_question_encoder_generator_configs(asking, model.config, n_docs=case.n_docs)
-    return PEERS[case.objective](
+    config = RagConfig.from_question_encoder_generator_configs(asking, model.config, n_docs=n_docs)
+    return PEERS[objective](
         config=config, question_encoder=AutoModel.from_config(asking), generator=model
     ).train()  # fmt: skip
 
@@ -200,8 +204,8 @@ class Sides:
 
     def __init__(self, case: Case, text: Text, device: torch.device):
         self.case, self.device = case, device
-        self.model = bart(case.model).to(device)
-        self.theirs = peer(self.model, case).to(device)
+        self.model = bart(*SHAPES[case.model]).to(device)
+        self.theirs = peer(self.model, case.objective, case.n_docs).to(device)
         contexts = ContextBuilder(text.tokens, SPECIAL, PADDED, TOKENS_PER_PASS if device.type == "cpu" else 65536)
         self.given = Given()
         self.modules = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.cost import REFRESH_WORK, STEP_WORK, Refresh, Stack, Step
-from openbook.docs_page import between_marks
+from openbook.docs_page import between_marks, write_page
 
 PAGE, PICTURE = Path("docs/performance.md"), Path("docs/images/performance.png")
 OBJECTIVES = {"rag_token": "RAG-Token", "rag_sequence": "RAG-Sequence"}
@@ -224,10 +223,7 @@ def main() -> None:
         "constants": constants_table(found), "errors": errors_table(found), "projection": projection_table(),
     }  # fmt: skip
     for name, text in tables.items():
-        content = between_marks(PAGE, text, name)
-        new = PAGE.with_name(f".{PAGE.name}.new")
-        new.write_text(content, encoding="utf-8")
-        os.replace(new, PAGE)
+        write_page(PAGE, between_marks(PAGE, text, name))
     draw(found, PICTURE)
 
 

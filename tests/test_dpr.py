@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from openbook.distributed import gather_rows_with_gradient
 from openbook.dpr import dpr_nll, dpr_scores, in_batch_hits
+from tests.ranks import on_ranks
 
 BATCH, DIM, N, TEMPERATURE = 5, 7, 11, 0.3
 
@@ -121,9 +118,8 @@ SIZES = (3, 0, 2)  # questions of each rank
 SHARES = (4, 0, 7)  # passages that each rank encodes
 
 
-def _rank_main(rank: int, init: str, queue: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=len(SIZES), timeout=timedelta(seconds=60))
+def share_of(rank: int) -> tuple[list[float], list[list[float]], list[list[float]]]:
+    """nll and gradients of a rank's questions and passages."""
     question_emb, passage_emb, positive, mask = drawn()
     asked = slice(sum(SIZES[:rank]), sum(SIZES[: rank + 1]))
     held = slice(sum(SHARES[:rank]), sum(SHARES[: rank + 1]))
@@ -132,31 +128,18 @@ def _rank_main(rank: int, init: str, queue: Any) -> None:
     nll = dpr_nll(mine, gathered, positive[asked], mask[asked], TEMPERATURE)
     (nll.sum() / BATCH).backward()
     assert mine.grad is not None and passages.grad is not None
-    queue.put((rank, nll.detach().tolist(), mine.grad.tolist(), passages.grad.tolist()))
-    dist.destroy_process_group()
+    return nll.detach().tolist(), mine.grad.tolist(), passages.grad.tolist()
 
 
 def test_ranks_with_shares_of_the_batch_are_one_process_with_all_of_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [
-        context.Process(target=_rank_main, args=(rank, f"file://{tmp_path}/init", queue)) for rank in range(len(SIZES))
-    ]
-    for process in processes:
-        process.start()
-    try:
-        parts = sorted(queue.get(timeout=90) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(20)
-            process.kill()
+    parts = on_ranks(len(SIZES), share_of, tmp_path)
     question_emb, passage_emb, positive, mask = drawn()
     question_emb.requires_grad_()
     passage_emb.requires_grad_()
     nll = dpr_nll(question_emb, passage_emb, positive, mask, TEMPERATURE)
     nll.mean().backward()
     assert question_emb.grad is not None and passage_emb.grad is not None
-    for place, whole in ((1, nll), (2, question_emb.grad), (3, passage_emb.grad)):
+    for place, whole in enumerate((nll, question_emb.grad, passage_emb.grad)):
         joined = torch.tensor([row for part in parts for row in part[place]], dtype=torch.float64)
         torch.testing.assert_close(joined, whole.detach(), rtol=1e-12, atol=1e-14)
 

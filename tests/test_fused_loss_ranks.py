@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -16,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from openbook.fused_loss import fused_marginal_nll
 from openbook.objectives import rag_token_nll, token_logprobs_of
+from tests.ranks import on_ranks
 
 BATCH, N_DOCS, TARGET_LEN, VOCAB, DIM = 3, 2, 5, 17, 8
 
@@ -47,9 +45,8 @@ def drawn(rank: int) -> tuple[Tensor, Tensor, Tensor]:
     return ids, labels, torch.randn(BATCH, N_DOCS, generator=draw)
 
 
-def _rank_main(rank: int, init: str, queue: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+def gradients_of(rank: int) -> dict[str, dict[str, Any]]:
+    """By kind and name, as lists, whole."""
     found = {}
     for kind in ("ddp", "fsdp"):
         model: Any = Model()
@@ -62,26 +59,14 @@ def _rank_main(rank: int, init: str, queue: Any) -> None:
         gradients = {name: part.grad for name, part in model.named_parameters()}
         whole = {name: part.full_tensor() if kind == "fsdp" else part for name, part in gradients.items()}
         found[kind] = {name: part.tolist() for name, part in whole.items()}
-    queue.put((rank, found))
-    dist.barrier()
-    dist.destroy_process_group()
+    return found
 
 
 def test_ranks_average_the_gradients_of_the_plain_formula(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_rank_main, args=(rank, f"file://{tmp_path}/init", queue)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    try:
-        parts = dict(queue.get(timeout=90) for _ in processes)
-    finally:
-        for process in processes:
-            process.join(20)
-            process.kill()
+    parts = on_ranks(2, gradients_of, tmp_path)
     plain = Model()
     (sum(plain(*drawn(rank), fused=False) for rank in (0, 1)) / 2).backward()
-    for found in parts.values():
+    for found in parts:
         for kind in ("ddp", "fsdp"):
             for name, part in plain.named_parameters():
                 torch.testing.assert_close(torch.tensor(found[kind][name]), part.grad, rtol=1e-5, atol=1e-6,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
+from benchmarks.passage_gradient import Peak
 from openbook import build
 from openbook.batch import Retrieved
 from openbook.encoders import TextEncoder
@@ -29,6 +26,7 @@ from openbook.reader_layers import ReaderConfig
 from openbook.recompute import checkpoint_layers, recomputed
 from openbook.retriever import Retriever
 from openbook.train import train
+from tests.ranks import on_ranks
 from tests.small_system import DIM, SmallSystem, column, tiny_corpus, tiny_encoder
 
 BATCH, N_DOCS = 3, 7
@@ -67,29 +65,10 @@ def assert_same(found: Gradients, wanted: Gradients) -> None:
         assert torch.equal(found[name], value), name
 
 
-class _Live(TorchDispatchMode):
-    """The most bytes that the results of operations took at one time, saved for the backward pass or not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages: list[tuple[StorageWeakRef, int]] = []
-        self.most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = func(*args, **(kwargs or {}))
-        for result in results if isinstance(results, (list, tuple)) else [results]:
-            if isinstance(result, Tensor):
-                storage = result.untyped_storage()
-                self.storages.append((StorageWeakRef(storage), storage.nbytes()))
-        self.storages = [(ref, size) for ref, size in self.storages if not ref.expired()]
-        self.most = max(self.most, sum({ref.cdata: size for ref, size in self.storages}.values()))
-        return results
-
-
 def most_kept(loss: Callable[[], Tensor], model: nn.Module) -> int:
     """Bytes of a forward and backward pass at their peak, without the weights' gradients."""
     model.zero_grad(set_to_none=True)
-    with _Live() as live:
+    with Peak() as live:
         loss().backward()
     return live.most - sum(part.grad.nbytes for part in model.parameters() if part.grad is not None)
 
@@ -193,9 +172,8 @@ class _Loss(nn.Module):
         return loss_of(self.system, rows)
 
 
-def _rank_main(rank: int, init: str, queue: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+def steps_of(rank: int) -> tuple[int, int, list[dict[str, Any]]]:
+    """How many gradients arrived, at how many weights, and the gradients of both steps."""
     system = retriever(23, dropout=0.3, tied=True)  # one set of weights behind questions and passages: the harder case
     checkpoint_layers(system.passage_encoder)
     model = DistributedDataParallel(_Loss(system), broadcast_buffers=False)
@@ -205,28 +183,16 @@ def _rank_main(rank: int, init: str, queue: Any) -> None:
     found = []
     for _ in range(2):  # a second step fails where the first left a bucket open
         found.append(gradients(system, lambda: model(ROWS[rank : rank + 2]), seed=rank))
-    queue.put((rank, len(fired), len(set(fired)), [{k: v.tolist() for k, v in step.items()} for step in found]))
-    dist.barrier()  # a rank that is done first would close the connections under the other's last sum
-    dist.destroy_process_group()
+    return len(fired), len(set(fired)), [{k: v.tolist() for k, v in step.items()} for step in found]
 
 
 def test_two_ranks_average_the_gradients_of_both(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")  # a process forked beside loaded OpenMP pools can hang
-    queue = context.Queue()
-    processes = [context.Process(target=_rank_main, args=(rank, f"file://{tmp_path}/init", queue)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    try:
-        parts = sorted((queue.get(timeout=90) for _ in processes), key=lambda part: part[0])
-    finally:
-        for process in processes:
-            process.join(20)
-            process.kill()
+    parts = on_ranks(2, steps_of, tmp_path)
     # The same weights and passes without DistributedDataParallel and without making anything again.
     plain = retriever(0, 0.3, tied=True)
     plain.tokens_per_pass = 23
     alone = [gradients(plain, partial(loss_of, plain, ROWS[rank : rank + 2]), rank) for rank in (0, 1)]
-    for _, n_fired, n_weights, steps in parts:
+    for n_fired, n_weights, steps in parts:
         assert n_fired == 2 * n_weights
         for step in steps:
             assert step.keys() == alone[0].keys()

@@ -23,10 +23,15 @@ def publish(docs: Path, name: str, text: str, figures: Mapping[str, Any], gone: 
     content = between_marks(page, text, name)
     docs.mkdir(parents=True, exist_ok=True)
     write_json(results, {**kept, **figures})
+    write_page(page, content)
+    return [page, results]
+
+
+def write_page(page: Path, content: str) -> None:
+    """Replace the page as a whole."""
     new = page.with_name(f".{page.name}.new")
     new.write_text(content, encoding="utf-8")
     os.replace(new, page)
-    return [page, results]
 
 
 def read_results(path: Path) -> dict[str, Any]:
