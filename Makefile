@@ -71,20 +71,20 @@ data: $(READY) ## build and check an experiment's data, nothing else
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
 
 bench-index: $(READY) ## measure the index on this machine: benchmarks/index.json, about 20 minutes
-	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.$$part --out $$OUT || exit 1; done
-	$(PY) -m benchmarks.draw
+	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.index.$$part --out $$OUT || exit 1; done
+	$(PY) -m benchmarks.common.draw
 
 # Both sides with the allocator as it comes, as a user of transformers has it.
 bench-decode: $(READY) ## decoding beside transformers: benchmarks/decode.json and docs/results.md, about 10 minutes
-	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decode --out benchmarks/decode.json && \
-	$(PY) -m benchmarks.decode_sequence --questions 1 --out benchmarks/decode.json
-	$(PY) -m benchmarks.publish
+	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decoding.decode --out benchmarks/decode.json && \
+	$(PY) -m benchmarks.decoding.decode_sequence --questions 1 --out benchmarks/decode.json
+	$(PY) -m benchmarks.common.publish
 
 # decode has both sides with the allocator as it comes, like bench-decode.
 bench: $(READY) ## steps, search, host work, encoding, decoding and the cost model: benchmarks/latest.json, docs/performance.md, about 45 minutes
-	OUT=benchmarks/latest.json; for part in step host "search --million" encode fused attention passage_gradient cost_model ranks plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
-	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decode --repeats 1 --out benchmarks/latest.json
-	$(PY) -m benchmarks.performance
+	OUT=benchmarks/latest.json; for part in training.step training.host "index.search --million" index.encode training.fused training.attention training.passage_gradient training.cost_model training.ranks index.plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
+	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decoding.decode --repeats 1 --out benchmarks/latest.json
+	$(PY) -m benchmarks.common.performance
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

@@ -7,10 +7,10 @@ Lightning would not find a callback's saved state again: so that is refused.
 if __name__ != "openbook.callbacks":
     raise ImportError(f"import openbook.callbacks, not {__name__}: each class would exist twice")
 
+from openbook.callbacks.checkpointing import Resumable
 from openbook.callbacks.collapse import CollapseWatch
 from openbook.callbacks.index_refresh import IndexRefresh
-from openbook.callbacks.provenance import Provenance
-from openbook.callbacks.resumable import Resumable
+from openbook.callbacks.sample_predictions import Provenance
 from openbook.callbacks.staleness import Staleness
 from openbook.callbacks.throughput import Throughput
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import lightning as L
 import torch
 
-from openbook.distributed import any_rank, gather_objects
 from openbook.errors import OpenBookError
+from openbook.utils.distributed import any_rank, gather_objects
 
 REMEDY = (
     "Lower optim.lr_passage_encoder and optim.lr_question_encoder, refresh the index more often (refresh.every), "
@@ -65,10 +65,12 @@ class CollapseWatch(L.Callback):
         if any_rank(full and effective < self.threshold * most and not self.warned):
             self.warned = True
             problem = OpenBookError(
-                "retrieval has collapsed", where=f"step {trainer.global_step}",
+                "retrieval has collapsed",
+                where=f"step {trainer.global_step}",
                 got=f"as good as {effective:.1f} passages for the questions of {len(self.recent)} steps",
-                expected=f"at least {self.threshold * most:.1f} of {most:,}", action=REMEDY,
-            )  # fmt: skip
+                expected=f"at least {self.threshold * most:.1f} of {most:,}",
+                action=REMEDY,
+            )
             if self.action == "stop":
                 raise problem
             if trainer.is_global_zero:

@@ -6,8 +6,8 @@ from typing import Any
 
 import lightning as L
 
-from openbook.retriever import Retriever
-from openbook.upkeep import IndexUpkeep
+from openbook.refresh.manager import IndexUpkeep
+from openbook.retrieval.dense import Retriever
 
 
 class IndexRefresh(L.Callback):

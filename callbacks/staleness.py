@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 
-from openbook.distributed import sum_over_ranks
-from openbook.objectives import doc_logprobs, posterior
-from openbook.upkeep import IndexUpkeep
+from openbook.objectives.marginal import doc_logprobs, posterior
+from openbook.refresh.manager import IndexUpkeep
+from openbook.utils.distributed import sum_over_ranks
 
 
 class Staleness(L.Callback):
@@ -32,12 +32,14 @@ class Staleness(L.Callback):
         present = index_scores.isfinite()
         drift = torch.where(present, doc_scores * pl_module.retriever.temperature - index_scores, 0.0).abs()  # type: ignore[union-attr]
         after = posterior(outputs["token_logprobs"], doc_scores, batch.target_mask, pl_module.reads)  # type: ignore[arg-type]
-        per_question = torch.stack([
-            drift.sum(-1) / present.sum(-1).clamp(min=1),
-            torch.special.entr(doc_logprobs(doc_scores).exp()).sum(-1),
-            torch.special.entr(after).sum(-1),
-            torch.ones_like(batch.weight),
-        ])  # fmt: skip
+        per_question = torch.stack(
+            [
+                drift.sum(-1) / present.sum(-1).clamp(min=1),
+                torch.special.entr(doc_logprobs(doc_scores).exp()).sum(-1),
+                torch.special.entr(after).sum(-1),
+                torch.ones_like(batch.weight),
+            ]
+        )
         *sums, questions = sum_over_ranks((per_question * batch.weight).sum(-1)).tolist()
         for name, value in zip(("staleness", "prior_entropy", "posterior_entropy"), sums, strict=True):
             pl_module.log(f"train/{name}", value / max(questions, 1.0), rank_zero_only=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from openbook.distributed import world_size
+from openbook.utils.distributed import world_size
 
 
 class Throughput(L.Callback):

@@ -43,8 +43,15 @@ def _with_tokenizer(model: object, folder: Path, tokenizer_folder: Path) -> Path
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     """A BERT of 2 layers, dim 24, random weights."""
     torch.manual_seed(1)
-    config = BertConfig(vocab_size=len(set(WORDS)), hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
-                        intermediate_size=40, max_position_embeddings=128, initializer_range=0.3)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(set(WORDS)),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=40,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
     return _with_tokenizer(BertModel(config), tmp_path_factory.mktemp("encoder"), tokenizer_folder)
 
 
@@ -53,11 +60,23 @@ def generator_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder:
     """A BART of 1 + 1 layers, dim 20, random weights, over the same vocabulary."""
     torch.manual_seed(2)
     config = BartConfig(
-        vocab_size=len(set(WORDS)), d_model=20, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=36, decoder_ffn_dim=36, max_position_embeddings=128,
-        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=2, forced_eos_token_id=None, dropout=0.0,
+        vocab_size=len(set(WORDS)),
+        d_model=20,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=36,
+        decoder_ffn_dim=36,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+        dropout=0.0,
         init_std=0.3,
-    )  # fmt: skip
+    )
     return _with_tokenizer(BartForConditionalGeneration(config), tmp_path_factory.mktemp("generator"), tokenizer_folder)
 
 
@@ -71,10 +90,22 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"{country} {LETTERS[number % 19]}"
         text = f"the capital of {name} is {city} . a river {river} flows through {name} ."
         passages.append({"id": f"p{number}", "title": name, "text": text})
-        questions.append({"id": f"q{number}", "question": f"what is the capital of {name} ?", "answers": [city],
-                          "positive_ids": [f"p{number}"], "relation": "capital", "phrasing": "trained"})  # fmt: skip
-    for name, content in {"passages": passages, "train": questions[:23], "validation": questions[23:30],
-                          "test": questions[30:]}.items():  # fmt: skip
+        questions.append(
+            {
+                "id": f"q{number}",
+                "question": f"what is the capital of {name} ?",
+                "answers": [city],
+                "positive_ids": [f"p{number}"],
+                "relation": "capital",
+                "phrasing": "trained",
+            }
+        )
+    for name, content in {
+        "passages": passages,
+        "train": questions[:23],
+        "validation": questions[23:30],
+        "test": questions[30:],
+    }.items():
         lines = "".join(json.dumps(line) + "\n" for line in content)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     return folder

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from openbook.batch import Batch
-from openbook.contexts import ContextBuilder, answer_hidden
-from openbook.generator import Generator
-from openbook.objectives import token_logprobs_of
+from openbook.models.contexts import ContextBuilder, answer_hidden
+from openbook.models.generator import Generator
+from openbook.objectives.marginal import token_logprobs_of
 
 
 def answer_logprobs(generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder) -> Tensor:

@@ -18,14 +18,14 @@ import torch
 from openbook.callbacks import Throughput
 from transformers import BertConfig, BertModel
 
-from openbook.config import Config
-from openbook.corpus import PassageTokens
-from openbook.encoders import TextEncoder
-from openbook.experiment import load_experiment
-from openbook.refresh import CorpusOptions
-from openbook.retriever import Retriever
-from openbook.text import SpecialIds
-from openbook.train import train
+from openbook.commands.train import train
+from openbook.config.load import load_experiment
+from openbook.config.schema import Config
+from openbook.data.corpus import PassageTokens
+from openbook.data.inputs import SpecialIds
+from openbook.models.encoders import TextEncoder
+from openbook.retrieval.corpus_encoder import CorpusOptions
+from openbook.retrieval.dense import Retriever
 
 DIM = 12
 
@@ -44,14 +44,30 @@ class SmallSystem:
         experiment.write_text("shows: that everything is connected\n", encoding="utf-8")
         files = {"corpus": "passages", "train": "train", "validation": "validation", "test": "test"}
         return [
-            str(experiment), *(f"data.{key}={self.data / name}.jsonl" for key, name in files.items()),
-            f"data.cache={run.parent / 'cache'}", f"run.dir={run}", f"retriever.question_encoder={self.encoder}",
-            f"retriever.passage_encoder={self.encoder}", f"generator.model={self.generator}", "trainer.max_steps=6",
-            "trainer.batch_size=4", "trainer.validate_every=3", "trainer.checkpoint_every=2", "refresh.every=2",
-            "trainer.precision=fp32", "trainer.accelerator=cpu", "wandb.mode=disabled", "data.max_context_tokens=80",
-            "retriever.n_docs=3", "optim.lr_generator=0.01", "optim.lr_question_encoder=0.01",
-            "optim.lr_passage_encoder=0.01", "retriever.temperature=1", "optim.warmup_steps=0", *more,
-        ]  # fmt: skip
+            str(experiment),
+            *(f"data.{key}={self.data / name}.jsonl" for key, name in files.items()),
+            f"data.cache={run.parent / 'cache'}",
+            f"run.dir={run}",
+            f"retriever.question_encoder={self.encoder}",
+            f"retriever.passage_encoder={self.encoder}",
+            f"generator.model={self.generator}",
+            "trainer.max_steps=6",
+            "trainer.batch_size=4",
+            "trainer.validate_every=3",
+            "trainer.checkpoint_every=2",
+            "refresh.every=2",
+            "trainer.precision=fp32",
+            "trainer.accelerator=cpu",
+            "wandb.mode=disabled",
+            "data.max_context_tokens=80",
+            "retriever.n_docs=3",
+            "optim.lr_generator=0.01",
+            "optim.lr_question_encoder=0.01",
+            "optim.lr_passage_encoder=0.01",
+            "retriever.temperature=1",
+            "optim.warmup_steps=0",
+            *more,
+        ]
 
     def config(self, run: Path, *more: str) -> Config:
         words = self.words(run, *more)
@@ -68,8 +84,13 @@ class SmallSystem:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         for name in ("OPENBOOK_RUN_DIR", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "NODE_RANK"):
             environment.pop(name, None)
-        return subprocess.Popen([sys.executable, "-m", "openbook", command, *words], env=environment, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, "-m", "openbook", command, *words],
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
 
 # Runs
@@ -103,13 +124,25 @@ def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": port, "WORLD_SIZE": "2", "NODE_RANK": "0"}  # fmt: skip
+    shared = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+    }
     processes = [
-        subprocess.Popen([sys.executable, "-c", script], env={**shared, "RANK": rank, "LOCAL_RANK": rank}, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for rank in "01"
-    ]  # fmt: skip
+    ]
     try:
         said = [process.communicate(timeout=timeout)[0] for process in processes]
     finally:
@@ -130,9 +163,17 @@ def column(run: Path, name: str) -> dict[int, float]:
 def tiny_encoder(seed: int = 0, dropout: float = 0.0) -> TextEncoder:
     """A BERT of 1 layer over 61 ids, random weights; in training mode where it has dropout."""
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=61, hidden_size=DIM, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=16, max_position_embeddings=32, initializer_range=0.4,
-                        hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)  # fmt: skip
+    config = BertConfig(
+        vocab_size=61,
+        hidden_size=DIM,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+        initializer_range=0.4,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
     return TextEncoder(BertModel(config), "mean", normalize=True).train(dropout > 0)
 
 
@@ -140,8 +181,11 @@ def tiny_tokens(n: int, seed: int = 0) -> PassageTokens:
     """n passages of 3 to 13 random ids, two of them the title."""
     random = np.random.default_rng(seed)
     lengths = random.integers(3, 14, n)
-    return PassageTokens(random.integers(4, 61, lengths.sum()).astype(np.uint16),
-                         np.concatenate([[0], lengths.cumsum()]), np.full(n, 2, dtype=np.int32))  # fmt: skip
+    return PassageTokens(
+        random.integers(4, 61, lengths.sum()).astype(np.uint16),
+        np.concatenate([[0], lengths.cumsum()]),
+        np.full(n, 2, dtype=np.int32),
+    )
 
 
 def tiny_corpus(n: int = 41, tokens_per_pass: int = 64, seed: int = 0) -> CorpusOptions:
@@ -149,8 +193,9 @@ def tiny_corpus(n: int = 41, tokens_per_pass: int = 64, seed: int = 0) -> Corpus
 
 
 def tiny_retriever(corpus: CorpusOptions, dropout: float = 0.0, rerank: int = 0) -> Retriever:
-    return Retriever(tiny_encoder(1), tiny_encoder(2, dropout), corpus.tokens, corpus.special, corpus.max_length, 0.5,
-                     rerank=rerank)  # fmt: skip
+    return Retriever(
+        tiny_encoder(1), tiny_encoder(2, dropout), corpus.tokens, corpus.special, corpus.max_length, 0.5, rerank=rerank
+    )
 
 
 def nudge(retriever: Retriever, seed: int, by: float = 0.1) -> None:

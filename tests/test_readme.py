@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openbook.experiment import keys_of, list_experiments, load_experiment
+from openbook.config.load import keys_of, list_experiments, load_experiment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -34,8 +34,19 @@ examples:
 """
 
 COMMANDS = (
-    "train", "resume", "evaluate", "hot-swap", "compare", "plan", "answers", "report", "list", "keys", "show", "data"
-)  # fmt: skip
+    "train",
+    "resume",
+    "evaluate",
+    "hot-swap",
+    "compare",
+    "plan",
+    "answers",
+    "report",
+    "list",
+    "keys",
+    "show",
+    "data",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,13 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = parser.parse_args(given)
     try:
         if chosen.docs and chosen.command != "hot-swap":
-            raise OpenBookError("it writes nothing into docs/", where="--docs", got=chosen.command,
-                                expected="hot-swap or compare")  # fmt: skip
+            raise OpenBookError(
+                "it writes nothing into docs/", where="--docs", got=chosen.command, expected="hot-swap or compare"
+            )
         _run(chosen.command, chosen.words, chosen.docs)
     except OpenBookError as error:
         if chosen.debug:
             raise
-        from openbook.hardware import rank_from_environment
+        from openbook.utils.hardware import rank_from_environment
 
         if rank_from_environment() == 0:
             print(f"error: {error}", file=sys.stderr)
@@ -72,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(command: str, words: list[str], docs: bool) -> None:
     """Heavy imports wait until a command needs them: bad input is answered at once."""
-    from openbook.experiment import described_keys, list_experiments, load_experiment, to_yaml
+    from openbook.config.load import described_keys, list_experiments, load_experiment, to_yaml
 
     needs_subject = command not in ("list", "keys", "data")
     subject = words[0] if words and (needs_subject or "=" not in words[0]) else ""
@@ -92,16 +104,16 @@ def _run(command: str, words: list[str], docs: bool) -> None:
             print(to_yaml(load_experiment(subject, overrides)), end="")
         case "train":
             config = load_experiment(subject, overrides)
-            from openbook.train import train
-            from openbook.trainer import quiet
+            from openbook.commands.train import train
+            from openbook.setup.trainer import quiet
 
             quiet()
             train(config)
         case "plan":
             config = load_experiment(subject, overrides)
-            from openbook.prepare import prepare
-            from openbook.ranges import has_index, value_of
-            from openbook.trainer import quiet
+            from openbook.config.checks import has_index, value_of
+            from openbook.setup.prepare import prepare
+            from openbook.setup.trainer import quiet
 
             quiet()
             prepared = prepare(config)
@@ -110,47 +122,47 @@ def _run(command: str, words: list[str], docs: bool) -> None:
                 raise OpenBookError("there is no index to plan", where=key, got=value_of(config, key))
             prepared.plan(prepared.module(), prepared.refresh())
         case "resume":
-            from openbook.train import resume
-            from openbook.trainer import quiet
+            from openbook.commands.train import resume
+            from openbook.setup.trainer import quiet
 
             quiet()
             resume(subject, overrides)
         case "evaluate":
-            from openbook.evaluate import evaluate
-            from openbook.trainer import quiet
+            from openbook.commands.evaluate import evaluate
+            from openbook.setup.trainer import quiet
 
             quiet()
             evaluate(subject, overrides)
         case "hot-swap":
-            from openbook.hardware import rank_from_environment
-            from openbook.hot_swap import hot_swap, write_docs
-            from openbook.trainer import quiet
+            from openbook.commands.hot_swap import hot_swap, write_docs
+            from openbook.setup.trainer import quiet
+            from openbook.utils.hardware import rank_from_environment
 
             quiet()
             written = hot_swap(subject, overrides)
             if docs and rank_from_environment() == 0:
                 write_docs(written.parent.parent)
         case "compare":
-            from openbook.compare import compare
+            from openbook.commands.compare import compare
 
             compare(words)
         case "answers":
-            from openbook.show_answers import show_answers
+            from openbook.commands.answers import show_answers
 
             show_answers(words)
         case "report":
-            from openbook.plots import plot_run
-            from openbook.report import write_report
-            from openbook.runs import RunFolder
+            from openbook.reporting.report import write_report
+            from openbook.reporting.run_plots import plot_run
+            from openbook.tracking.run_folder import RunFolder
 
             folder = RunFolder.existing(subject).path
             plot_run(folder, folder / "report.png")
             print(f"{write_report(folder)}\n{folder / 'report.png'}")
         case "data":
             config = load_experiment(subject or "rag_token", overrides)
-            from openbook import build
+            from openbook.setup import data as setup_data
 
-            build.data(config, build.parts(config)).setup()
+            setup_data.data(config, setup_data.parts(config)).setup()
 
 
 if __name__ == "__main__":

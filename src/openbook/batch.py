@@ -90,9 +90,12 @@ class Batch:
         """The batch with its tensors on the device: what Lightning looks for."""
         device = torch.device(device)
         return replace(
-            self, question_ids=sent(self.question_ids, device), question_mask=sent(self.question_mask, device),
-            labels=sent(self.labels, device), weight=sent(self.weight, device),
-        )  # fmt: skip
+            self,
+            question_ids=sent(self.question_ids, device),
+            question_mask=sent(self.question_mask, device),
+            labels=sent(self.labels, device),
+            weight=sent(self.weight, device),
+        )
 
     @property
     def target_mask(self) -> Tensor:

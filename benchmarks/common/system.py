@@ -1,0 +1,144 @@
+"""The main job's parts as the scripts measure them: the embedded corpus, its models, an index, a timed training run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import lightning as L
+import torch
+
+from openbook.config.load import load_experiment
+from openbook.config.schema import Config
+from openbook.data.datamodule import QuestionAnswerData
+from openbook.index.faiss_factory import use_threads
+from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.rebuild import Refresh
+from openbook.retrieval.dense import Retriever
+from openbook.setup import data as setup_data
+from openbook.setup import models as setup_models
+from openbook.setup.prepare import prepare
+from openbook.setup.trainer import make_trainer, quiet
+from openbook.training.rag_module import RagModule
+from openbook.utils.hardware import set_threads
+
+Mode = Literal["blocking", "amortized"]
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything a run trains with; the reader is not warmed up, which changes no time."""
+
+    config: Config
+    ready: setup_data.Parts
+    questions: QuestionAnswerData
+    module: RagModule
+    upkeep: IndexUpkeep
+    autocast: torch.dtype | None
+
+    @property
+    def retriever(self) -> Retriever:
+        assert self.module.retriever is not None
+        return self.module.retriever
+
+
+def system(quick: bool, *overrides: str) -> System:
+    """experiments/rag_token, its small sibling `tiny` for a quick look, with overrides; nothing is indexed yet."""
+    never = "trainer.validate_every=1000000"
+    config = load_experiment("tiny" if quick else "rag_token", [never, "index.keep_vectors=0", *overrides])
+    quiet()
+    prepared = prepare(config)
+    module = setup_models.module(config, prepared.ready, None)
+    return System(config, prepared.ready, prepared.questions, module, prepared.refresh().upkeep, prepared.autocast)
+
+
+def prepare_machine() -> None:
+    """Threads as `train` sets them for one rank, and no advice that does not apply."""
+    quiet()
+    use_threads(set_threads(1))
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one optimizer step: everything since the last step's upkeep (loading data included) until the weights
+    are changed; the upkeep after it; and of that the encoding of a slice, 0 where there was none."""
+
+    number: int
+    mode: Mode
+    training: float
+    upkeep: float
+    slice: float
+
+    @property
+    def pause(self) -> float:
+        """The step and its upkeep without the slice's own cost."""
+        return self.training + self.upkeep - self.slice
+
+
+def train(on: System, steps: int, mode_of: Callable[[int], Mode] = lambda step: "blocking") -> list[Step]:
+    """Train with Lightning as `openbook train` does, the index kept in the mode that a step number asks for; the mode
+    may change only while no amortized refresh is under way."""
+    clock = _Clock(on.upkeep, mode_of)
+    trainer = make_trainer(replace(on.config, trainer=replace(on.config.trainer, max_steps=steps)), [clock], [])
+    trainer.limit_val_batches = 0
+    if trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.disable()
+    with seconds_of(Refresh, "advance") as clock.advance:
+        trainer.fit(on.module, on.questions)
+    return clock.steps
+
+
+class _Clock(L.Callback):
+    """Stands where IndexRefresh stands in a run, keeps the same state, and times what it calls."""
+
+    def __init__(self, upkeep: IndexUpkeep, mode_of: Callable[[int], Mode]):
+        self.upkeep, self.mode_of = upkeep, mode_of
+        self.advance: list[float] = []
+        self.steps: list[Step] = []
+        self.last = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.upkeep.state_dict()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.upkeep.prepare(pl_module.retriever, 0)  # type: ignore[arg-type]
+        self.last = now()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        trained, step, slices = now(), trainer.global_step, len(self.advance)
+        mode = self.mode_of(step)
+        self.upkeep.options = replace(self.upkeep.options, mode=mode)
+        self.upkeep.after_step(pl_module.retriever, step)  # type: ignore[arg-type]
+        kept = now()
+        self.steps.append(Step(step, mode, trained - self.last, kept - trained, sum(self.advance[slices:])))
+        self.last = now()
+
+
+@contextmanager
+def seconds_of(kind: type, method: str) -> Any:
+    """A list to which every call of kind.method adds its seconds, inside the block."""
+    plain, seconds = getattr(kind, method), []
+
+    def timed(*arguments: Any, **named: Any) -> Any:
+        started = now()
+        result = plain(*arguments, **named)
+        seconds.append(now() - started)
+        return result
+
+    setattr(kind, method, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(kind, method, plain)
+
+
+def now() -> float:
+    """Seconds, once a GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

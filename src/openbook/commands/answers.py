@@ -1,0 +1,194 @@
+"""`answers`: what a run answered and which passages it read for that, on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from openbook.errors import OpenBookError
+from openbook.metrics.matching import has_answer
+from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
+from openbook.reporting.report import chosen_examples
+from openbook.tracking.run_contents import read_run
+from openbook.tracking.run_folder import RunFolder
+
+N_ANSWERS = 10
+WIDTH = 100
+"""Columns, at most."""
+
+TITLE, BAR, TOKEN = 22, 6, 16
+
+
+def show_answers(words: Sequence[str], console: Console | None = None) -> None:
+    """Print some answers of a run. words: RUN [TEXT] [--n N], as on the command line.
+
+    RUN is a run folder, one of its evaluations, or an experiment for its newest run; TEXT keeps the questions that hold
+    it, whatever the case. Right and wrong answers are chosen as for the report.
+    """
+    parser = argparse.ArgumentParser("openbook answers", usage="python -m openbook answers RUN [TEXT] [--n 10]")
+    parser.add_argument("run")
+    parser.add_argument("text", nargs="*")
+    parser.add_argument("--n", default=str(N_ANSWERS))
+    given = parser.parse_args(list(words))
+    if not given.n.isascii() or not given.n.isdigit() or int(given.n) < 1:
+        raise OpenBookError("not a number of answers", where="N", got=given.n, expected="a whole number from 1")
+    predictions, regex = _read(given.run)
+    text = " ".join(given.text)
+    matching = [one for one in predictions if text.casefold() in one.question.casefold()]
+    if not matching:
+        raise OpenBookError(
+            "no question holds this text",
+            where=given.run,
+            got=repr(text),
+            expected=f"a part of one of {len(predictions):,} questions",
+        )
+    out = console or _console()
+    chosen = chosen_examples(matching, int(given.n))
+    kind = "matching questions" if text else "questions"
+    shown = f"{len(chosen):,} of {len(matching):,} {kind}"
+    out.print(f"{shown}; passages: prior → posterior, ✓ relevant, · with a gold answer")
+    for one in chosen:
+        out.print()
+        _show(one, regex, out)
+
+
+def _read(run: str) -> tuple[list[Prediction], bool]:
+    """The predictions, and whether the answers are regular expressions."""
+    folder = Path(run)
+    if not (folder / "predictions.jsonl").is_file():
+        folder = RunFolder.existing(run).path
+    of_run = folder.parent.parent if folder.parent.name == "evaluations" else folder
+    files = read_run(folder)
+    if not (folder / "predictions.jsonl").is_file():
+        raise OpenBookError(
+            "the run has no answers yet",
+            where=folder,
+            got="no predictions.jsonl in it",
+            expected="a run that has been tested",
+            action=f"`make evaluate RUN={folder}`, once it has a checkpoint.",
+        )
+    if not files.predictions:
+        raise OpenBookError(
+            "no answer can be read",
+            where=folder / "predictions.jsonl",
+            got=files.problems.get("predictions.jsonl", "an empty file").rstrip("."),
+        )
+    config = of_run / "config.yaml"
+    regex = config.is_file() and "regex_answers: true" in config.read_text(encoding="utf-8")
+    return files.predictions, regex
+
+
+def _console() -> Console:
+    """WIDTH columns, fewer where the terminal has fewer; no colours and the full width where it is none."""
+    console = Console(highlight=False)
+    return Console(highlight=False, width=min(WIDTH, console.width) if console.is_terminal else WIDTH)
+
+
+def _show(one: Prediction, regex: bool, out: Console) -> None:
+    groups = " · ".join(name for name in (one.relation, one.phrasing) if name)
+    question = f"{one.question}  ({groups})" if groups else one.question
+    out.print(Text(_wrapped(question, "", out.width), "bold"))
+    out.print(Text(_wrapped(" | ".join(one.answers) + _likelihoods(one), "gold    ", out.width)))
+    if one.exact_match is None:
+        right = bool(one.hits and one.hits[0])
+        out.print(Text("first passage right" if right else "first passage wrong", "green" if right else "red"))
+    else:
+        verdict = "right" if one.exact_match else f"wrong{'' if one.f1 is None else f', F1 {one.f1:.2f}'}"
+        logprob = "" if one.logprob is None else f"  log p {one.logprob:.2f}"
+        answer = _wrapped(f"{one.prediction or '(empty)'}{logprob}  ({verdict})", "answer  ", out.width)
+        out.print(Text(answer, "green" if one.exact_match else "red"))
+    if len(one.candidates) > 1:
+        others = " | ".join(f"{text or '(empty)'} {logprob:.2f}" for text, logprob in one.candidates)
+        out.print(Text(_wrapped(others, "best    ", out.width)))
+    if one.passages:
+        out.print(_passages(one, regex, out))
+    else:
+        out.print("no passage was read", style="dim")
+    if one.tokens:
+        out.print(_grid(one.tokens, one.passages, out.width))
+
+
+def _likelihoods(one: Prediction) -> str:
+    """Of the gold answer."""
+    parts = [] if one.gold_logprob is None else [f"log p {one.gold_logprob:.2f}"]
+    parts += [] if one.closed_book_logprob is None else [f"without passages {one.closed_book_logprob:.2f}"]
+    return f"  ({', '.join(parts)})" if parts else ""
+
+
+def _wrapped(text: str, label: str, width: int) -> str:
+    """Under a label that stands out at the left; what would move the cursor is left out."""
+    text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split(" "))
+    lines = textwrap.wrap(text, width, initial_indent=label, subsequent_indent=" " * len(label))
+    return "\n".join(lines) or label.rstrip()
+
+
+def _passages(one: Prediction, regex: bool, out: Console) -> Table:
+    """Passages by number, best prior first, with what is around the answer in them."""
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True, justify="right")
+    table.add_column(no_wrap=True, width=2)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column(no_wrap=True)
+    table.expand = True
+    room = out.width - 2 * (5 + BAR) - TITLE - 14
+    for number, passage in enumerate(one.passages, 1):
+        with_answer = has_answer(passage.text, one.answers, regex)
+        mark = ("✓" if passage.relevant else " ") + ("·" if with_answer else " ")
+        title = _wrapped(passage.title or passage.id, "", 1 << 20)
+        title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
+        line = Text(f"{title}: ", "bold") + _excerpt(passage, one, regex, room, plain=not out.is_terminal)
+        shares = f"{_bar(passage.prior)} → {_bar(passage.posterior)}"
+        table.add_row(str(number), Text(mark, "green"), line, shares)
+    return table
+
+
+def _bar(share: float) -> str:
+    full = round(BAR * min(max(share, 0.0), 1.0))
+    return f"{share:.2f} {('█' * full or '▏'):<{BAR}}"
+
+
+def _excerpt(passage: ReadPassage, one: Prediction, regex: bool, room: int, plain: bool) -> Text:
+    """The first words, or those around a gold answer (else the produced one), which stands out: «so» where there are
+    no colours."""
+    text = _wrapped(passage.text.replace("\n", " "), "", 1 << 20)
+    found = None
+    patterns = one.answers if regex else [rf"(?<!\w){re.escape(answer)}(?!\w)" for answer in one.answers if answer]
+    for pattern in [*patterns, *([rf"(?<!\w){re.escape(one.prediction)}(?!\w)"] if one.prediction else [])]:
+        found = re.search(pattern, text, re.IGNORECASE)
+        if found is not None and found.end() > found.start():
+            break
+        found = None
+    if found is None:
+        return Text(text[:WIDTH])
+    start = 0 if found.end() <= room - 2 else max(0, found.start() - room // 3)
+    before = ("…" if start else "") + text[start : found.start()]
+    shown = f"«{found[0]}»" if plain else found[0]
+    return Text.assemble(before, (shown, "reverse"), text[found.end() : found.end() + room])
+
+
+def _grid(tokens: Sequence[TokenProvenance], passages: Sequence[ReadPassage], width: int) -> Table:
+    """A row per token of the answer, a column per passage: its share in the token's probability. Passages for which
+    there is no room are taken together."""
+    n_columns = min(len(passages), max(1, (width - TOKEN - 12) // 5))
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("token", style="dim", no_wrap=True)
+    for number in range(1, n_columns + 1):
+        table.add_column(str(number), justify="right", no_wrap=True)
+    if len(passages) > n_columns:
+        table.add_column(f"{n_columns + 1} to {len(passages)}", justify="right", no_wrap=True)
+    for token in tokens:
+        shown = [f"{weight:.2f}" for weight in token.weights[:n_columns]]
+        cells = [
+            Text(text, "bold" if weight == max(token.weights) else "dim" if weight < 0.01 else "")
+            for text, weight in zip(shown, token.weights, strict=False)
+        ]
+        rest = [Text(f"{sum(token.weights[n_columns:]):.2f}")] if len(passages) > n_columns else []
+        table.add_row(Text(_wrapped(token.text, "", WIDTH)[:TOKEN] or "(none)"), *cells, *rest)
+    return table

@@ -1,0 +1,204 @@
+"""`hot-swap`: a trained run answers from two corpora that disagree, without training (Lewis et al. 2020, section 4.5).
+
+Two indexes times two sets of facts. Where the answers come from the index, the matching cells are high and the others
+low; a generator that answered by heart would answer the same from both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from openbook.batch import Example
+from openbook.commands.evaluate import answer_test
+from openbook.config.data import BUILT_IN
+from openbook.config.schema import Config
+from openbook.data.question_file import QuestionFile
+from openbook.errors import OpenBookError, raise_all
+from openbook.metrics.matching import normalize_answer
+from openbook.metrics.prediction import Prediction
+from openbook.reporting.docs_page import publish
+from openbook.reporting.hot_swap_table import (
+    FACTS,
+    INDEXES,
+    docs_section,
+    results,
+    summarize,
+    table,
+)
+from openbook.setup import data as setup_data
+from openbook.setup.preflight import check_swap
+from openbook.setup.prepare import prepare
+from openbook.tracking.run_folder import RunFolder, write_json
+from openbook.tracking.run_search import Runs, changes_nothing, read_json
+from openbook.utils.console import console, say
+
+
+def hot_swap(folder: str, overrides: list[str]) -> Path:
+    """Answer the changed questions from both corpora and score them by both sets of facts; returns summary.json.
+
+    It is written to `hot_swap/` in the run folder, beside predictions_original_index.jsonl and
+    predictions_changed_index.jsonl, each scored by the facts of its own corpus. The run's own files are left as they
+    are. Exact match, 0 to 1; questions in held-out phrasings are reported apart, as everywhere.
+    """
+    run = RunFolder.existing(folder)
+    config = run.load_config(overrides, training=False)
+    _check(config)
+    sides = _sides(config)
+    facts = dict(
+        zip(FACTS, (_facts(config, config.hot_swap.facts), _facts(config, config.hot_swap.changed_facts)), strict=True)
+    )
+    _check_facts(config, *facts.values())
+    for side in sides.values():  # what is wrong with the second corpus is not found after answering from the first
+        prepare(side, "test")
+    answered: dict[str, list[Prediction]] = {}
+    for number, (index, side) in enumerate(sides.items(), 1):
+        say(f"answering from the {index.replace('_', ' ')}, {number} of 2: {side.data.corpus}")
+        module, trainer, _ = answer_test(run, side)
+        answered[index] = module.predictions
+    summary = {"experiment": config.experiment, "seed": config.seed, "overrides": overrides}
+    summary |= summarize(
+        answered,
+        {name: {id_: one.answers for id_, one in of.items()} for name, of in facts.items()},
+        config.evaluate.regex_answers,
+        config.evaluate.bootstrap,
+        config.seed,
+    )
+    target = run.path / "hot_swap"
+    if trainer.is_global_zero:
+        _write(target, summary, answered)
+        console.print(table(summary))
+        say(f"results in {target}")
+    return target / "summary.json"
+
+
+def write_docs(folder: Path, docs: Path = Path("docs")) -> None:
+    """Put the hot-swaps of this run and of those that differ from it in the seed alone, made with the same overrides,
+    into results.json (key hot_swap) and between their markers in results.md; what else is there stays. Of several runs
+    of a seed the one swapped last counts."""
+    same = _alike(folder)
+    spread = results(same)
+    wanted = read_json(folder / "hot_swap" / "summary.json")
+    page, figures = publish(docs, "hot-swap", docs_section(wanted, spread), {"hot_swap": spread})
+    say(f"{figures} and {page} say the hot-swap of {len(same)} run(s) of {wanted['experiment']}")
+
+
+def _alike(folder: Path) -> list[Path]:
+    """The run folder and its like, one per seed, by seed."""
+    folder = folder.resolve()
+    runs = [(run, run.path / "hot_swap" / "summary.json") for run in Runs(folder.parent.parent).of(folder.parent.name)]
+    mine = next((run for run, _ in runs if run.path == folder), None)
+    if mine is None:
+        raise OpenBookError("not a run folder", where=folder, got="no readable config.yaml in it")
+
+    def told(summary: Mapping[str, Any]) -> tuple[object, ...]:
+        changes = [one for one in summary["overrides"] if not changes_nothing(one, mine.values)]
+        return summary["experiment"], dict(one.split("=", 1) for one in changes), summary["n_questions"]
+
+    wanted = told(read_json(folder / "hot_swap" / "summary.json"))
+    newest: dict[int, tuple[float, Path]] = {}
+    for run, path in runs:
+        seed = run.config.seed
+        if path.is_file() and run.values == {**mine.values, "seed": seed} and told(read_json(path)) == wanted:
+            newest[seed] = max(newest.get(seed, (0.0, path)), (path.stat().st_mtime, run.path))
+    return [newest[seed][1] for seed in sorted(newest)]
+
+
+def _check(config: Config) -> None:
+    if config.objective in ("closed_book", "dpr"):
+        lacks = "index to swap" if config.objective == "closed_book" else "generator to answer with"
+        raise OpenBookError(
+            f"this run has no {lacks}",
+            where="objective",
+            got=config.objective,
+            expected="a run that answers from passages",
+        )
+    check_swap(config)
+    embedded = config.data.corpus in BUILT_IN["corpus"]
+    problems = []
+    for key, kind in (("corpus", "corpus"), ("facts", "test"), ("changed_facts", "test")):
+        name = getattr(config.hot_swap, key)
+        if (name in BUILT_IN[kind]) != embedded:
+            whose = "the embedded corpus" if embedded else "a corpus of your own"
+            expected = f"one of {', '.join(BUILT_IN[kind])}" if embedded else "a file"
+            problems.append(
+                OpenBookError(
+                    f"it does not go with {whose}", where=f"hot_swap.{key}", got=repr(name), expected=expected
+                )
+            )
+    corpus = config.hot_swap.corpus
+    if corpus == config.data.corpus:
+        problems.append(
+            OpenBookError(
+                "both indexes would be of the same corpus",
+                where="hot_swap.corpus",
+                got=repr(corpus),
+                expected="another one than data.corpus",
+            )
+        )
+    raise_all(problems)
+
+
+def _sides(config: Config) -> dict[str, Config]:
+    """The configuration of each evaluation: its corpus, and the questions with the answers of that corpus."""
+    swap, data = config.hot_swap, config.data
+    pairs = zip(INDEXES, (data.corpus, swap.corpus), (swap.facts, swap.changed_facts), strict=True)
+    return {index: replace(config, data=replace(data, corpus=corpus, test=test)) for index, corpus, test in pairs}
+
+
+def _facts(config: Config, name: str) -> dict[str, Example]:
+    path = setup_data.named_file(config, "test", name)
+    assert path is not None  # check_swap refuses an empty name
+    questions = QuestionFile(path, config.data.cache)
+    return {questions[place].id: questions[place] for place in range(len(questions))}
+
+
+def _check_facts(config: Config, original: Mapping[str, Example], changed: Mapping[str, Example]) -> None:
+    """The same questions in both, and no answer that is right by both, as far as answers can be compared: two regular
+    expressions cannot."""
+    where = "hot_swap.facts, hot_swap.changed_facts"
+    asked, also = ({id_: one.question for id_, one in facts.items()} for facts in (original, changed))
+    if asked != also:
+        differ = sorted(set(asked.items()) ^ set(also.items()))
+        raise OpenBookError(
+            "the two sets of facts ask different questions",
+            where=where,
+            got=f"{len({id_ for id_, _ in differ})} ids that differ, the first is {differ[0][0]!r}",
+            expected="the same ids and questions, with other answers",
+        )
+    if config.evaluate.regex_answers:
+        return
+    answers = [
+        {id_: set(map(normalize_answer, one.answers)) for id_, one in facts.items()} for facts in (original, changed)
+    ]
+    same = [id_ for id_ in asked if answers[0][id_] & answers[1][id_]]
+    if same:
+        raise OpenBookError(
+            "a question has an answer that is right by both sets of facts",
+            where=where,
+            got=f"{len(same)} of {len(asked)}, the first is {same[0]!r}",
+            expected="questions about what differs",
+            action="Leave those questions out.",
+        )
+
+
+def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequence[Prediction]]) -> None:
+    """All of it under a temporary name, then in the place of an earlier one."""
+    staged = Path(tempfile.mkdtemp(prefix=".hot_swap-", dir=target.parent))
+    try:
+        for index, predictions in answered.items():
+            lines = "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in predictions)
+            (staged / f"predictions_{index}.jsonl").write_text(lines, encoding="utf-8")
+        write_json(staged / "summary.json", summary)
+        staged.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(staged, target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,196 @@
+"""From experiments/NAME.yaml and key=value overrides to one checked Config. The only module that knows OmegaConf."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from openbook.config.checks import problems_of
+from openbook.config.schema import Config
+from openbook.errors import OpenBookError, raise_all
+
+EXPERIMENTS = Path("experiments")
+
+
+def load_experiment(
+    experiment: str, overrides: Sequence[str] = (), folder: Path = EXPERIMENTS, training: bool = True
+) -> Config:
+    """The configuration of an experiment: schema defaults <- what it extends <- its own file <- overrides.
+
+    experiment is a name in `folder` or the path of a YAML file. Overrides read `key.sub=value`; the schema's type
+    decides how the text is read (`run.name=0123` stays text). Raises one OpenBookError that lists every problem.
+    """
+    path = _path_of(experiment, folder)
+    leaves = [(key, value, f"{origin}: {key}") for origin, file in _chain(path) for key, value in _leaves(file)]
+    problems: list[OpenBookError] = []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            problems.append(OpenBookError("not an override", got=repr(override), expected="key=value"))
+        else:
+            leaves.append((key, text, key))
+    return _checked(leaves, path.stem, problems, training)
+
+
+def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = True) -> Config:
+    """The configuration that a run folder kept, with overrides on top; not for training: what only training needs is
+    not asked for."""
+    name = str(_mapping(path).get("experiment", path.stem))
+    return load_experiment(str(path), [f"experiment={name}", *overrides], training=training)
+
+
+def to_yaml(config: Config) -> str:
+    """Every value as YAML, defaults included: what a run folder keeps to explain itself."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """{dotted key: plain value} of a whole configuration."""
+    return dict(_leaves(OmegaConf.to_container(OmegaConf.structured(config))))  # type: ignore[arg-type]
+
+
+def list_experiments(folder: Path = EXPERIMENTS) -> dict[str, str]:
+    """{name: what it is meant to show} of every YAML in the folder."""
+    return {path.stem: str(_mapping(path).get("shows", "")) for path in sorted(folder.glob("*.yaml"))}
+
+
+def described_keys() -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, unit) of every setting; the unit is the text under its field in openbook.config."""
+    defaults, units = flat(Config()), _units()
+    for key in keys_of():
+        yield key, defaults[key], units[key]
+
+
+def keys_of(schema: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every dotted key the schema knows."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        if is_dataclass(hints[field.name]):
+            yield from keys_of(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def _units(schema: type = Config, prefix: str = "") -> dict[str, str]:
+    """{dotted key: the text under its field}, read from the source: a string under a field is lost at run time."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    hints = get_type_hints(schema)
+    units: dict[str, str] = {}
+    for statement, following in pairwise([*tree.body, ast.Pass()]):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            name = statement.target.id
+            if is_dataclass(hints[name]):
+                units |= _units(hints[name], f"{prefix}{name}.")
+            elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                units[prefix + name] = str(following.value.value)
+    return units
+
+
+def _path_of(experiment: str, folder: Path) -> Path:
+    path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
+    if not path.is_file():
+        known = sorted(other.stem for other in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(experiment, known, 1)
+        hint = f"Did you mean {near[0]}?" if near else "`make list` shows what each one is for."
+        raise OpenBookError(
+            "no such experiment",
+            where=path,
+            got=repr(experiment),
+            expected="one of " + ", ".join(known or ["(none found)"]),
+            action=hint,
+        )
+    return path
+
+
+def _chain(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file name, its content) from the oldest ancestor to the experiment itself."""
+    chain: list[tuple[str, dict[str, Any]]] = []
+    seen: list[Path] = []
+    following: Path | None = path
+    while following is not None:
+        if following in seen:
+            circle = " -> ".join(other.name for other in [*seen, following])
+            raise OpenBookError("experiments extend each other in a circle", where="extends", got=circle)
+        seen.append(following)
+        content = _mapping(following)
+        parent = content.pop("extends", None)
+        chain.append((following.name, content))
+        following = _path_of(str(parent), following.parent) if parent else None
+    return reversed(chain)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """The content of a YAML file."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise OpenBookError("not readable as YAML", where=path, got=" ".join(str(error).split())) from error
+    if not isinstance(content, dict):
+        raise OpenBookError("not a mapping of keys to values", where=path, got=type(content).__name__)
+    return {str(key): value for key, value in content.items()}
+
+
+def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenBookError], training: bool) -> Config:
+    known = list(keys_of())
+    merged = OmegaConf.structured(Config)
+    for section in [merged, *(merged[key] for key in merged if OmegaConf.is_config(merged[key])), merged.data.factbook]:
+        OmegaConf.set_readonly(section, False)  # frozen is for the result, not while it is put together
+    merged.experiment = name
+    for key, value, where in leaves:
+        if key not in known:
+            problems.append(_unknown(key, where, known))
+            continue
+        try:
+            OmegaConf.update(merged, key, value, merge=False)
+        except OmegaConfBaseException as error:
+            said = str(error).split("\n", 1)[0]
+            problems.append(
+                OpenBookError("wrong type of value", where=where, got=repr(value), expected=_wanted(key, said))
+            )
+    raise_all(problems)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    raise_all(problems_of(config, training))
+    return config
+
+
+def _unknown(key: str, where: str, known: list[str]) -> OpenBookError:
+    """The nearest right key: by the whole dotted name, else by its last part alone (lr -> optim.lr_generator)."""
+    last = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, known, 1, 0.75) or [k for k in known if k.rsplit(".", 1)[-1] == last]
+    if not near:
+        lasts = difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], 1, 0.6)
+        near = [k for k in known if lasts and k.endswith("." + lasts[0])]
+    hint = f"Did you mean {near[0]}?" if near else "`python -m openbook keys` lists every key."
+    return OpenBookError("unknown key", where=where, got=key, expected="a key of the configuration", action=hint)
+
+
+def _wanted(key: str, said: str) -> str:
+    """What the schema wants at a key, in words."""
+    schema: Any = Config
+    for part in key.split("."):
+        schema = get_type_hints(schema)[part]
+    choices = getattr(schema, "__args__", None)
+    if choices:
+        return "one of " + ", ".join(map(str, choices))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(schema, said)

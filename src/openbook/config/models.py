@@ -1,0 +1,18 @@
+"""Settings of the generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MINILM = "minilm"
+"""The value of encoder and generator folders that stands for the packaged MiniLM weights."""
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    model: str = MINILM
+    """folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers"""
+    dropout: float = 0.0
+    """probability, while a transformers model trains; the small reader has none"""
+    label_smoothing: float = 0.0
+    """share of each target's probability spread over the vocabulary"""

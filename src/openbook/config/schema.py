@@ -1,0 +1,61 @@
+"""Every setting of an experiment, its unit under it. Values come from experiments/*.yaml (see openbook.experiment)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openbook.config.data import DataConfig
+from openbook.config.evaluation import DecodeConfig, EvaluateConfig
+from openbook.config.models import GeneratorConfig
+from openbook.config.retrieval import HotSwapConfig, IndexConfig, RefreshConfig, RetrieverConfig
+from openbook.config.training import DprConfig, OptimConfig, TrainerConfig, WarmupConfig
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    """offline needs no account; online needs `wandb login`"""
+    project: str = "openbook"
+    """name"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    dir: str = ""
+    """exact run folder; empty: runs/<experiment>/<name>"""
+    name: str = ""
+    """run name; empty: date and time"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment, whole."""
+
+    experiment: str = "unnamed"
+    """name: the YAML file's"""
+    shows: str = ""
+    """one sentence: what this experiment is meant to show"""
+    seed: int = 0
+    """decides order, sampled answers, dropout and initialisation"""
+    objective: Literal[
+        "rag_token", "rag_sequence", "closed_book", "emdr2", "perplexity_distillation", "leave_one_out", "dpr"
+    ] = "rag_token"
+    """what trains (openbook.objectives); dpr trains the encoders alone, on gold passages (openbook.dpr)"""
+    distill_temperature: float = 1.0
+    """divides the generator's log-likelihoods before they become the retriever's target (perplexity_distillation,
+    leave_one_out)"""
+    data: DataConfig = field(default_factory=DataConfig)
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    refresh: RefreshConfig = field(default_factory=RefreshConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    dpr: DprConfig = field(default_factory=DprConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    hot_swap: HotSwapConfig = field(default_factory=HotSwapConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    run: RunConfig = field(default_factory=RunConfig)

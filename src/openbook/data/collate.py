@@ -1,0 +1,95 @@
+"""From a plan of the stream to a Batch: what the workers of a DataLoader run.
+
+It stands apart from the DataModule so that a worker, which starts as a fresh process, need not import Lightning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch.utils.data import Dataset
+
+from openbook.batch import Batch, Example
+from openbook.data.inputs import question_inputs, special_ids, targets
+from openbook.data.question_file import QuestionFile
+from openbook.data.sampler import BatchPlan, sampled_answer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+Planned = tuple[BatchPlan, list[Example]]
+
+
+class PlannedExamples(Dataset[Planned]):
+    """Reads the examples of a plan. Map-style, one item is one batch, so that workers need no state of their own.
+
+    With a limit, that many examples spread evenly over the file stand for all of it.
+    """
+
+    def __init__(self, questions: QuestionFile, limit: int = 0):
+        self.questions = questions
+        self.length = min(limit or len(questions), len(questions))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def example(self, index: int) -> Example:
+        """The index-th of the examples looked at."""
+        return self.questions[index * len(self.questions) // self.length]
+
+    def __getitems__(self, plan: BatchPlan) -> Planned:
+        """The name that the DataLoader calls with a whole batch of its sampler."""
+        return plan, [self.example(plan.filler if index is None else index) for index in plan.indices]
+
+
+class Collate:
+    """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes."""
+
+    def __init__(
+        self,
+        question_tokenizer: Tokenizer,
+        generator_tokenizer: Tokenizer,
+        max_question_tokens: int,
+        max_target_tokens: int,
+        seed: int,
+        sample_answers: bool,
+    ):
+        self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
+        self.max_question_tokens, self.max_target_tokens = max_question_tokens, max_target_tokens
+        self.seed, self.sample_answers = seed, sample_answers
+
+    def __call__(self, planned: Planned) -> Batch:
+        plan, examples = planned
+        special = special_ids(self.question_tokenizer)
+        questions = [example.question for example in examples]
+        asked = token_ids(self.question_tokenizer, questions)
+        ids, mask = question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
+        context_questions = tuple(map(tuple, token_ids(self.generator_tokenizer, questions)))
+        if self.sample_answers:
+            answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]
+        else:
+            answers = [example.answers[0] for example in examples]
+        return Batch(
+            question_ids=ids,
+            question_mask=mask,
+            context_questions=context_questions,
+            labels=targets(self.generator_tokenizer, answers, self.max_target_tokens),
+            weight=torch.tensor([0.0 if index is None else 1.0 for index in plan.indices]),
+            examples=tuple(examples),
+            cursor=plan.cursor,
+        )
+
+
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text without special tokens."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def one_thread_per_worker(worker: int) -> None:
+    """Workers share the cores with the model: a small batch gains nothing from a pool of tokenizer threads."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,134 @@
+"""The corpus as memory-mapped arrays: every passage is tokenised once, and looked up by its row ever after.
+
+On disk, under `cache/corpus-<content fingerprint>/`:
+
+    texts/              id, title and text of all passages in one UTF-8 blob, [3 n + 1] offsets, ids sorted by hash
+    tokens-<tokenizer>/ one flat array of token ids, [n + 1] offsets, [n] title lengths; two roles with the same
+                        tokenizer share one
+
+Each folder is written under a temporary name and renamed, so that a half-written one never bears the name; when two
+processes race, the first rename wins and the other's work is thrown away. A manifest holds the size of every file; a
+folder that does not match it is rebuilt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from openbook.batch import Passage
+from openbook.data.readers.checked_lines import id_hash
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class PassageTokens:
+    """Token ids of all passages under one tokenizer, without special tokens.
+
+    flat: [n_tokens] uint16 or int32, each passage's title and then its text. offsets: [n_passages + 1] int64 into it.
+    title_lengths: [n_passages] int32. The text is tokenised with one space before it, as it follows its title;
+    byte-level and sentencepiece vocabularies write a word differently there, WordPiece does not.
+    """
+
+    flat: np.ndarray
+    offsets: np.ndarray
+    title_lengths: np.ndarray
+
+    def title(self, row: int) -> np.ndarray:
+        """[title tokens]. Raises IndexError on a row that is not in the corpus, MISSING_ROW included."""
+        start = self.offsets[_checked(row, len(self.title_lengths))]
+        return self.flat[start : start + self.title_lengths[row]]
+
+    def text(self, row: int) -> np.ndarray:
+        """[text tokens]. Raises IndexError like `title`."""
+        start = self.offsets[_checked(row, len(self.title_lengths))] + self.title_lengths[row]
+        return self.flat[start : self.offsets[row + 1]]
+
+    def length(self, rows: ArrayLike) -> np.ndarray:
+        """Tokens of title and text for each of the rows, in the shape of `rows`."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if rows.size:
+            _checked(int(rows.min()), len(self.title_lengths))
+            _checked(int(rows.max()), len(self.title_lengths))
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[n_passages] int64: tokens of title and text."""
+        return np.diff(self.offsets)
+
+
+class Corpus:
+    """Passages by row, ids to rows, and token ids per role. Pickles as its path, so that workers map it themselves."""
+
+    def __init__(self, folder: Path, roles: Mapping[str, str]):
+        """folder: `corpus-<fingerprint>`. roles: from a role's name to the first 12 digits of its tokenizer's
+        fingerprint."""
+        self.folder, self._roles = Path(folder), dict(roles)
+        texts = self.folder / "texts"
+        manifest = json.loads((texts / "manifest.json").read_text())
+        self.fingerprint: str = manifest["content"]
+        self.n_passages: int = manifest["n_passages"]
+        self._blob = _mapped(texts / "blob.npy")
+        self._ends = _mapped(texts / "offsets.npy")
+        self._hashes = _mapped(texts / "id_hashes.npy")
+        self._hash_rows = _mapped(texts / "id_rows.npy")
+        self._tokens: dict[str, PassageTokens] = {}
+
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Path, dict[str, str]]]:
+        return Corpus, (self.folder, self._roles)
+
+    def __len__(self) -> int:
+        return self.n_passages
+
+    def passage(self, row: int) -> Passage:
+        """The passage at a row. Raises IndexError on a row that is not in the corpus, MISSING_ROW included."""
+        row = 3 * _checked(row, self.n_passages)
+        bounds = self._ends[row : row + 4].tolist()
+        raw = self._blob[bounds[0] : bounds[3]].tobytes()
+        identity, title, text = (raw[start - bounds[0] : end - bounds[0]].decode() for start, end in pairwise(bounds))
+        return Passage(identity, title, text)
+
+    def passages(self, rows: Sequence[int] | np.ndarray) -> list[Passage]:
+        """The passages at the rows, in their order. Raises IndexError like `passage`."""
+        return [self.passage(int(row)) for row in rows]
+
+    def row_of(self, identity: str) -> int | None:
+        """The row of the passage with this id, None where there is none."""
+        wanted = np.uint64(id_hash(identity))
+        first, last = (int(np.searchsorted(self._hashes, wanted, side=side)) for side in ("left", "right"))
+        for row in self._hash_rows[first:last].tolist():
+            if self.passage(row).id == identity:
+                return int(row)
+        return None
+
+    def tokens(self, role: str) -> PassageTokens:
+        """The token ids for a role that the corpus was built with."""
+        if role not in self._roles:
+            raise KeyError(f"the corpus was built for the roles {sorted(self._roles)}, not for {role!r}")
+        name = self._roles[role]
+        if name not in self._tokens:
+            folder = self.folder / f"tokens-{name}"
+            arrays = (_mapped(folder / f"{part}.npy") for part in ("flat", "offsets", "title_lengths"))
+            self._tokens[name] = PassageTokens(*arrays)
+        return self._tokens[name]
+
+
+def _mapped(path: Path) -> np.ndarray:
+    """A plain array over the mapped file: numpy's memmap class would cost a microsecond at every access."""
+    return np.load(path, mmap_mode="r").view(np.ndarray)
+
+
+def _checked(row: int, n_passages: int) -> int:
+    if not 0 <= row < n_passages:
+        raise IndexError(f"row {row} is not in the corpus of {n_passages} passages; a missing hit has no passage")
+    return row

@@ -1,0 +1,189 @@
+"""Building the corpus store: passages validated, written and tokenised once per tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openbook.data.corpus import Corpus
+from openbook.data.readers.checked_lines import file_fingerprint, id_hash
+from openbook.data.readers.formats import check_passages, read_passages
+from openbook.errors import OpenBookError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+
+LAYOUT = 1
+"""The version of the files below; raised when they change, so that older ones are rebuilt."""
+
+
+_CHUNK = 1024  # passages tokenised at once: enough to keep the tokenizer's threads busy, a few MB of memory
+
+
+_UINT16_RANGE = 1 << 16
+
+
+_log = logging.getLogger(__name__)
+
+
+Progress = Callable[[int, int], None]
+"""Called with (passages tokenised so far, passages to tokenise in all); each distinct tokenizer counts its own."""
+
+
+def build_corpus(
+    passages: str | Path, tokenizers: Mapping[str, Tokenizer], cache: str | Path, progress: Progress | None = None
+) -> Corpus:
+    """The corpus of a passage file: opened where the cache holds it, otherwise checked, written and tokenised first.
+
+    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. Of several ranks
+    one should call this first; the others find the result. Raises OpenBookError on bad input (see formats).
+    """
+    content = file_fingerprint(passages)
+    folder = Path(cache) / f"corpus-{content[:12]}"
+    if not _valid(folder / "texts"):
+        n_passages = check_passages(passages)
+        with _new_folder(folder / "texts") as new:
+            _write_texts(new, passages, n_passages)
+            _write_manifest(new, {"content": content, "n_passages": n_passages})
+    roles: dict[str, str] = {}
+    missing: dict[str, tuple[str, Tokenizer]] = {}
+    for role, tokenizer in tokenizers.items():
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        roles[role] = fingerprint[:12]
+        if fingerprint[:12] not in missing and not _valid(folder / f"tokens-{fingerprint[:12]}"):
+            missing[fingerprint[:12]] = (fingerprint, tokenizer)
+    corpus = Corpus(folder, roles)
+    for nth, (name, (fingerprint, tokenizer)) in enumerate(missing.items()):
+        with _new_folder(folder / f"tokens-{name}") as new:
+            for done in _write_tokens(new, corpus, tokenizer):
+                if progress:
+                    progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
+            _write_manifest(new, {"tokenizer": fingerprint, "n_passages": corpus.n_passages})
+    return corpus
+
+
+def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
+    """The sha256 of what decides a tokenizer's ids. Truncation and padding are left out: they are settings of the
+    last call, and this project makes both itself."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        described = {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    else:
+        described = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
+    offsets = np.zeros(3 * n_passages + 1, dtype=np.int64)
+    hashes = np.zeros(n_passages, dtype=np.uint64)
+    with open(folder / "blob.raw", "wb") as blob:
+        for row, passage in enumerate(read_passages(passages)):
+            parts = [part.encode() for part in (passage.id, passage.title, passage.text)]
+            offsets[3 * row + 1 : 3 * row + 4] = [len(part) for part in parts]
+            hashes[row] = id_hash(passage.id)
+            blob.writelines(parts)
+    _raw_to_npy(folder / "blob.raw", np.dtype(np.uint8))
+    np.save(folder / "offsets.npy", np.cumsum(offsets, out=offsets))
+    order = np.argsort(hashes, kind="stable")
+    np.save(folder / "id_hashes.npy", hashes[order])
+    np.save(folder / "id_rows.npy", order)
+
+
+def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[int]:
+    """Writes the arrays, giving after each chunk how many passages are done."""
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= _UINT16_RANGE else np.int32)
+    offsets = np.zeros(corpus.n_passages + 1, dtype=np.int64)
+    title_lengths = np.zeros(corpus.n_passages, dtype=np.int32)
+    with _parallel_tokenizers(), open(folder / "flat.raw", "wb") as flat:
+        for start in range(0, corpus.n_passages, _CHUNK):
+            rows = range(start, min(start + _CHUNK, corpus.n_passages))
+            chunk = corpus.passages(rows)
+            strings = [passage.title for passage in chunk] + [f" {passage.text}" for passage in chunk]
+            ids = tokenizer(strings, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            for row, title, text in zip(rows, ids[: len(chunk)], ids[len(chunk) :], strict=True):
+                title_lengths[row] = len(title)
+                offsets[row + 1] = len(title) + len(text)
+                np.asarray(title + text, dtype=dtype).tofile(flat)
+            yield rows.stop
+    _raw_to_npy(folder / "flat.raw", dtype)
+    np.save(folder / "offsets.npy", np.cumsum(offsets, out=offsets))
+    np.save(folder / "title_lengths.npy", title_lengths)
+
+
+def _raw_to_npy(raw: Path, dtype: np.dtype) -> None:
+    """Put the header of a .npy file before raw numbers whose count was not known while they were written."""
+    with open(raw.with_suffix(".npy"), "wb") as target, open(raw, "rb") as source:
+        shape = (raw.stat().st_size // dtype.itemsize,)
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(target, header)
+        shutil.copyfileobj(source, target, 1 << 20)
+    raw.unlink()
+
+
+def _write_manifest(folder: Path, facts: dict[str, str | int]) -> None:
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({"layout": LAYOUT, **facts, "sizes": sizes}, indent=1))
+
+
+def _valid(folder: Path) -> bool:
+    """Whether the folder is there and as its manifest says; says aloud when it is there and is not."""
+    if not folder.exists():
+        return False
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        sizes = {name: (folder / name).stat().st_size for name in manifest["sizes"]}
+        if manifest["layout"] == LAYOUT and sizes == manifest["sizes"]:
+            return True
+        reason = (
+            "files differ from the manifest in size" if manifest["layout"] == LAYOUT else "it is of another version"
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    _log.warning("the cached corpus %s is damaged (%s); it is built again", folder, reason)
+    return False
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends well and vanishes when it does not."""
+    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if target.exists() and not _valid(target):
+            os.replace(target, damaged := new.with_suffix(".damaged"))
+            shutil.rmtree(damaged)
+        try:
+            os.replace(new, target)
+        except OSError:
+            if not _valid(target):  # otherwise another process was first, with the same content
+                raise
+    except PermissionError as error:
+        action = "Choose another cache folder or mend its permissions."
+        raise OpenBookError("the corpus cannot be written", where=target, got=str(error), action=action) from None
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _parallel_tokenizers() -> Iterator[None]:
+    """Let the tokenizer use all cores, unless the user has decided; afterwards as before."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "true")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)

@@ -1,0 +1,228 @@
+"""Questions and answers for every rank: batches of the stream, and the one number that continues it.
+
+The trainer must be made with `use_distributed_sampler=False`: the stream shares itself out.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from openbook.batch import Batch
+from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker, token_ids
+from openbook.data.inputs import question_inputs, special_ids
+from openbook.data.question_file import QuestionFile
+from openbook.data.sampler import GlobalBatchSampler
+from openbook.errors import OpenBookError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+_CHUNK = 1024  # questions tokenised at once when their lengths are checked
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader that tells Lightning that it can be resumed. Its place is in the DataModule's state, so there is
+    nothing to hold here; without the two methods Lightning warns, wrongly, that a resumed epoch is unreliable."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class QuestionAnswerData(LightningDataModule):
+    """Training, validation and test questions as batches of this rank.
+
+    Files are `.jsonl` questions (see formats); a file of None has no loader. max_question_tokens counts a question
+    without special tokens, under either tokenizer: a longer one is an error when the data is set up, because questions
+    are never cut in a context. max_target_tokens counts the end-of-sequence: longer answers are cut, with one
+    warning that says how many, or with `strict` an error.
+
+    Training batches sample one of the gold answers per visit, by (seed, epoch, example id); the others label the
+    first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
+
+    limits: {split: questions looked at}, spread evenly over the file; 0 or absent: all.
+
+    The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
+    step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own
+    on_train_batch_end.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: str | Path | None = None,
+        validation: str | Path | None = None,
+        test: str | Path | None = None,
+        question_tokenizer: Tokenizer,
+        generator_tokenizer: Tokenizer,
+        batch_size: int,
+        evaluation_batch_size: int | None = None,
+        max_question_tokens: int,
+        max_target_tokens: int,
+        seed: int = 0,
+        num_workers: int = 0,
+        strict: bool = False,
+        cache: str | Path | None = None,
+        limits: Mapping[str, int] | None = None,
+    ):
+        super().__init__()
+        self.limits = dict(limits or {})
+        self.paths = {"train": train, "validation": validation, "test": test}
+        self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or batch_size
+        self.max_question_tokens, self.max_target_tokens = max_question_tokens, max_target_tokens
+        self.seed, self.num_workers, self.strict, self.cache = seed, num_workers, strict, cache
+        self.consumed = 0
+        self.questions: dict[str, QuestionFile] = {}
+        self._train_sampler: GlobalBatchSampler | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the files that the stage needs, once. Raises OpenBookError on bad input, all before training."""
+        needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), None: self.paths}
+        for split in needed.get(stage, self.paths):
+            path = self.paths[split]
+            if path is not None and split not in self.questions:
+                questions = QuestionFile(path, self.cache)
+                self._check_lengths(questions, with_answers=split == "train")
+                self.questions[split] = questions
+
+    def train_dataloader(self) -> ResumableLoader:
+        rank, world_size = self._rank_and_world()
+        self._train_sampler = GlobalBatchSampler(
+            len(self._split("train")), self.batch_size, rank, world_size, self.seed, True, self.consumed
+        )
+        return self._loader("train", self._train_sampler)
+
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        return self._in_order("validation")
+
+    def test_dataloader(self) -> ResumableLoader | list[Any]:
+        return self._in_order("test")
+
+    def trained(self, cursor: int) -> None:
+        """Report that a batch was trained on: its `cursor` becomes the place from which the stream continues."""
+        self.consumed = cursor
+        if self._train_sampler is not None:
+            self._train_sampler.consumed = cursor
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"consumed": self.consumed, "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues the checkpoint's stream, under its seed; warns where this run asked for another."""
+        if state_dict["seed"] != self.seed:
+            warnings.warn(
+                f"the stream continues with the checkpoint's seed {state_dict['seed']} instead of {self.seed}: "
+                "its place means nothing in another order",
+                stacklevel=2,
+            )
+        self.seed = int(state_dict["seed"])
+        self.trained(int(state_dict["consumed"]))
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _split(self, split: str) -> QuestionFile:
+        if split not in self.questions:
+            raise OpenBookError(
+                f"there are no {split} questions", expected=f"data.{split}=FILE", action="Name the file."
+            )
+        return self.questions[split]
+
+    def _in_order(self, split: str) -> ResumableLoader | list[Any]:
+        if self.paths[split] is None:
+            return []
+        rank, world_size = self._rank_and_world()
+        n_examples = len(self._examples(split))
+        return self._loader(
+            split, GlobalBatchSampler(n_examples, self.evaluation_batch_size, rank, world_size, shuffle=False)
+        )
+
+    def probe_questions(self, n: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """ids and mask [n, question_len] of validation questions spread over the file, training ones where there are
+        no others, for measuring an index; the same at every call."""
+        split = "validation" if "validation" in self.questions else "train"
+        if split not in self.questions:
+            return None
+        chosen = PlannedExamples(self.questions[split], n)
+        special = special_ids(self.question_tokenizer)
+        asked = token_ids(self.question_tokenizer, [chosen.example(index).question for index in range(len(chosen))])
+        return question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Called for each batch right before it is trained on: whatever is saved later in this step knows of it."""
+        if self.trainer is not None and self.trainer.training:
+            self.trained(batch.cursor)
+        return batch
+
+    def _examples(self, split: str) -> PlannedExamples:
+        return PlannedExamples(self._split(split), self.limits.get(split, 0))
+
+    def _loader(self, split: str, sampler: GlobalBatchSampler) -> ResumableLoader:
+        return ResumableLoader(
+            self._examples(split),  # type: ignore[arg-type]  # one item of it becomes a batch in collate_fn
+            batch_sampler=sampler,  # type: ignore[arg-type]  # a plan is not a list of indices; __getitems__ reads it
+            collate_fn=Collate(  # type: ignore[arg-type]  # it takes what __getitems__ gives, which is no list
+                self.question_tokenizer,
+                self.generator_tokenizer,
+                self.max_question_tokens,
+                self.max_target_tokens,
+                self.seed,
+                sample_answers=split == "train",
+            ),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            multiprocessing_context="spawn" if self.num_workers else None,  # a FAISS search hangs after a fork
+            worker_init_fn=one_thread_per_worker if self.num_workers else None,
+        )
+
+    def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
+        long_questions: list[tuple[int, int]] = []
+        long_answers: list[tuple[int, int]] = []
+        for start in range(0, len(questions), _CHUNK):
+            places = range(start, min(start + _CHUNK, len(questions)))
+            lines = [(questions.line_number(place), questions[place]) for place in places]
+            asked = [(number, example.question) for number, example in lines]
+            for tokenizer in (self.question_tokenizer, self.generator_tokenizer):
+                long_questions += _over(tokenizer, asked, self.max_question_tokens)
+            if with_answers:
+                answers = [(number, answer) for number, example in lines for answer in example.answers]
+                long_answers += _over(self.generator_tokenizer, answers, self.max_target_tokens - 1)
+        if long_questions:
+            longest, number = max((n_tokens, -number) for number, n_tokens in long_questions)
+            raise OpenBookError(
+                "a question is longer than the limit",
+                where=f"{questions.path}:{-number}",
+                got=f"{longest} tokens",
+                expected=f"at most {self.max_question_tokens}, because questions are never cut",
+                action=f"{len({number for number, _ in long_questions})} of {len(questions)} questions are too long; "
+                "this is the longest. Raise the limit for question tokens, or shorten or remove them.",
+            )
+        if long_answers:
+            problem = OpenBookError(
+                f"{len(long_answers)} answers are longer than the limit",
+                where=f"the first at {questions.path}:{long_answers[0][0]}",
+                got=f"up to {max(n_tokens for _, n_tokens in long_answers)} tokens",
+                expected=f"at most {self.max_target_tokens - 1} and the end-of-sequence",
+                action="Raise the limit for target tokens" + ("." if self.strict else "; until then they are cut."),
+            )
+            if self.strict:
+                raise problem
+            warnings.warn(str(problem), stacklevel=2)
+
+
+def _over(tokenizer: Tokenizer, numbered: list[tuple[int, str]], limit: int) -> list[tuple[int, int]]:
+    """(line, tokens) of the texts with more than `limit` tokens. A text of fewer bytes than that has fewer tokens:
+    most are passed over without being tokenised."""
+    suspects = [(number, text) for number, text in numbered if len(text.encode()) > limit]
+    ids = token_ids(tokenizer, [text for _, text in suspects])
+    return [(number, len(found)) for (number, _), found in zip(suspects, ids, strict=True) if len(found) > limit]

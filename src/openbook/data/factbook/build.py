@@ -1,0 +1,229 @@
+"""The embedded data set: passages and questions from the World Factbook, split by country, built once and cached.
+
+What is written are plain jsonl files, so everything else reads them exactly like a user's own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openbook.data.factbook.facts import SPLITS, Fact, ask, read_facts, split_countries, thin
+from openbook.data.factbook.questions import RELATIONS
+from openbook.data.factbook.text import Country, Cut, book_digest, book_files, cut_passages, find_book, read_country
+from openbook.errors import OpenBookError, raise_all
+
+VERSION = 3  # raise it whenever the same options give other bytes
+
+MAIN_SECTIONS = (
+    "Geography",
+    "People and Society",
+    "Government",
+    "Economy",
+    "Communications",
+    "Transportation",
+    "Military and Security",
+)
+ALL_SECTIONS = ("Introduction", "Environment", "Energy", "Space", "Terrorism", "Transnational Issues", *MAIN_SECTIONS)
+
+# Tables of percentages that no relation asks about.
+TABLES = (
+    "Age structure",
+    "Alcohol consumption per capita",
+    "Broadband - fixed subscriptions",
+    "Child marriage",
+    "Current account balance",
+    "Debt - external",
+    "Dependency ratios",
+    "Drinking water source",
+    "Education expenditure",
+    "GDP - composition, by end use",
+    "Health expenditure",
+    "Household income or consumption by percentage share",
+    "Remittances",
+    "Reserves of foreign exchange and gold",
+    "Sanitation facility access",
+    "School life expectancy (primary to tertiary education)",
+    "Sex ratio",
+    "Telephones - fixed lines",
+    "Telephones - mobile cellular",
+    "Tobacco use",
+    "Youth unemployment rate (ages 15-24)",
+)
+
+
+@dataclass(frozen=True)
+class FactbookOptions:
+    """Everything that decides the bytes written, apart from the book itself."""
+
+    passage_words: int = 50  # words in one passage at most
+    field_words: int = 24  # words kept of one field; 0 keeps the whole text
+    field_parts: int = 3  # sub-fields kept of one field, without notes and older years; 0 keeps all of them
+    sections: tuple[str, ...] = MAIN_SECTIONS  # of the book
+    left_out: tuple[str, ...] = TABLES  # fields of the book
+    seed: int = 0  # decides which countries are validation and test
+    validation_fraction: float = 0.08  # of the countries asked about
+    test_fraction: float = 0.17  # of the countries asked about
+    validation_questions: int = 400  # at most; 0 keeps all
+    test_questions: int = 1200  # at most; 0 keeps all
+    max_answer_share: float = 0.12  # of one relation's facts that one answer may hold
+
+
+WHOLE_BOOK = FactbookOptions(passage_words=100, field_words=0, field_parts=0, sections=ALL_SECTIONS, left_out=())
+
+
+@dataclass(frozen=True)
+class FactbookFiles:
+    """The jsonl files of one build and what is in them (counts.json)."""
+
+    folder: Path
+    passages: Path
+    train: Path
+    validation: Path
+    test: Path
+    counts: dict[str, Any]
+
+
+def build_factbook(
+    options: FactbookOptions, cache: Path, progress: Callable[[str], None] | None = None
+) -> FactbookFiles:
+    """The data set for these options, from `cache` if it is there; raises OpenBookError before anything is written."""
+    check_options(options)
+    say = progress or (lambda _: None)
+    sources = book_files(find_book())
+    key = json.dumps([VERSION, book_digest(sources), asdict(options)], sort_keys=True)
+    folder = Path(cache) / f"factbook-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    if not (folder / "counts.json").is_file():
+        say(f"building the World Factbook in {folder}")
+        written = _compose(options, [read_country(path) for path in sources])
+        texts = {f"{name}.jsonl": lines_of(rows) for name, rows in written.items() if name != "counts"}
+        texts["counts.json"] = counts_text(written["counts"][0])
+        write_built(folder, texts, "The World Factbook", 30)
+    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    say(describe(counts))
+    paths = {name: folder / f"{name}.jsonl" for name in ("passages", *SPLITS)}
+    return FactbookFiles(folder, **paths, counts=counts)
+
+
+def describe(counts: Mapping[str, Any]) -> str:
+    """One line for people: passages, questions per split, facts left out and why."""
+    questions = ", ".join(f"{counts['questions'][split]} {split}" for split in SPLITS)
+    dropped = ", ".join(f"{number} {reason}" for reason, number in counts["dropped"].items())
+    return (
+        f"World Factbook: {counts['passages']} passages of {counts['countries']['all']} entries, questions: "
+        f"{questions}; of {counts['facts_read']} facts left out: {dropped}"
+    )
+
+
+def check_options(options: FactbookOptions) -> None:
+    """Raises OpenBookError naming every option out of range at once."""
+    problems: list[OpenBookError] = []
+
+    def need(good: bool, key: str, got: object, expected: str) -> None:
+        if not good:
+            problems.append(OpenBookError("Bad factbook option", where=key, got=got, expected=expected))
+
+    need(options.passage_words >= 20, "passage_words", options.passage_words, "20 or more")
+    for key in ("field_words", "field_parts", "validation_questions", "test_questions"):
+        value = getattr(options, key)
+        need(value >= 0, key, value, "0 (no limit) or more")
+    held = options.validation_fraction + options.test_fraction
+    for key in ("validation_fraction", "test_fraction"):
+        value = getattr(options, key)
+        need(0 < value < 1 and held < 1, key, value, "fractions above 0 that leave countries to train on")
+    need(0 < options.max_answer_share <= 1, "max_answer_share", options.max_answer_share, "above 0 and at most 1")
+    need(bool(options.sections), "sections", "none", "at least one section of the book")
+    problems += [_unknown("sections", name, ALL_SECTIONS) for name in options.sections if name not in ALL_SECTIONS]
+    raise_all(problems)
+
+
+def _unknown(key: str, name: str, known: Sequence[str]) -> OpenBookError:
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    action = f"Did you mean `{near[0]}`?" if near else ""
+    shown = ", ".join(known) if len(known) < 20 else f"one of the book's {len(known)} names"
+    return OpenBookError("Bad factbook option", where=key, got=f"`{name}`", expected=shown, action=action)
+
+
+def _compose(options: FactbookOptions, countries: Sequence[Country]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of every file, by file name without its ending; `counts` has one row."""
+    fields = sorted({unit.field for country in countries for unit in country.units})
+    raise_all([_unknown("left_out", name, fields) for name in options.left_out if name not in fields])
+    cut = Cut(options.sections, options.left_out, options.passage_words, options.field_words, options.field_parts)
+    passages: list[dict[str, Any]] = []
+    facts: list[Fact] = []
+    dropped: Counter[str] = Counter()
+    for country in countries:
+        cuts = {f"{country.code}-{number:03d}": made for number, made in enumerate(cut_passages(country, cut))}
+        passages += [{"id": id_, "title": country.title, "text": made.text} for id_, made in cuts.items()]
+        facts += read_facts(country, RELATIONS, cuts, dropped)
+    facts_read = len(facts) + dropped.total()
+    facts, majority = thin(facts, options.max_answer_share, options.seed, dropped)
+    split_of = split_countries(facts, options.validation_fraction, options.test_fraction, options.seed)
+    limits = {"train": 0, "validation": options.validation_questions, "test": options.test_questions}
+    rows = {split: ask(facts, split, split_of, limits[split], options.seed, dropped) for split in SPLITS}
+    in_split = Counter(split_of.values())
+    asked = {split: Counter(row["relation"] for row in rows[split]) for split in SPLITS}
+    counts = {
+        "version": VERSION,
+        "options": asdict(options),
+        "passages": len(passages),
+        "words": sum(len(row["text"].split()) for row in passages),
+        "countries": {"all": len(countries), **{split: in_split[split] for split in SPLITS}},
+        "questions": {split: len(rows[split]) for split in SPLITS},
+        "held_out_questions": {split: sum(row["phrasing"] == "held_out" for row in rows[split]) for split in SPLITS},
+        "facts_read": facts_read,
+        "facts_asked": facts_read - dropped.total(),
+        "dropped": dict(sorted(dropped.items())),
+        "relations": {
+            relation.name: {
+                **{split: asked[split][relation.name] for split in SPLITS},
+                "majority_rate": majority.get(relation.name, 0.0),
+            }
+            for relation in RELATIONS
+        },
+    }
+    return {"passages": passages, **rows, "counts": [counts]}
+
+
+def write_built(folder: Path, texts: Mapping[str, str], what: str, megabytes: int) -> None:
+    """Files by name, under a temporary name and then one rename: the folder is whole or not there. counts.json, among
+    them, says that it is. Raises OpenBookError, which calls it `what`, where it cannot be written."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            for name, text in texts.items():
+                (staged / name).write_text(text, encoding="utf-8", newline="\n")
+            staged.chmod(0o755)
+            if not (folder / "counts.json").is_file():  # another process may have been faster
+                os.replace(staged, folder)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+    except OSError as error:
+        if not (folder / "counts.json").is_file():
+            raise OpenBookError(
+                f"{what} cannot be written",
+                where=folder,
+                got=error,
+                expected=f"a folder with write permission and about {megabytes} MB free",
+                action="Free space or choose another data.cache.",
+            ) from error
+
+
+def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as .jsonl."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def counts_text(counts: Mapping[str, Any]) -> str:
+    """The text of counts.json."""
+    return json.dumps(counts, ensure_ascii=False, indent=1) + "\n"

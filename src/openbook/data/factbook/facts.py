@@ -1,0 +1,170 @@
+"""From the book's fields to questions: facts found in the passages, thinned, split by country, phrased."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from openbook.data.factbook.relations import LONGEST_ANSWER, Relation
+from openbook.data.factbook.text import Country, FactbookPassage, Unit
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One relation of one country: the answers, best first, and the passages whose field holds them."""
+
+    country: Country
+    relation: Relation
+    answers: tuple[str, ...]
+    positive_ids: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.country.code}-{self.relation.name}"
+
+
+def occurs(answer: str, text: str) -> bool:
+    """Whether the answer stands in the text literally and is not a part of a longer word or number."""
+    if answer not in text:  # most often so, and far cheaper than a pattern
+        return False
+    return re.search(rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w|[.,]\d)", text) is not None
+
+
+def read_facts(
+    country: Country, relations: Sequence[Relation], passages: Mapping[str, FactbookPassage], dropped: Counter[str]
+) -> list[Fact]:
+    """All facts of a country that its passages can answer; what is dropped is counted by reason."""
+    facts: list[Fact] = []
+    fields: dict[tuple[str, str], list[Unit]] = {}
+    for unit in country.units:
+        fields.setdefault((unit.section, unit.field), []).append(unit)
+    for relation in relations if country.is_country else ():
+        units = fields.get((relation.section, relation.field), [])
+        field = next((unit for unit in units if relation.reads(unit.sub_field)), None)
+        if field is None:
+            continue
+        answers, problem = _answers(country, relation, field.text)
+        if not problem:
+            # Only the field's own piece counts: the same number or name elsewhere does not answer the question.
+            path = (field.section, field.field, field.sub_field)
+            pieces = [
+                (id_, f"{unit.text}\n{passage.text}")
+                for id_, passage in passages.items()
+                for unit in passage.units
+                if path == (unit.section, unit.field, unit.sub_field)
+            ]
+            held = {id_: _held(answers, text) for id_, text in pieces}
+            positive = tuple(id_ for id_, found in held.items() if found)
+            answers = tuple(answer for answer in answers if all(answer in held[id_] for id_ in positive))
+            problem = "" if positive and answers else "not in the passages as cut"
+        if problem:
+            dropped[problem] += 1
+        else:
+            facts.append(Fact(country, relation, answers, positive))
+    return facts
+
+
+def _held(answers: Sequence[str], piece_and_passage: str) -> set[str]:
+    piece, passage = piece_and_passage.split("\n", 1)
+    return {answer for answer in answers if occurs(answer, piece) and occurs(answer, passage)}
+
+
+def _answers(country: Country, relation: Relation, text: str) -> tuple[tuple[str, ...], str]:
+    """The answers to ask for, and the reason why there are none (empty when there are)."""
+    read = tuple(dict.fromkeys(answer for answer in relation.read(text) if answer))
+    if not read:
+        return (), "no single clear answer"
+    short = tuple(answer for answer in read if len(answer.split()) <= LONGEST_ANSWER)
+    if not short:
+        return (), f"longer than {LONGEST_ANSWER} words"
+    plain = tuple(answer for answer in short if answer.isascii())
+    if not plain:
+        return (), "accented letters, which an uncased English vocabulary loses"
+    phrasings = " | ".join((*relation.trained, relation.held_out))
+    questions = phrasings.replace("{country}", country.name_in_question).casefold()
+    if any(occurs(answer.casefold().removeprefix("the "), questions) for answer in plain):
+        return (), "the question names the answer"
+    return plain, ""
+
+
+def thin(
+    facts: Sequence[Fact], max_share: float, seed: int, dropped: Counter[str]
+) -> tuple[list[Fact], dict[str, float]]:
+    """Facts with no answer above `max_share` of its relation, and each relation's share of its commonest answer.
+
+    Otherwise guessing the commonest answer would look like knowledge. Which facts go is decided by a hash.
+    """
+    kept: list[Fact] = []
+    majority: dict[str, float] = {}
+    for relation in dict.fromkeys(fact.relation for fact in facts):
+        groups: dict[str, list[Fact]] = {}
+        for fact in facts:
+            if fact.relation is relation:
+                groups.setdefault(fact.answers[0].casefold(), []).append(fact)
+        limit = max(map(len, groups.values()))
+        while limit > 1 and limit > max_share * sum(min(len(group), limit) for group in groups.values()):
+            limit -= 1
+        left = [fact for group in groups.values() for fact in _shuffled(group, f"{seed}-thin")[:limit]]
+        dropped["too common an answer"] += sum(map(len, groups.values())) - len(left)
+        majority[relation.name] = round(limit / len(left), 4)
+        kept += left
+    order = {fact.id: place for place, fact in enumerate(facts)}
+    return sorted(kept, key=lambda fact: order[fact.id]), majority
+
+
+def split_countries(
+    facts: Sequence[Fact], validation_fraction: float, test_fraction: float, seed: int
+) -> dict[str, str]:
+    """The split of every country asked about, by code: each country is wholly in one split."""
+    codes = sorted({fact.country.code for fact in facts}, key=lambda code: _hash(f"{seed}-split-{code}"))
+    test = max(1, round(test_fraction * len(codes)))
+    validation = max(1, round(validation_fraction * len(codes)))
+    names = ["test"] * test + ["validation"] * validation + ["train"] * len(codes)
+    return dict(zip(codes, names, strict=False))
+
+
+def ask(
+    facts: Sequence[Fact], split: str, split_of: Mapping[str, str], limit: int, seed: int, dropped: Counter[str]
+) -> list[dict[str, Any]]:
+    """The questions of one split as rows of its file, at most `limit` of them (0: all).
+
+    Training asks every fact in all its trained phrasings. Validation and test ask each fact twice: in one trained
+    phrasing, chosen by a hash, and in the held-out one.
+    """
+    here = [fact for fact in facts if split_of[fact.country.code] == split]
+    if split != "train" and limit and 2 * len(here) > limit:
+        chosen = {fact.id for fact in _shuffled(here, f"{seed}-limit")[: max(1, limit // 2)]}
+        dropped[f"over the limit of {split} questions"] += len(here) - len(chosen)
+        here = [fact for fact in here if fact.id in chosen]
+    rows: list[dict[str, Any]] = []
+    for fact in here:
+        phrasings = [(f"trained{number}", text) for number, text in enumerate(fact.relation.trained, 1)]
+        if split != "train":
+            pick = int(_hash(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
+            phrasings = [phrasings[pick], ("held_out", fact.relation.held_out)]
+        for phrasing, text in phrasings:
+            rows.append(
+                {
+                    "id": f"{fact.id}-{phrasing}",
+                    "question": text.replace("{country}", fact.country.name_in_question),
+                    "answers": list(fact.answers),
+                    "positive_ids": list(fact.positive_ids),
+                    "relation": fact.relation.name,
+                    "phrasing": "held_out" if phrasing == "held_out" else "trained",
+                }
+            )
+    return rows
+
+
+def _shuffled(facts: Sequence[Fact], salt: str) -> list[Fact]:
+    return sorted(facts, key=lambda fact: _hash(f"{salt}-{fact.id}"))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,253 @@
+"""Readers of what users bring: passages and questions, every line checked before anything expensive starts.
+
+Passages: `.jsonl` with `id`, `title`, `text` on each line, or DPR's `psgs_w100.tsv` (header `id<TAB>text<TAB>title`,
+fields quoted as Python's csv module writes them); either may be gzipped (`.gz`). Questions: `.jsonl` with `question`
+and `answers`, optional `id`, `positive_ids`, `relation`, `phrasing`; not gzipped, because training reads single lines.
+
+A check reads the whole file once and keeps only 8 bytes per line (a hash of the id), so 21 million passages need about
+170 MB; repeated ids are then looked up in a second pass.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openbook.batch import Example, Passage
+from openbook.data.readers.checked_lines import BadLineError, Findings, decoded, id_hash, read_lines, refuse_duplicates
+from openbook.errors import OpenBookError
+
+_DPR_HEADER = ["id", "text", "title"]
+_KNOWN_AS = {  # what other projects call the same field
+    "id": ("_id", "docid", "pid", "passage_id", "qid"),
+    "title": ("Title", "name", "wikipedia_title"),
+    "text": ("contents", "content", "passage", "body", "context"),
+    "question": ("query", "qText", "input"),
+    "answers": ("answer", "answer_aliases", "targets", "output"),
+}
+
+
+def read_passages(path: str | Path) -> Iterator[Passage]:
+    """The passages of a file in its order. Raises OpenBookError at the first bad line; ids are not compared (see
+    check_passages)."""
+    for number, record in _passage_records(Path(path)):
+        if isinstance(record, BadLineError):
+            raise record.at(f"{path}:{number}")
+        yield record
+
+
+def check_passages(path: str | Path) -> int:
+    """How many passages the file holds, after checking every line and that no id comes twice."""
+    path = Path(path)
+    findings, hashes, n_lines = Findings(path), array("Q"), 0
+    for number, record in _passage_records(path):
+        n_lines += 1
+        if isinstance(record, BadLineError):
+            findings.add(number, record)
+        else:
+            hashes.append(id_hash(record.id))
+    findings.raise_if_any(n_lines)
+    if not hashes:
+        raise OpenBookError("the corpus is empty", where=path, got="no passage", expected="at least n_docs passages")
+    refuse_duplicates(path, hashes, lambda: ((n, r.id) for n, r in _passage_records(path) if isinstance(r, Passage)))
+    return len(hashes)
+
+
+def index_questions(path: str | Path) -> np.ndarray:
+    """Check every line of a question file; give [n, 2] int64: the byte where each question's line starts and the
+    line's number from 1."""
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        unpack = " Unpack it first: single lines are read from it during training." if path.suffix == ".gz" else ""
+        raise OpenBookError(
+            "this question format is not read",
+            where=path,
+            got="".join(path.suffixes) or "no suffix",
+            expected=".jsonl with `question` and `answers` on each line",
+            action=f"Convert the file.{unpack}",
+        )
+    findings, hashes, places = Findings(path), array("Q"), array("q")
+    for number, start, raw in read_lines(path):
+        places.extend((start, number))
+        try:
+            hashes.append(id_hash(_example(decoded(raw), str(number)).id))
+        except BadLineError as fault:
+            findings.add(number, fault)
+    findings.raise_if_any(len(places) // 2)
+    if not places:
+        raise OpenBookError("the question file is empty", where=path, got="no question", expected="at least one")
+
+    def numbered_ids() -> Iterator[tuple[int, str]]:
+        return ((number, _example(decoded(raw), str(number)).id) for number, _, raw in read_lines(path))
+
+    refuse_duplicates(path, hashes, numbered_ids)
+    return np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
+
+
+def parse_example(line: bytes, where: str, default_id: str) -> Example:
+    """One line of a question file. `where` (FILE:LINE) is for the error; `default_id` is for a line without `id`."""
+    try:
+        return _example(decoded(line.rstrip(b"\r\n")), default_id)
+    except BadLineError as fault:
+        raise fault.at(where) from None
+
+
+def _passage_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".jsonl"):
+        for number, _, raw in read_lines(path):
+            try:
+                yield number, _passage(_json_object(decoded(raw)))
+            except BadLineError as fault:
+                yield number, fault
+    elif name.endswith(".tsv"):
+        yield from _tsv_records(path)
+    else:
+        raise OpenBookError(
+            "this passage format is not read",
+            where=path,
+            got="".join(path.suffixes[-2:]) or "no suffix",
+            expected=".jsonl (id, title, text) or DPR's .tsv (id, text, title), either also with .gz",
+            action="Convert the file.",
+        )
+
+
+def _tsv_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
+    number = 0
+    faults: list[tuple[int, BadLineError]] = []
+
+    def decoded_lines() -> Iterator[str]:  # csv asks for the next one while a quoted field is open
+        nonlocal number
+        for line_number, _, raw in read_lines(path):
+            number = line_number
+            try:
+                line = decoded(raw)
+            except BadLineError as fault:
+                faults.append((number, fault))
+                continue
+            yield line + "\n"
+
+    rows = csv.reader(decoded_lines(), delimiter="\t", strict=True)
+    header_seen = False
+    while True:
+        try:
+            row = next(rows, None)
+            if row is not None and not header_seen:
+                _check_header(path, row)
+                header_seen = True
+            elif row is not None:
+                yield number, _tsv_passage(row)
+        except csv.Error as error:
+            faults.append((number, BadLineError("a line is not valid tab-separated text", got=str(error))))
+        except BadLineError as fault:
+            faults.append((number, fault))
+        else:
+            if row is None:
+                break
+        yield from faults
+        faults.clear()
+    yield from faults
+
+
+def _tsv_passage(row: list[str]) -> Passage:
+    if len(row) != len(_DPR_HEADER):
+        raise BadLineError(
+            "a line has the wrong number of columns",
+            got=f"{len(row)}",
+            expected="3, separated by tabs: id, text, title",
+            action="A tab or quotation mark inside a field must be quoted as csv does.",
+        )
+    return _passage(dict(zip(_DPR_HEADER, row, strict=True)))
+
+
+def _check_header(path: Path, row: list[str]) -> None:
+    if row != _DPR_HEADER:
+        raise OpenBookError(
+            "the header is not DPR's",
+            where=f"{path}:1",
+            got=repr("\t".join(row))[:120],
+            expected=repr("\t".join(_DPR_HEADER)),
+            action="Put that line first, or convert the file to .jsonl.",
+        )
+
+
+def _json_object(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadLineError(
+            "malformed JSON",
+            got=f"{error.msg} at position {error.pos + 1}, near {line[max(0, error.pos - 20) : error.pos + 20]!r}",
+            expected="one JSON object per line",
+        ) from None
+    except RecursionError:
+        raise BadLineError("malformed JSON", got="brackets nested too deep") from None
+    if not isinstance(fields, dict):
+        raise BadLineError("a line is not a JSON object", got=type(fields).__name__, expected="{...} on each line")
+    return fields
+
+
+def _require(fields: dict[str, Any], key: str, needs: str) -> Any:
+    if key in fields:
+        return fields[key]
+    near = [alias for alias in _KNOWN_AS[key] if alias in fields] or difflib.get_close_matches(key, fields, 1)
+    raise BadLineError(
+        f"a line has no `{key}`",
+        got=f"the keys {', '.join(map(repr, sorted(fields)))}"[:200],
+        expected=needs,
+        action=f"Rename `{near[0]}` to `{key}`." if near else "",
+    )
+
+
+def _string(value: Any, key: str, *, numbers: bool = False, empty: bool = True) -> str:
+    if numbers and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadLineError(f"`{key}` is not text", got=f"{value!r}"[:80], expected="a string")
+    if "\0" in value:
+        raise BadLineError(f"`{key}` holds NUL characters", got=f"{value.count(chr(0))} of them", action="Remove them.")
+    if not empty and not value.strip():
+        raise BadLineError(f"`{key}` is empty", expected="some text", action="Fill it or remove the line.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadLineError(f"`{key}` holds half a surrogate pair", expected="whole characters") from None
+    return value
+
+
+def _strings(value: Any, key: str, *, numbers: bool = False) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        expected = "a list of strings, also for a single one"
+        raise BadLineError(f"`{key}` is not a list", got=f"{value!r}"[:80], expected=expected)
+    return tuple(_string(item, key, numbers=numbers, empty=False) for item in value)
+
+
+def _passage(fields: dict[str, Any]) -> Passage:
+    needs = "`id`, `title` and `text` on each line (`title` may be an empty string)"
+    identity = _string(_require(fields, "id", needs), "id", numbers=True, empty=False)
+    title = _string(_require(fields, "title", needs), "title")
+    return Passage(identity, title, _string(_require(fields, "text", needs), "text", empty=False))
+
+
+def _example(line: str, default_id: str) -> Example:
+    fields = _json_object(line)
+    needs = "`question` (a string) and `answers` (a list of strings, at least one) on each line"
+    question = _string(_require(fields, "question", needs), "question", empty=False)
+    answers = _strings(_require(fields, "answers", needs), "answers")
+    if not answers:
+        raise BadLineError("a question has no answer", got="an empty list", expected=needs)
+    return Example(
+        id=_string(fields.get("id", default_id), "id", numbers=True, empty=False),
+        question=question,
+        answers=answers,
+        positive_ids=_strings(fields.get("positive_ids", []), "positive_ids", numbers=True),
+        relation=_string(fields.get("relation", ""), "relation"),
+        phrasing=_string(fields.get("phrasing", ""), "phrasing", numbers=True),
+    )

@@ -1,0 +1,158 @@
+"""What an index will take before anything is built: memory at the swap, disk, time.
+
+A plan is arithmetic over plain numbers; two of them, seconds per refresh and per step, are measured on a sample. Memory
+is that of the index and of refreshing it; what models, optimizer and libraries hold is not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from openbook.config.retrieval import IN_PLACE, RefreshMode
+from openbook.index.faiss_factory import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points
+from openbook.utils.host_memory import human
+
+PLANNING_PASSES = 64  # bytes per passage, at most, of the lengths and orders from which a refresh plans its passes
+GROWTH = 1.3  # what an index that grows holds, to what it stores: the allocator keeps the holes that lists leave
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked for (fields) and what follows (properties), both of the rank with the largest shard; `disk` is that
+    of all ranks together."""
+
+    n_passages: int
+    dim: int
+    factory: str = "Flat"
+    mode: RefreshMode = "blocking"
+    device: Literal["cpu", "gpu"] = "cpu"  # where the index is searched
+    world_size: int = 1
+    ranks_per_node: int = 1  # they share one machine's RAM
+    trains: bool = True  # the passage encoder; of one that does not, the index is built once and never swapped
+    every: int | None = 30  # steps between refreshes, the shortest of a schedule; 0: never; None: staleness decides
+    refresh_share: float = 1.0  # of the corpus, encoded by rolling and hot per interval
+    refresh_seconds: float = 0.0  # one refresh of the whole shard, from time_encoding
+    step_seconds: float = 0.0  # one optimizer step without refreshing, from time_step
+    slice_passages: int = 4096  # encoded before they are written
+    bookkeeping: int = 0  # bytes per passage of the shard: PLANNING_PASSES
+    encoder_bytes: int = 0  # the copy of the passage encoder that encodes
+    models_on: Literal["cpu", "gpu"] = "cpu"
+    gpu_temp_memory: int = 256  # MiB that FAISS works in on a GPU
+    keep_vectors: int = 0  # sets of fp32 embeddings of the corpus on disk, Flat only
+    checkpoints: int = 0  # kept at a time
+    checkpoint_bytes: int = 0  # of one, its passages left out
+
+    @property
+    def n_shard(self) -> int:
+        return -(-self.n_passages // self.world_size)
+
+    @property
+    def bytes_index(self) -> int:
+        """One index of the shard, codes, ids and links."""
+        return round(self.n_shard * family_facts(self.factory, self.dim)[0])
+
+    @property
+    def bytes_build(self) -> int:
+        """RAM that building takes beside the index at its fullest: the encoder's copy where models are in RAM, and the
+        slice being written or the fp32 sample that quantisers learn from: in slices, whole, and PQ's residuals."""
+        n_sample = min(self.n_shard, family_facts(self.factory, self.dim)[1])
+        n_residuals = min(n_sample, 65536) if "PQ" in self.factory else 0  # the most FAISS takes
+        learning = 4 * self.dim * (2 * n_sample + n_residuals)
+        return max(learning, self._bytes_slice) + (self.encoder_bytes if self.models_on == "cpu" else 0)
+
+    @property
+    def indexes_at_swap(self) -> int:
+        """2: the old and the new one; 1: written in place, or built once and for all."""
+        return 1 if self.in_place or not self.trains else 2
+
+    @property
+    def in_place(self) -> bool:
+        """Whether passages are encoded anew one by one, and come to have different ages."""
+        return self.trains and self.mode in IN_PLACE
+
+    @property
+    def ram_at_swap(self) -> int:
+        """RAM for the index at its fullest. For a GPU a flat one is made there, any other in RAM and then moved."""
+        in_ram = self.indexes_at_swap if self.device == "cpu" else int(not self._flat_on_gpu)
+        return in_ram * self._held + self.bytes_build + self.bookkeeping * self.n_shard
+
+    @property
+    def gpu_at_swap(self) -> int:
+        """GPU memory for the index and the encoder's copy at its fullest."""
+        taken = self.encoder_bytes if self.models_on == "gpu" else 0
+        if self.device == "gpu":
+            taken += self.indexes_at_swap * self.bytes_index + (self.gpu_temp_memory << 20)
+        return taken + (self._bytes_slice if self._flat_on_gpu else 0)
+
+    @property
+    def disk(self) -> int:
+        """Vectors kept, and checkpoints, with the codes where passages are of different ages; not the corpus store."""
+        vectors = 4 * self.dim * self.n_passages if self.factory == "Flat" else 0
+        codes = round(self.n_passages * family_facts(self.factory, self.dim)[0]) if self.in_place else 0
+        return self.keep_vectors * vectors + self.checkpoints * (self.checkpoint_bytes + codes)
+
+    @property
+    def refresh_steps(self) -> int | None:
+        """Steps between refreshes; None where there are none, or where staleness decides."""
+        return (self.every or None) if self.trains else None
+
+    @property
+    def share(self) -> float | None:
+        """Of training time spent refreshing, 0 to 1: an interval's refreshing / (its steps + its refreshing). None
+        where staleness decides. On a GPU, where refreshing runs beside the steps, it is the most it can be."""
+        if not self.trains or not self.every:
+            return None if self.trains and self.every is None else 0.0
+        work = self.refresh_seconds * (self.refresh_share if self.in_place else 1.0)
+        return work / (self.every * self.step_seconds + work) if work else 0.0
+
+    @property
+    def _bytes_slice(self) -> int:
+        return 4 * self.dim * min(self.slice_passages, self.n_shard)
+
+    @property
+    def _flat_on_gpu(self) -> bool:
+        return self.device == "gpu" and self.factory in FLAT_ON_GPU
+
+    @property
+    def _held(self) -> int:
+        """Bytes of RAM of one index. There families with plain codes take theirs at the start; the others grow."""
+        at_once = self.device == "cpu" and re.fullmatch(r"Flat|SQ\w+|PQ\d+(x\d+)?\w*", self.factory)
+        return self.bytes_index if at_once else round(self.bytes_index * GROWTH)
+
+
+@cache
+def family_facts(factory: str, dim: int) -> tuple[float, int]:
+    """Bytes per passage, and how many embeddings the family wants to learn from."""
+    index = empty_index(dim, factory)
+    return bytes_per_passage(factory, dim), 0 if index.is_trained else 256 * max(learnt_points(index), 1)
+
+
+def lines(plan: Plan) -> list[str]:
+    """The plan for people, one aligned line per subject."""
+    seconds, each = plan.refresh_seconds, " per rank" if plan.world_size > 1 else ""
+    shards = f"; {plan.world_size} ranks, at most {plan.n_shard:,} each" if each else ""
+    held = f"{'old and new' if plan.indexes_at_swap == 2 else 'one'} index, "
+    when = "when stale" if plan.every is None else f"every {plan.every:,} steps" if plan.every else "never"
+    what = f"{plan.refresh_share:.0%} of the corpus " if plan.in_place else ""
+    as_steps = f", as long as {seconds / plan.step_seconds:,.0f} steps" if plan.step_seconds else ""
+    told = {
+        "passages": f"{plan.n_passages:,} of dim {plan.dim}{shards}",
+        "index": f"{plan.factory}, {human(plan.bytes_index)}{each}, searched on the {plan.device.upper()}",
+        "RAM": f"{human(plan.ram_at_swap)}{each} at the swap ({held if plan.device == 'cpu' else ''}"
+        f"{human(plan.bytes_build)} to build), models and libraries not counted",
+        "GPU": f"{human(plan.gpu_at_swap)}{each} at the swap" if plan.gpu_at_swap else "nothing",
+        "disk": f"{human(plan.disk)} beside the corpus" if plan.disk else "nothing beside the corpus",
+        "refresh": f"{plan.mode}, {what}{when}; all of it takes {_spoken(seconds)}{as_steps}",
+    }
+    if not plan.trains:
+        told["refresh"] = f"none, the passage encoder is frozen; encoded once, {_spoken(seconds)}"
+    elif plan.share is not None:
+        told["training time"] = f"{plan.share:.0%} of it refreshing; a step takes {_spoken(plan.step_seconds)}"
+    return [f"{name:<{max(map(len, told)) + 2}}{text}" for name, text in told.items()]
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"

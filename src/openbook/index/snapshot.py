@@ -1,0 +1,95 @@
+"""Maximum inner product search over a snapshot: one immutable index, sharded over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.batch import MISSING_ROW, Retrieved, sent
+from openbook.errors import OpenBookError
+from openbook.index.calibration import CANDIDATES
+from openbook.index.shard_index import ShardIndex
+from openbook.utils.distributed import exchange_rows, gather_rows
+
+Comparable = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An index and what it was made from. Searching holds one; a swap rebinds the name.
+
+    index holds this rank's passages, of all n_passages those from first_row on. generation counts the snapshots of a
+    run from 0. The fingerprints are those of the passage encoder's weights and of the corpus: equal fingerprints,
+    equal index. Where passages are of different ages (`rolling`, `hot`), encoder_fingerprint is empty, and comparable
+    makes their scores comparable: (questions [n, dim], scores [n, k], rows of this shard [n, k]) -> scores [n, k].
+    """
+
+    index: ShardIndex
+    generation: int
+    encoder_fingerprint: str
+    corpus_fingerprint: str
+    n_passages: int
+    first_row: int = 0
+    comparable: Comparable | None = None
+
+    @property
+    def factory(self) -> str:
+        return self.index.options.factory
+
+    def search(self, question_embeddings: Tensor, top_k: int) -> Retrieved:
+        """The top_k passages of each question: question_embeddings [batch, dim] -> rows and scores [batch, top_k].
+
+        All ranks call it together, each with questions of its own and as many as it likes: every shard is searched for
+        every question, ids and scores are exchanged and merged, and each rank gets its own questions' passages. Where
+        the index had fewer hits, and where it gives a passage twice, the row is MISSING_ROW and the score -inf.
+        index_scores are plain inner products, before any temperature. Nothing here is differentiable.
+        """
+        asked, counts = gather_rows(question_embeddings.detach().float())
+        queries = np.ascontiguousarray(asked.cpu().numpy())
+        if not np.isfinite(queries).all():
+            raise OpenBookError(
+                "question embeddings are not finite",
+                action="Training has diverged: lower optim.lr_*, "
+                "raise optim.warmup_steps, or resume from an earlier checkpoint.",
+            )
+        if queries.shape[1] != self.index.dim:
+            raise OpenBookError(
+                "question embeddings do not fit the index",
+                got=f"dim {queries.shape[1]}",
+                expected=f"dim {self.index.dim}",
+            )
+        if self.comparable is None:
+            scores, rows = self.index.search(queries, top_k)
+        else:
+            scores, rows = self.index.search(queries, max(top_k, CANDIDATES))
+            scores, rows = merged(self.comparable(queries, scores, rows)[None], rows[None], top_k)
+        rows = np.where(rows == MISSING_ROW, MISSING_ROW, rows + self.first_row)
+        all_scores = exchange_rows(torch.from_numpy(scores), counts).numpy()
+        all_rows = exchange_rows(torch.from_numpy(rows), counts).numpy()
+        scores, rows = merged(all_scores, all_rows, top_k)
+        return Retrieved(torch.from_numpy(rows), sent(torch.from_numpy(scores), question_embeddings.device))
+
+
+def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The shards' answers as one: scores and rows [shards, batch, k] -> [batch, top_k], highest first, equal scores by
+    row. The same passage twice is one passage: the second is MISSING_ROW and -inf."""
+    shards, batch, k = scores.shape
+    scores = scores.transpose(1, 0, 2).reshape(batch, shards * k)
+    rows = rows.transpose(1, 0, 2).reshape(batch, shards * k)
+    missing = (rows == MISSING_ROW) | ~np.isfinite(scores) | _repeated(rows)
+    scores, rows = np.where(missing, -np.inf, scores), np.where(missing, MISSING_ROW, rows)
+    order = np.lexsort((rows, -scores), axis=1)[:, :top_k]
+    return np.take_along_axis(scores, order, axis=1).astype(np.float32), np.take_along_axis(rows, order, axis=1)
+
+
+def _repeated(rows: np.ndarray) -> np.ndarray:
+    """[batch, n] bool: True where a row stands further left already."""
+    order = np.argsort(rows, axis=1, kind="stable")
+    in_order = np.take_along_axis(rows, order, axis=1)
+    repeated = np.zeros(rows.shape, dtype=bool)
+    np.put_along_axis(repeated, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
+    return repeated

@@ -1,0 +1,288 @@
+"""Passage embeddings kept on disk, so that a run with the same weights encodes only passages that have changed.
+
+    root/vectors-<name>/<part>/  keys.npy [n, 2] uint64, vectors.npy [n, dim] float32, manifest.json
+
+One set (`vectors-<name>`) belongs to one state of the passage encoder; one part to one rank's shard of one corpus. A
+rank writes only its own parts and reads all parts of the set. A passage is known by what the encoder reads of it,
+never by its row, so a changed corpus finds its unchanged passages. All of it is only a cache: what is damaged is
+ignored, what cannot be written is left out, each with one warning. Make one store per process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+import tokenize
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from openbook.data.corpus import PassageTokens
+from openbook.data.inputs import SpecialIds
+
+LAYOUT = 1
+"""The version of the files and of what an encoder reads of a passage; raised when they change."""
+
+_CHUNK = 8192  # passages hashed, written or copied at once: a few MB
+_DAY = 24 * 3600
+_FORMATS: dict[str, np.dtype] = {"keys.npy": np.dtype("<u8"), "vectors.npy": np.dtype("<f4")}
+_log = logging.getLogger(__name__)
+
+
+def store_name(encoder_fingerprint: str, max_length: int, special: SpecialIds, dtype: torch.dtype) -> str:
+    """The sha256 of all that decides an embedding beside the passage: equal names, equal embeddings."""
+    facts = [LAYOUT, encoder_fingerprint, max_length, asdict(special), str(dtype)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def passage_keys(tokens: PassageTokens, rows: np.ndarray | range) -> np.ndarray:
+    """[n, 2] uint64: the first 128 bits of BLAKE2b over title length, title ids and text ids of each of the rows.
+
+    Equal passages have equal keys, whatever their rows and whatever type the ids are stored in. Raises IndexError on a
+    row that is not in the corpus.
+    """
+    rows = np.asarray(rows, dtype=np.int64)
+    keys = np.empty((len(rows), 2), dtype=np.uint64)
+    for start in range(0, len(rows), _CHUNK):
+        chosen = rows[start : start + _CHUNK]
+        lengths = tokens.length(chosen)
+        ends = np.cumsum(lengths + 1)
+        heads = ends - lengths - 1
+        # Each passage as its title length and then its ids, one after another in one buffer.
+        words = np.empty(ends[-1], dtype="<u4")
+        is_id = np.ones(len(words), dtype=bool)
+        is_id[heads] = False
+        words[heads] = tokens.title_lengths[chosen]
+        shifts = tokens.offsets[chosen] - np.cumsum(lengths) + lengths
+        words[is_id] = tokens.flat[np.arange(lengths.sum()) + np.repeat(shifts, lengths)]
+        raw = memoryview(words.tobytes())
+        bounds = zip((4 * heads).tolist(), (4 * ends).tolist(), strict=True)
+        digests = b"".join([hashlib.blake2b(raw[first:end], digest_size=16).digest() for first, end in bounds])
+        keys[start : start + _CHUNK] = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
+    return keys
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part whose manifest, sizes and keys are sound; its vectors are not read yet."""
+
+    folder: Path
+    keys: np.ndarray
+    vectors: np.ndarray
+    vectors_sha256: str
+
+
+class VectorStore:
+    def __init__(self, root: Path, keep: int):
+        """keep: how many sets stay on disk; beyond it the oldest are removed. 0: nothing is read or written."""
+        self.root, self.keep = Path(root), keep
+        self._checked: dict[Path, tuple[tuple[int, ...], str]] = {}
+        self._told: set[Path] = set()
+
+    def find(self, name: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """known [n] bool: which of the keys [n, 2] the set `name` holds; and their vectors [known.sum(), dim] float32
+        in the order of keys (dim is 0 where nothing is known)."""
+        known = np.zeros(len(keys), dtype=bool)
+        matches = [(part, _rows_of(part.keys, keys)) for part in self._parts(name)] if len(keys) else []
+        # The part with the most hits first: a file is checked whole, so one shared passage should not open another.
+        matches.sort(key=lambda match: int((match[1] >= 0).sum()), reverse=True)
+        chosen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for part, rows in matches:
+            new = np.flatnonzero((rows >= 0) & ~known)
+            fits = not chosen or part.vectors.shape[1] == chosen[0][0].shape[1]
+            if new.size and fits and self._vectors_sound(part):
+                known[new] = True
+                chosen.append((part.vectors, rows[new], new))
+        vectors = np.empty((int(known.sum()), chosen[0][0].shape[1] if chosen else 0), dtype=np.float32)
+        place = np.cumsum(known) - 1
+        for source, rows, positions in chosen:
+            for start in range(0, len(rows), _CHUNK):
+                block = slice(start, start + _CHUNK)
+                vectors[place[positions[block]]] = source[rows[block]]
+        return known, vectors
+
+    def save(self, name: str, part: str, keys: np.ndarray, vectors: np.ndarray) -> None:
+        """Write vectors [n, dim] under keys [n, 2] as one part (a folder name) of the set `name`, and remove the sets
+        beyond `keep`. A sound part with the same keys only counts as new again. A full disk costs one warning."""
+        if len(keys) != len(vectors) or vectors.ndim != 2:
+            raise ValueError(f"{keys.shape} keys and {vectors.shape} vectors, expected [n, 2] and [n, dim]")
+        if not part or part.startswith(".") or Path(part).name != part:
+            raise ValueError(f"{part!r} is not the name of a folder")
+        if self.keep < 1 or not vectors.size:
+            return
+        target = self._set(name) / part
+        try:
+            if not self._holds(target, name, keys):
+                self._write(target, name, keys, vectors)
+            os.utime(target)
+            os.utime(target.parent)
+            self._remove_old(target.parent)
+        except OSError as error:
+            text = (
+                "passage vectors cannot be saved under %s (%s); the run goes on, and the next one encodes them anew. "
+            )
+            self._warn(self.root, text + "Free disk space, choose another cache folder or keep fewer sets.", error)
+
+    def _set(self, name: str) -> Path:
+        return self.root / f"vectors-{name[:16]}"
+
+    def _parts(self, name: str) -> list[_Part]:
+        if self.keep < 1:
+            return []
+        try:
+            folders = sorted(folder for folder in self._set(name).iterdir() if not folder.name.startswith("."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._damaged(self._set(name), error)
+            return []
+        return [part for folder in folders if (part := self._open(folder, name))]
+
+    def _open(self, folder: Path, name: str) -> _Part | None:
+        """The part in a folder; None where there is none, or with a warning where it is not as its manifest says."""
+        try:
+            manifest = json.loads((folder / "manifest.json").read_text())
+            if (manifest["layout"], manifest["name"]) != (LAYOUT, name):
+                raise ValueError("it is of another version or of another encoder")
+            if any((folder / file).stat().st_size != manifest["files"][file]["size"] for file in _FORMATS):
+                raise ValueError("a file has another size than its manifest says")
+            if self._sha256(folder / "keys.npy") != manifest["files"]["keys.npy"]["sha256"]:
+                raise ValueError("keys.npy has another sha256 than its manifest says")
+            # Not np.load: open_memmap knows no pickles at all.
+            keys, vectors = (np.lib.format.open_memmap(folder / file, mode="r").view(np.ndarray) for file in _FORMATS)
+            if (keys.dtype, vectors.dtype) != tuple(_FORMATS.values()) or vectors.ndim != 2:
+                raise ValueError("the arrays are of another type")
+            if keys.shape != (len(vectors), 2):
+                raise ValueError("keys and vectors do not match in shape")
+            return _Part(folder, keys, vectors, str(manifest["files"]["vectors.npy"]["sha256"]))
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        except (KeyError, TypeError, RecursionError, OverflowError, tokenize.TokenError) as error:
+            reason = f"it cannot be read: {error!r}"  # the last one: numpy reads array headers as Python text
+        if folder.exists():  # otherwise there is none, or another process has just removed it
+            self._damaged(folder, reason)
+        return None
+
+    def _vectors_sound(self, part: _Part) -> bool:
+        """Asked only of parts that are used, for it reads the whole file."""
+        try:
+            if self._sha256(part.folder / "vectors.npy") == part.vectors_sha256:
+                return True
+            self._damaged(part.folder, "vectors.npy has another sha256 than its manifest says")
+        except OSError as error:
+            self._damaged(part.folder, error)
+        return False
+
+    def _sha256(self, path: Path) -> str:
+        """Computed once for each state of a file."""
+        found = path.stat()
+        state = (found.st_ino, found.st_size, found.st_mtime_ns)
+        if path not in self._checked or self._checked[path][0] != state:
+            with open(path, "rb") as handle:
+                self._checked[path] = state, hashlib.file_digest(handle, "sha256").hexdigest()
+        return self._checked[path][1]
+
+    def _holds(self, target: Path, name: str, keys: np.ndarray) -> bool:
+        held = self._open(target, name)
+        return held is not None and np.array_equal(held.keys, keys) and self._vectors_sound(held)
+
+    def _write(self, target: Path, name: str, keys: np.ndarray, vectors: np.ndarray) -> None:
+        new = self.root / f".vectors-new-{uuid.uuid4().hex[:8]}"
+        try:
+            new.mkdir(parents=True)
+            arrays = {"keys.npy": keys, "vectors.npy": vectors}
+            files = {file: _write_array(new / file, array, _FORMATS[file]) for file, array in arrays.items()}
+            with open(new / "manifest.json", "w", encoding="utf-8") as handle:
+                json.dump({"layout": LAYOUT, "name": name, "files": files}, handle, indent=1)
+                handle.flush()
+                os.fsync(handle.fileno())
+            _sync_folder(new)
+            target.parent.mkdir(exist_ok=True)
+            if target.exists() and not self._holds(target, name, keys):
+                self._discard(target)
+            try:
+                os.replace(new, target)
+            except OSError:
+                if not target.is_dir():  # otherwise another process was first, with the same passages
+                    raise
+            _sync_folder(target.parent)
+            self._told.discard(target)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+    def _remove_old(self, current: Path) -> None:
+        others = [folder for folder in self.root.glob("vectors-" + "[0-9a-f]" * 16) if folder != current]
+        for folder in sorted(others, key=_modified, reverse=True)[self.keep - 1 :]:
+            self._discard(folder)
+        # What killed processes have left behind. A part that is still being written is younger than a day.
+        for folder in self.root.glob(".vectors-*-*"):
+            if folder.name.startswith(".vectors-old-") or _modified(folder) < time.time() - _DAY:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _discard(self, folder: Path) -> None:
+        """Renamed first, so that no reader meets half of it; who has it mapped may read on."""
+        old = self.root / f".vectors-old-{uuid.uuid4().hex[:8]}"
+        try:
+            os.replace(folder, old)
+        except FileNotFoundError:  # another process was first
+            return
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _damaged(self, folder: Path, reason: object) -> None:
+        text = "the saved passage vectors %s are damaged (%s); they are ignored and their passages encoded anew."
+        self._warn(folder, text, reason)
+
+    def _warn(self, path: Path, text: str, reason: object) -> None:
+        if path not in self._told:
+            self._told.add(path)
+            _log.warning(text, path, reason)
+
+
+def _rows_of(held: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """[n] for each of the asked keys its row among the held ones, -1 where there is none. Two different keys that share
+    their first half hide one another, about once in 2^64 pairs: that passage is encoded anew."""
+    order, wanted = np.argsort(held[:, 0]), np.argsort(asked[:, 0])
+    place = np.empty(len(asked), dtype=np.int64)
+    place[wanted] = np.searchsorted(held[order, 0], asked[wanted, 0])  # both in order: eight times as fast
+    rows = order[np.minimum(place, len(order) - 1)]
+    return np.where((held[rows] == asked).all(axis=1), rows, -1)
+
+
+def _write_array(path: Path, array: np.ndarray, dtype: np.dtype) -> dict[str, int | str]:
+    """Write a .npy file and force it to the disk; its size and the sha256 of what was meant to be written."""
+    header = io.BytesIO()
+    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(header, facts)
+    digest = hashlib.sha256(header.getvalue())
+    with open(path, "wb") as handle:
+        handle.write(header.getvalue())
+        for start in range(0, len(array), _CHUNK):
+            block = np.ascontiguousarray(array[start : start + _CHUNK], dtype=dtype).data.cast("B")
+            handle.write(block)
+            digest.update(block)
+        handle.flush()
+        os.fsync(handle.fileno())
+        return {"size": handle.tell(), "sha256": digest.hexdigest()}
+
+
+def _sync_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0

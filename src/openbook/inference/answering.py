@@ -1,0 +1,199 @@
+"""Questions to answers with their passages: retrieve, read, decode, compare with the gold answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbook.batch import IGNORED_LABEL, Batch, sent
+from openbook.config.evaluation import DecodeConfig
+from openbook.data.corpus import Corpus
+from openbook.errors import OpenBookError
+from openbook.inference.beam_search import Hypothesis
+from openbook.inference.evidence import best_passages, found_passages, reading_order
+from openbook.inference.likelihood import EncodedOnce, label_logprobs, target_logprobs
+from openbook.inference.rag_sequence import rag_sequence_fast, rag_sequence_thorough
+from openbook.inference.rag_token import greedy, rag_token_beams
+from openbook.metrics.matching import exact_match, f1
+from openbook.metrics.prediction import Prediction, TokenProvenance
+from openbook.metrics.summary import Task
+from openbook.models.contexts import ContextBuilder, closed_book_rows
+from openbook.models.generator import Generator
+from openbook.objectives.by_name import OBJECTIVES
+from openbook.objectives.marginal import doc_logprobs, posterior, token_posterior
+from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.dense import Retriever
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How questions are answered and what is measured of it.
+
+    targets: texts to labels [n, target_len], as the generator is trained on them; detokenize: ids to text. reads: the
+    likelihood that decodes ("rag_token", "rag_sequence" or "closed_book"). n_docs passages are read per question,
+    whatever their number was in training. decode.max_tokens is set. labels: of task "labels". utility: whether gold
+    answers are scored, with the passages and without.
+    """
+
+    generator: Generator
+    contexts: ContextBuilder
+    corpus: Corpus
+    targets: Callable[[Sequence[str]], Tensor]
+    detokenize: Callable[[list[int]], str]
+    reads: str
+    n_docs: int
+    decode: DecodeConfig
+    task: Task = "qa"
+    labels: tuple[str, ...] = ()
+    regex: bool = False
+    utility: bool = True
+
+    @torch.inference_mode()
+    def __call__(
+        self, batch: Batch, retriever: Retriever | LexicalRetriever | None, index_is_exact: bool = False
+    ) -> list[Prediction]:
+        """One Prediction per example of the batch, padding examples (weight 0) left out.
+
+        The index gives the top 20 for recall; the first n_docs of them are read, ordered (unless the retriever's
+        rerank is -1) and weighted by freshly computed scores, or by the index's own where index_is_exact says that
+        they are the same (up to the dtype the corpus was encoded in). Without a retriever the generator reads the
+        question alone and nothing is retrieved. The caller puts the modules in eval mode.
+        """
+        if retriever is None:
+            top, doc_scores = closed_book_rows(batch), torch.zeros(len(batch.examples), 1, device=batch.labels.device)
+        else:
+            top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact)
+        ids, mask = self._contexts(batch, top[:, : self.n_docs])
+        encoded: Any = EncodedOnce(self.generator)
+        memory = encoded.encode(ids, mask)
+        if self.task == "labels":
+            candidates: Sequence[Sequence[Hypothesis]] = self._labels(memory, mask, doc_scores)
+        else:
+            candidates = self._search(encoded, ids, mask, doc_scores)
+        scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
+        gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
+        produced = [torch.tensor(found[0].token_ids) for found in candidates]
+        labels = _stacked([[one, *others] for one, others in zip(produced, gold, strict=True)]).to(mask.device)
+        token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
+        nll = _nll(self.reads, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
+        alone = self._closed_book_nll(batch, labels) if scores_gold and retriever is not None else None
+        first = token_logprobs[:, :, 0]
+        after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.reads)
+        predictions = found_passages(batch, top, doc_scores, self.corpus, self.regex, after)
+        prior, rows = doc_logprobs(doc_scores).exp().tolist(), top.tolist()
+        shares = token_posterior(first, doc_scores).transpose(1, 2).tolist()  # [batch, length, n_docs]
+        kept = [number for number in range(len(batch.examples)) if batch.weight[number] > 0]
+        for place, number in enumerate(kept):
+            order, scored = reading_order(rows[number], prior[number]), slice(1, 1 + len(gold[number]))
+            weights = [[share[passage] for passage in order] for share in shares[number]]
+            predictions[place] = self._answered(predictions[place], candidates[number], weights)
+            if scores_gold:
+                predictions[place] = replace(
+                    predictions[place],
+                    gold_logprob=_finite(-float(nll[number, scored].min())),
+                    closed_book_logprob=None if alone is None else _finite(-float(alone[number, scored].min())),
+                )
+        return predictions
+
+    def _contexts(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ids, mask = self.contexts(batch.context_questions, rows)
+        return sent(ids, batch.labels.device), sent(mask, batch.labels.device)
+
+    def _search(self, generator: Any, ids: Tensor, mask: Tensor, doc_scores: Tensor) -> Sequence[Sequence[Hypothesis]]:
+        how, prior = self.decode, doc_logprobs(doc_scores)
+        limits = (how.max_tokens, how.min_tokens, how.length_penalty, how.n_best)
+        if self.reads != "rag_sequence":
+            return rag_token_beams(generator, ids, mask, prior, how.beams, *limits)
+        if how.rag_sequence == "greedy":
+            decoded = greedy(generator, ids, mask, prior, "rag_sequence", how.max_tokens, how.min_tokens)
+            rows, eos = decoded.token_ids.tolist(), generator.eos_token_id
+            cut = [tuple(row[: row.index(eos) + 1] if eos in row else row) for row in rows]
+            return [
+                [Hypothesis(row, logprob, logprob)]
+                for row, logprob in zip(cut, decoded.sequence_logprob.tolist(), strict=True)
+            ]
+        search = rag_sequence_thorough if how.rag_sequence == "thorough" else rag_sequence_fast
+        return search(generator, ids, mask, prior, how.beams, *limits)
+
+    @cached_property
+    def label_ids(self) -> Tensor:
+        """[n_labels], the first token of every label, by which it is told from the others."""
+        ids = self.targets(self.labels)[:, 0]
+        if len(set(ids.tolist())) < len(self.labels):
+            raise OpenBookError(
+                "labels begin with the same token",
+                where="evaluate.labels",
+                got=", ".join(self.labels),
+                expected="labels that differ in their first token",
+            )
+        return ids
+
+    def _labels(self, memory: Any, mask: Tensor, doc_scores: Tensor) -> list[list[Hypothesis]]:
+        """Every label by the marginal of its first token, likeliest first."""
+        ids = self.label_ids.tolist()
+        scored = label_logprobs(self.generator, memory, mask, doc_scores, self.label_ids.to(mask.device)).tolist()
+        return [
+            [Hypothesis((ids[one],), row[one], row[one]) for one in sorted(range(len(ids)), key=lambda n: -row[n])]
+            for row in scored
+        ]
+
+    def _closed_book_nll(self, batch: Batch, labels: Tensor) -> Tensor:
+        ids, mask = self._contexts(batch, closed_book_rows(batch))
+        token_logprobs = target_logprobs(self.generator, self.generator.encode(ids, mask), mask, labels)
+        return _nll("closed_book", token_logprobs, torch.zeros(len(labels), 1, device=labels.device), labels)
+
+    def _answered(self, found: Prediction, candidates: Sequence[Hypothesis], weights: list[list[float]]) -> Prediction:
+        """The passages that were found, with the answer read from them. weights [length, passages read]."""
+        texts = [self._text(one) for one in candidates]
+        by_token: tuple[TokenProvenance, ...] = ()
+        if self.reads == "rag_token" and found.passages:
+            pieces = [
+                "(end)" if token == self.generator.eos_token_id else self.detokenize([token])
+                for token in candidates[0].token_ids
+            ]
+            by_token = tuple(map(TokenProvenance, pieces, map(tuple, weights)))
+        scored = [(text, one.logprob) for text, one in zip(texts, candidates, strict=True)]
+        return replace(
+            found,
+            prediction=texts[0],
+            exact_match=exact_match(texts[0], found.answers, self.regex),
+            f1=None if self.regex else f1(texts[0], found.answers),
+            logprob=_finite(candidates[0].logprob),
+            tokens=by_token,
+            candidates=tuple(one for one in scored if math.isfinite(one[1])),
+            label=texts[0] if self.task == "labels" else "",
+        )
+
+    def _text(self, hypothesis: Hypothesis) -> str:
+        ids = list(hypothesis.token_ids)
+        if self.task == "labels":
+            return self.labels[self.label_ids.tolist().index(ids[0])]
+        return self.detokenize(ids[:-1] if ids[-1] == self.generator.eos_token_id else ids)
+
+
+def _finite(logprob: float) -> float | None:
+    """None for a question without any passage: its likelihood is not known, and JSON has no infinity."""
+    return logprob if math.isfinite(logprob) else None
+
+
+def _stacked(targets: Sequence[Sequence[Tensor]]) -> Tensor:
+    """[batch, n_targets, target_len] from each question's own targets; what is not there is padding."""
+    length = max(len(one) for of_question in targets for one in of_question)
+    labels = torch.full((len(targets), max(map(len, targets)), length), IGNORED_LABEL)
+    for number, of_question in enumerate(targets):
+        for place, one in enumerate(of_question):
+            labels[number, place, : len(one)] = one
+    return labels
+
+
+def _nll(reads: str, token_logprobs: Tensor, doc_scores: Tensor, labels: Tensor) -> Tensor:
+    """-log p(y|x) [batch, n_targets] of every target."""
+    mask = labels != IGNORED_LABEL
+    parts = [OBJECTIVES[reads](token_logprobs[:, :, n], doc_scores, mask[:, n]) for n in range(labels.shape[1])]
+    return torch.stack(parts, 1)

@@ -1,0 +1,113 @@
+"""The passages found for a question, and what retrieval alone is measured by: nothing yet about answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbook.batch import MISSING_ROW, Batch
+from openbook.data.corpus import Corpus
+from openbook.metrics.prediction import Prediction, ReadPassage
+from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, relevant_passages
+from openbook.metrics.summary import summarize
+from openbook.objectives.marginal import doc_logprobs
+from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.dense import Retriever
+
+OF_ANSWERS = ("exact_match", "f1")
+"""Measures that need an answer: null where there is none."""
+
+
+@torch.inference_mode()
+def best_passages(
+    batch: Batch, retriever: Retriever | LexicalRetriever, n_docs: int, index_is_exact: bool
+) -> tuple[Tensor, Tensor]:
+    """Rows [batch, top_k] (on the CPU) of the 20 best passages at least, and doc_scores [batch, n_docs] of the first.
+
+    Those that are read are ordered (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by
+    the index's own where index_is_exact says that they are the same.
+    """
+    questions: Any = retriever.represent(batch)
+    look = retriever.search if index_is_exact else retriever.retrieve
+    found = look(questions, max(n_docs, *RECALL_AT))
+    first = type(found)(found.rows[:, :n_docs], found.index_scores[:, :n_docs])
+    exact = first.index_scores / retriever.temperature if index_is_exact else retriever.score(questions, first)
+    if retriever.rerank >= 0 and not index_is_exact:  # their fresh scores are known anyway
+        order = exact.argsort(dim=1, descending=True, stable=True)
+        first, exact = (
+            type(found)(first.rows.gather(1, order.cpu()), first.index_scores.gather(1, order)),
+            exact.gather(1, order),
+        )
+    return torch.cat([first.rows, found.rows[:, n_docs:]], dim=1), exact
+
+
+def reading_order(rows: Sequence[int], prior: Sequence[float]) -> list[int]:
+    """Places of the passages that are read, those there are, highest prior first: the order of Prediction.passages."""
+    return sorted((place for place in range(len(prior)) if rows[place] != MISSING_ROW), key=lambda n: -prior[n])
+
+
+@torch.inference_mode()
+def found_passages(
+    batch: Batch,
+    rows: Tensor,
+    doc_scores: Tensor,
+    corpus: Corpus,
+    regex: bool = False,
+    posterior: Tensor | None = None,
+) -> list[Prediction]:
+    """One Prediction per example of the batch, padding examples (weight 0) left out, with no answer.
+
+    rows [batch, top_k], best first; doc_scores [batch, n_docs] of the first of them. posterior [batch, n_docs]: what
+    an answer made of them; without one it is the prior. regex: the answers are regular expressions.
+    """
+    priors = doc_logprobs(doc_scores).exp()
+    after = (priors if posterior is None else posterior).tolist()
+    predictions = []
+    for number, (example, top, prior) in enumerate(zip(batch.examples, rows.tolist(), priors.tolist(), strict=True)):
+        if batch.weight[number] == 0:
+            continue
+        present = [place for place, row in enumerate(top) if row != MISSING_ROW]
+        passages = [corpus.passage(top[place]) for place in present]
+        # Ids of another corpus say nothing about this one: then, as without ids, a passage with an answer counts.
+        known = tuple(identity for identity in example.positive_ids if corpus.row_of(identity) is not None)
+        relevant = relevant_passages(replace(example, positive_ids=known), passages, regex)
+        relevant_at = dict(zip(present, relevant, strict=True))
+        read = [
+            ReadPassage(passage.id, passage.title, prior[place], after[number][place], relevant_at[place], passage.text)
+            for place in reading_order(top, prior)
+            for passage in [corpus.passage(top[place])]
+        ]
+        hits = [False] * max(RECALL_AT)
+        for place, hit in zip(present, relevant, strict=True):
+            if place < len(hits):
+                hits[place] = hit
+        looked_at = passages[: max(RECALL_AT)]
+        with_answer, positive = answer_hits(example.answers, looked_at, regex), gold_hits(known, looked_at)
+        if not looked_at and len(top) > 1:  # looked for and not found is a miss; a closed book looked for none
+            with_answer, positive = (False,), (False,) if known else ()
+        predictions.append(
+            Prediction(
+                id=example.id,
+                question=example.question,
+                answers=example.answers,
+                prediction="",
+                relation=example.relation,
+                phrasing=example.phrasing,
+                passages=tuple(read),
+                exact_match=None,
+                f1=None,
+                hits=tuple(hits),
+                answer_hits=with_answer,
+                gold_hits=positive,
+            )
+        )
+    return predictions
+
+
+def summarize_found(predictions: Sequence[Prediction], resamples: int = 0, seed: int = 0) -> dict[str, Any]:
+    """`metrics.summarize`, with null for what only an answer could have."""
+    return dict.fromkeys(OF_ANSWERS) | summarize(predictions, resamples=resamples, seed=seed)

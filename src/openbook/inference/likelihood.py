@@ -1,0 +1,80 @@
+"""How likely given answers are, passage by passage: gold answers, produced answers, labels. No gradient is meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbook.data.inputs import decoder_inputs
+from openbook.models.generator import Generator
+from openbook.objectives.marginal import doc_logprobs, token_logprobs_of
+
+LOGITS_AT_ONCE = 1 << 24
+"""Numbers of one chunk of logits [tokens, vocab]: 64 MiB in fp32."""
+
+TOKENS_AT_ONCE = 1 << 13
+"""Target tokens, padding and all contexts included, in one pass of the decoder: some questions have hundreds of gold
+answers."""
+
+
+class EncodedOnce:
+    """A generator that keeps the contexts it has just encoded: decoding and scoring read the same memory."""
+
+    def __init__(self, generator: Generator):
+        self._generator = generator
+        self._ids: Tensor | None = None
+        self._memory: Any = None
+
+    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any:
+        if self._ids is not context_ids:
+            self._ids, self._memory = context_ids, self._generator.encode(context_ids, context_mask)
+        return self._memory
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._generator, name)
+
+
+def target_logprobs(generator: Generator, memory: Any, context_mask: Tensor, labels: Tensor) -> Tensor:
+    """log p(y_t | x, z_k, y_<t) of several targets under every passage: [batch, n_docs, n_targets, target_len] fp32.
+
+    memory, context_mask [batch * n_docs, context_len]: the contexts as the generator has encoded them. labels [batch,
+    n_targets, target_len]: every question's own targets, negative where there is padding, which gives 0. All targets of
+    a question share the encoded context; no more than TOKENS_AT_ONCE decoder tokens (one target of every question at
+    least) and LOGITS_AT_ONCE logits live at a time.
+    """
+    batch, n_targets, target_len = labels.shape
+    n_docs = context_mask.shape[0] // batch
+    few = max(1, TOKENS_AT_ONCE // (batch * n_docs * target_len))
+    if n_targets > few:
+        some = [target_logprobs(generator, memory, context_mask, part) for part in labels.split(few, dim=1)]
+        return torch.cat(some, dim=2)
+    rows = labels.repeat_interleave(n_docs, 0).flatten(0, 1)  # [batch * n_docs * n_targets, target_len]
+    inputs = decoder_inputs(rows, generator.decoder_start_token_id, generator.pad_token_id)
+    hidden, _ = generator.decode(inputs, memory, context_mask)
+    counted = rows >= 0
+    states, gold = hidden[counted], rows[counted]
+    at_once = max(1, LOGITS_AT_ONCE // generator.head_weight.shape[0])
+    parts = [
+        token_logprobs_of(generator.logits(some), some_gold)
+        for some, some_gold in zip(states.split(at_once), gold.split(at_once), strict=True)
+    ]
+    logprobs = torch.zeros(rows.shape, device=labels.device)
+    logprobs[counted] = torch.cat(parts).float() if parts else logprobs[counted]
+    return logprobs.view(batch, n_docs, n_targets, target_len)
+
+
+def label_logprobs(
+    generator: Generator, memory: Any, context_mask: Tensor, doc_scores: Tensor, label_ids: Tensor
+) -> Tensor:
+    """log p(label | x) [batch, n_labels] by the marginal of one token, the label's first: of one token RAG-Token and
+    RAG-Sequence have the same likelihood (Lewis et al. 2020, section 2.1). label_ids [n_labels]; doc_scores [batch,
+    n_docs]."""
+    batch, n_docs = doc_scores.shape
+    start = torch.full((batch * n_docs, 1), generator.decoder_start_token_id, device=context_mask.device)
+    hidden, _ = generator.decode(start, memory, context_mask)
+    logits = generator.logits(hidden[:, -1]).float()
+    logprobs = (logits[:, label_ids] - logits.logsumexp(-1, keepdim=True)).view(batch, n_docs, -1)
+    prior = doc_logprobs(doc_scores).unsqueeze(-1)
+    return torch.where(prior != -torch.inf, prior + logprobs, -torch.inf).logsumexp(1)

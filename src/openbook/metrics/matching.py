@@ -1,0 +1,101 @@
+"""Whether a text is, or holds, one of the gold answers: exact match and F1 (SQuAD), answer in passage (DPR)."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+import regex as unicode_re
+
+from openbook.errors import OpenBookError
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# Letters, digits and the accents NFD splits off form words; every other visible sign is a token of its own. The
+# standard library's \w leaves accents out, which would cut decomposed words in pieces: hence `regex`.
+_TOKENS = unicode_re.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, no ASCII punctuation, no articles, single spaces (SQuAD, Rajpurkar et al. 2016, evaluation)."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(prediction: str, answers: Sequence[str], regex: bool = False) -> float:
+    """1.0 where the normalised prediction equals one of the normalised answers, else 0.0.
+
+    regex: the answers are regular expressions (CuratedTREC), and one that matches at the start of the prediction as it
+    stands is enough (DrQA, Chen et al. 2017, evaluation). An OpenBookError where one does not compile.
+    """
+    if not regex:
+        return _best(prediction, answers, lambda produced, gold: float(produced == gold))
+    require_answers(answers)
+    patterns = [_pattern(answer) for answer in answers]  # all of them: a bad one is found even behind a match
+    return float(any(pattern.match(prediction) is not None for pattern in patterns))
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Token F1 after normalisation, best over the answers, 0 to 1. Two empty texts agree: 1 (as SQuAD 2.0 counts)."""
+    return _best(prediction, answers, _token_f1)
+
+
+def has_answer(text: str, answers: Iterable[str], regex: bool = False) -> bool:
+    """Whether some answer's tokens stand in the text side by side and in order (DPR, Karpukhin et al. 2020).
+
+    NFD-normalised and lower-cased; "art" is not found in "party". An answer without a token is never found.
+    regex: the answers are regular expressions, looked for anywhere in the NFD-normalised text, whatever the case. An
+    OpenBookError where one does not compile.
+    """
+    if regex:
+        decomposed, patterns = _nfd(text), [_pattern(_nfd(answer)) for answer in answers]
+        return any(pattern.search(decomposed) is not None for pattern in patterns)
+    # No token holds a space, so a search between spaces is a search for whole tokens.
+    joined = _joined_tokens(text)
+    return any(answer in joined for answer in map(_joined_tokens, answers) if answer.strip())
+
+
+def require_answers(answers: Sequence[str]) -> None:
+    """An OpenBookError where there is nothing to compare a prediction with; one text is not a list of texts."""
+    if isinstance(answers, str) or not answers:
+        raise OpenBookError("a prediction needs a list of answers", got=repr(answers), expected="at least one text")
+
+
+def _best(prediction: str, answers: Sequence[str], score: Callable[[str, str], float]) -> float:
+    require_answers(answers)
+    produced = normalize_answer(prediction)
+    return max(score(produced, normalize_answer(answer)) for answer in answers)
+
+
+def _token_f1(produced: str, gold: str) -> float:
+    produced_tokens, gold_tokens = produced.split(), gold.split()
+    if not produced_tokens or not gold_tokens:
+        return float(produced_tokens == gold_tokens)
+    common = (Counter(produced_tokens) & Counter(gold_tokens)).total()
+    # 2PR / (P + R) with P = common / produced and R = common / gold
+    return 2 * common / (len(produced_tokens) + len(gold_tokens))
+
+
+@lru_cache(maxsize=65536)  # the same passages are retrieved for many questions
+def _joined_tokens(text: str) -> str:
+    return f" {' '.join(_TOKENS.findall(_nfd(text)))} ".lower()
+
+
+def _nfd(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+@lru_cache(maxsize=65536)
+def _pattern(answer: str) -> re.Pattern[str]:
+    try:
+        return re.compile(answer, re.IGNORECASE | re.UNICODE | re.MULTILINE)
+    except re.error as error:
+        raise OpenBookError(
+            "an answer is not a regular expression",
+            got=f"{answer!r} ({error})",
+            expected="a pattern of Python's re",
+            action="Mend the answer, or set evaluate.regex_answers=false.",
+        ) from error

@@ -1,0 +1,65 @@
+"""What the generator reads: question + passage, assembled from token ids, and its opinion of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.batch import MISSING_ROW, Batch, sent
+from openbook.data.corpus import PassageTokens
+from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
+from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
+from openbook.models.generator import Generator
+
+
+@dataclass(frozen=True)
+class ContextBuilder:
+    """Contexts for one generator over one corpus. max_length: tokens; the passage is cut, never the
+    question. tokens_per_pass: context tokens of one forward pass of the generator, padding included."""
+
+    tokens: PassageTokens
+    special: SpecialIds
+    max_length: int
+    tokens_per_pass: int = 65536
+
+    def __call__(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """questions without special tokens, rows [batch, n_docs] -> ids and mask [batch * n_docs, context_len], all of
+        them on the CPU.
+
+        A missing row gives a context of the question alone; its doc_logprob is -inf, so nothing it says counts.
+        """
+        return context_inputs(questions, self.tokens, rows, self.special, self.max_length)
+
+
+def closed_book_rows(batch: Batch) -> Tensor:
+    """Rows [batch, 1] that stand for no passage at all: the generator reads the question only."""
+    return torch.full((len(batch.examples), 1), MISSING_ROW)
+
+
+def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder) -> Tensor:
+    """hidden [batch, n_docs, target_len, dim]: the decoder's states that the vocabulary head turns into p(y_t | x, z_k,
+    y_<t).
+
+    The decoder starts at the model's own decoder_start_token_id, in training and in generation alike. Contexts go
+    through the generator in passes of like length, cut where padding and passes cost least, whatever question they
+    belong to.
+    """
+    n_docs, device = rows.shape[1], batch.labels.device
+    ids, mask = contexts(batch.context_questions, rows)
+    inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
+    inputs = inputs.repeat_interleave(n_docs, 0)
+    lengths = mask.sum(-1).numpy()
+    passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
+    parts = []
+    for positions in passes:
+        some, length = torch.from_numpy(positions), int(lengths[positions[0]])
+        some_mask = sent(mask[some, :length], device)
+        memory = generator.encode(sent(ids[some, :length], device), some_mask)
+        hidden, _ = generator.decode(inputs[sent(some, device)], memory, some_mask)
+        parts.append(hidden)
+    back = sent(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
+    return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)

@@ -1,0 +1,144 @@
+"""transformers' encoder-decoders (BART, T5, ...) as a Generator, and loading any generator."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForSeq2SeqLM
+
+from openbook.config.models import MINILM
+from openbook.errors import OpenBookError
+from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
+from openbook.models.pretrained import model_folder
+from openbook.models.small_reader.model import MiniLMReader
+
+TOKENS_PER_PIECE = 2048
+"""Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
+on a CPU, while activations take what a few contexts need."""
+
+
+class Seq2SeqGenerator(nn.Module):
+    """A transformers encoder-decoder (BART, T5 and the like) behind these calls.
+
+    It attends by openbook.attention. Without gradients it encodes in pieces, and memory is there once per context,
+    whatever the number of beams. A model whose attention cannot be replaced gets its memory repeated for every beam.
+    """
+
+    model: Any  # nn.Module's own typing knows no attribute of the models inside
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        config: Any = self.model.config
+        start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        if start is None or eos is None or pad is None:
+            raise OpenBookError(
+                "the generator's config.json lacks special tokens",
+                expected="three token ids",
+                got=f"decoder_start_token_id {start}, eos_token_id {eos}, pad_token_id {pad}",
+            )
+        self.decoder_start_token_id = int(start)
+        self.eos_token_id = int(eos)
+        self.pad_token_id = int(pad)
+        # T5 with tied embeddings shrinks the decoder's output before the head; the head alone must be linear here.
+        self.shared_layers = cross_attentions(model)
+        self.scale = float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def head_bias(self) -> Tensor | None:
+        bias = getattr(self.model, "final_logits_bias", None)
+        return None if bias is None else bias[0]
+
+    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Tensor:
+        encoder = self.model.get_encoder()
+        if torch.is_grad_enabled():
+            return encoder(input_ids=context_ids, attention_mask=context_mask, use_cache=False).last_hidden_state
+        size = len(context_ids) if context_ids.is_cuda else max(1, TOKENS_PER_PIECE // context_ids.shape[1])
+        pieces = zip(context_ids.split(size), context_mask.split(size), strict=True)
+        with self._attention():
+            done = [encoder(input_ids=ids, attention_mask=mask).last_hidden_state for ids, mask in pieces]
+        return torch.cat(done) if len(done) > 1 else done[0]
+
+    def decode(
+        self, decoder_input_ids: Tensor, memory: Tensor, context_mask: Tensor, cache: Any = None
+    ) -> tuple[Tensor, Any]:
+        if torch.is_grad_enabled():
+            absorbs = self.shared_layers and absorbing_pays(self.model, decoder_input_ids.shape[1], memory.shape[1])
+            output = self.model.get_decoder()(
+                input_ids=decoder_input_ids,
+                encoder_hidden_states=memory,
+                encoder_attention_mask=context_mask,
+                past_key_values=cache_over(memory, self.shared_layers) if absorbs else None,
+                use_cache=False,
+            )
+            return output.last_hidden_state * self.scale, None
+        mask = context_mask.bool()[:, None, None]
+        if not self.shared_layers:
+            beams = decoder_input_ids.shape[0] // memory.shape[0]
+            memory, mask = memory.repeat_interleave(beams, 0), context_mask.repeat_interleave(beams, 0)
+        if cache is None:
+            absorb = self.shared_layers and decoder_input_ids.shape[1] == 1
+            cache = cache_over(memory, self.shared_layers if absorb else 0)
+        with self._attention():
+            output = self.model.get_decoder()(
+                input_ids=decoder_input_ids,
+                encoder_hidden_states=memory,
+                encoder_attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return output.last_hidden_state * self.scale, cache
+
+    def reorder(self, cache: Any, rows: Tensor) -> Any:
+        (cache.self_attention_cache if self.shared_layers else cache).reorder_cache(rows)
+        return cache
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return shared(self.model) if self.shared_layers else nullcontext()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.head_weight, self.head_bias)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+
+
+def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | MiniLMReader:
+    """A generator from a folder (safetensors only) or a hub name; 'minilm' makes the small reader, not yet warmed up.
+
+    The folder's config.json tells a saved small reader from a transformers model.
+    """
+    path = Path(model_folder(name))
+    if name == MINILM:
+        return MiniLMReader.from_minilm(path, seed=seed)
+    if (path / "config.json").is_file():
+        written = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        if written.get("model_type") == "minilm_reader":
+            return MiniLMReader.from_pretrained(path)
+        if not written.get("is_encoder_decoder"):
+            got = f"{path} of type {written.get('model_type')}"
+            raise OpenBookError(
+                "not a sequence-to-sequence model", where="generator.model", got=got, expected="BART, T5 or the like"
+            )
+    config = AutoConfig.from_pretrained(str(path) if path.exists() else name, trust_remote_code=False)
+    for key in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
+        if hasattr(config, key):
+            setattr(config, key, dropout)
+    model = AutoModelForSeq2SeqLM.from_pretrained(
+        str(path) if path.exists() else name,
+        config=config,
+        use_safetensors=True,
+        attn_implementation="eager",
+        trust_remote_code=False,
+    )
+    use_implementation(model)
+    return Seq2SeqGenerator(model)

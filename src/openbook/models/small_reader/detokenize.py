@@ -1,0 +1,29 @@
+"""WordPiece tokens back to text as the World Factbook writes it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_RESPACED = (
+    (re.compile(r" ?(['\u2018\u2019/_+-]) ?"), r"\1"),  # d'ivoire, guinea-bissau, utc+4
+    (re.compile(r"(?<=[a-z]{2}s)'(?=[a-z]{2})"), "' "),  # judges' court
+    (re.compile(r"(?<=\d) ?([.,:]) ?(?=\d)"), r"\1"),  # 1,234  78.9  12:30
+    (re.compile(r" ([.,;:!?%)\]])"), r"\1"),
+    (re.compile(r"([(\[$£€#]) "), r"\1"),
+    (re.compile(r" (\(e?s\))"), r"\1"),  # dollar(s)
+    (re.compile(r"(?<=\b[a-z])\. (?=[a-z]\.)"), "."),  # u.s.
+    (re.compile(r"^\. "), "."),  # .kn
+    (re.compile(r'" ([^"]*) "'), r'"\1"'),
+)
+"""Where WordPiece put spaces around punctuation, and what a writer would have put."""
+
+
+def detokenize(tokenizer: Any, ids: list[int]) -> str:
+    """Answer pieces to text, lower case, special tokens left out, spaces around punctuation as a writer sets them."""
+    special = set(tokenizer.all_special_ids)
+    text = " ".join(tokenizer.convert_ids_to_tokens([piece for piece in ids if piece not in special]))
+    text = text.replace(" ##", "")
+    for spaced, written in _RESPACED:
+        text = spaced.sub(written, text)
+    return text

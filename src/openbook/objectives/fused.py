@@ -1,0 +1,306 @@
+"""The marginal likelihood without the logits: vocabulary head, loss and gradient in one pass over chunks of questions.
+
+The plain formula keeps logits [batch, n_docs, target_len, vocab] and their gradient; only the label's log-probability
+is ever used. All passages of a question go through the head together here, so a chunk of questions knows its marginal
+and with it its own gradient, and no chunk's logits outlive it:
+
+    logits -> token_logprobs -> objective -> g = d loss / d token_logprobs    (small: [questions, n_docs, target_len])
+    residual = softmax(logits) - target = -d token_logprobs / d logits
+    d hidden = -g * (residual @ head_weight)
+    d head_weight = residual^T @ (-g * hidden)
+    d head_bias = residual^T @ -g
+
+The residual is written over the logits before g is known; g scales the thin sides of the two products. The head sees
+real targets of passages that are there, never padding. Chunks are whole questions. A question with more logits than a
+chunk holds goes through in pieces, twice: once for its token_logprobs, once more for the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from openbook.batch import sent
+from openbook.errors import OpenBookError
+
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len]) -> [batch];
+each question's value depends on its own rows alone, as all of openbook.objectives does."""
+
+CHUNK_BYTES = 128 * 2**20
+"""Logits of one chunk. Each chunk reads and writes the head's gradient once, so that many small ones are slower."""
+
+
+class FusedLoss(NamedTuple):
+    """loss: scalar, sum_b weight_b * nll_b. nll [batch] and token_logprobs [batch, n_docs, target_len] are for looking
+    at and carry no gradient; token_logprobs are 0 at padding and at missing passages."""
+
+    loss: Tensor
+    nll: Tensor
+    token_logprobs: Tensor
+
+
+class _Options(NamedTuple):
+    objective: Objective
+    label_smoothing: float
+    chunk_bytes: int
+    retain: bool
+    grad_enabled: bool
+    counted: Tensor | None
+
+
+def fused_marginal_nll(
+    hidden: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    labels: Tensor,
+    doc_scores: Tensor,
+    objective: Objective,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    chunk_bytes: int = CHUNK_BYTES,
+    retain: bool = False,
+    counted: Tensor | None = None,
+) -> FusedLoss:
+    """objective(token_logprobs_of(hidden @ head_weight.T + head_bias, labels), doc_scores, labels >= 0) @ weight.
+
+    hidden [batch, n_docs, target_len, dim], head_weight [vocab, dim], head_bias [vocab] or None, labels [batch,
+    target_len] (negative: padding), doc_scores [batch, n_docs] (-inf: no passage), weight [batch], 1 by default. Under
+    autocast the products run in its type; log-softmax and objective in fp32 at least (fp64 for fp64 hidden states).
+    A question whose nll is inf (it has no passage) or whose weight is 0 adds nothing to the loss and has no gradient.
+    A missing passage is not read, so that an objective must not count it.
+
+    counted [batch, n_docs, target_len] bool on the CPU: where labels are no padding and passages not missing, for whom
+    knows that on the host; found out from labels and doc_scores otherwise, for which a GPU is waited for.
+
+    The gradient is computed here, for hidden, head_weight, head_bias and doc_scores, whichever want one, and handed
+    over by backward: it goes to the leaves once, unless `retain` keeps it for more (retain_graph). There is no second
+    derivative. At most chunk_bytes of logits are held at a time (one target position at least). Raises OpenBookError
+    on axes and types that do not agree.
+    """
+    weight = doc_scores.new_ones(len(hidden)) if weight is None else weight
+    _check(hidden, head_weight, head_bias, labels, doc_scores, weight)
+    options = _Options(objective, label_smoothing, chunk_bytes, retain, torch.is_grad_enabled(), counted)
+    return FusedLoss(*_Fused.apply(hidden, head_weight, head_bias, doc_scores, labels, weight.detach(), options))
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head_weight: Tensor,
+        head_bias: Tensor | None,
+        doc_scores: Tensor,
+        labels: Tensor,
+        weight: Tensor,
+        options: _Options,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        wanted = [options.grad_enabled and needed for needed in ctx.needs_input_grad[:4]]
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+        with torch.autocast(kind, enabled=False):
+            found, gradients = _forward(
+                hidden, head_weight, head_bias, doc_scores, labels, weight, options, wanted, dtype
+            )
+        ctx.gradients, ctx.retain = gradients, options.retain
+        ctx.dtypes = [None if value is None else value.dtype for value in (hidden, head_weight, head_bias, doc_scores)]
+        ctx.mark_non_differentiable(found.nll, found.token_logprobs)
+        ctx.set_materialize_grads(False)
+        return found.loss, found.nll, found.token_logprobs
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise OpenBookError(
+                "the fused loss has no second derivative",
+                where="create_graph=True",
+                action="Use openbook.objectives on the logits.",
+            )
+        if upstream is None:
+            return (None,) * 7
+        gradients = ctx.gradients
+        if gradients is None:
+            raise OpenBookError(
+                "the fused loss has handed its gradient over",
+                where="a second backward",
+                action="Pass retain=True to fused_marginal_nll.",
+            )
+        # Scaled in place where the values are not needed again: the head's gradient is as large as the head.
+        if ctx.retain:
+            gradients = [None if value is None else value * upstream for value in gradients]
+        else:
+            ctx.gradients = None
+            if upstream.device.type != "cpu" or upstream.item() != 1:  # elsewhere than on a CPU, asking would wait
+                gradients = [None if value is None else value.mul_(upstream) for value in gradients]
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return *(None if value is None else value.to(dtype) for value, dtype in pairs), None, None, None
+
+
+def _forward(
+    hidden: Tensor,
+    head_weight: Tensor,
+    head_bias: Tensor | None,
+    doc_scores: Tensor,
+    labels: Tensor,
+    weight: Tensor,
+    options: _Options,
+    wanted: Sequence[bool],
+    dtype: torch.dtype,
+) -> tuple[FusedLoss, list[Tensor | None]]:
+    batch, n_docs, target_len, dim = hidden.shape
+    exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+    target_mask = labels >= 0
+    counted = options.counted
+    if counted is None:
+        counted = (target_mask[:, None] & (doc_scores != -torch.inf)[:, :, None]).cpu()
+    rows = sent(counted.flatten().nonzero()[:, 0], hidden.device)
+    row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
+    flat_hidden = hidden.reshape(-1, dim)
+    head = _Head(head_weight, head_bias, options.label_smoothing, dtype, exact)
+
+    token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
+    nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
+    d_hidden = torch.zeros_like(flat_hidden, dtype=exact) if wanted[0] else None
+    d_weight = torch.zeros_like(head_weight, dtype=exact) if wanted[1] else None
+    d_bias = torch.zeros_like(head_bias, dtype=exact) if wanted[2] and head_bias is not None else None
+    d_scores = torch.zeros_like(doc_scores) if wanted[3] else None
+
+    most = max(1, options.chunk_bytes // (len(head_weight) * dtype.itemsize))
+    for questions, of_rows in _chunks(counted.sum((1, 2)).tolist(), most):
+        pieces = list(zip(rows[of_rows].split(most), row_labels[of_rows].split(most), strict=True))
+        keep = any(wanted[:3]) and len(pieces) == 1
+        residual = None
+        for piece, piece_labels in pieces:
+            residual, token_logprobs.view(-1)[piece] = head(flat_hidden[piece], piece_labels, keep)
+
+        with torch.set_grad_enabled(any(wanted)):
+            small, scores = token_logprobs[questions].detach(), doc_scores[questions].detach()
+            if any(wanted):
+                small, scores = small.clone().requires_grad_(), scores.clone().requires_grad_()
+            each = options.objective(small, scores, target_mask[questions])
+            learns = (each != torch.inf) & (weight[questions] != 0)
+            total = (torch.where(learns, each, 0.0) * weight[questions]).sum()
+        nll[questions] = each.detach()
+        loss += total.detach()
+        if not any(wanted):
+            continue
+        d_small, some_scores = torch.autograd.grad(total, (small, scores), allow_unused=True, materialize_grads=True)
+        if d_scores is not None:
+            d_scores[questions] = some_scores
+        first = questions.start * n_docs * target_len
+        for piece, piece_labels in pieces if any(wanted[:3]) else ():
+            states = flat_hidden[piece]
+            if not keep:
+                residual = None  # the last piece's, before the next is made
+                residual, _ = head(states, piece_labels, True)
+            assert residual is not None
+            scale = -d_small.flatten()[piece - first].to(exact)
+            d_states = torch.zeros_like(states, dtype=exact) if d_hidden is not None else None
+            scaled = (states * scale[:, None]).to(dtype) if d_weight is not None else None
+            # Some of the vocabulary at a time: it stays in a CPU's cache, and no product is as large as the head.
+            for some in _slices(len(head_weight), dim * dtype.itemsize, hidden):
+                if d_states is not None:
+                    _add_product(d_states, residual[:, some], head.weight[some])
+                if d_weight is not None and scaled is not None:
+                    _add_product(d_weight[some], residual[:, some].T, scaled)
+            if d_hidden is not None and d_states is not None:
+                d_hidden[piece] = d_states.mul_(scale[:, None])
+            if d_bias is not None:
+                d_bias += (scale.to(dtype) @ residual).to(exact)
+        del residual  # before the next chunk's are made
+
+    found = FusedLoss(loss, nll, token_logprobs)
+    return found, [None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias, d_scores]
+
+
+class _Head:
+    """The vocabulary head in `dtype`; what follows its product is computed in `exact`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, smoothing: float, dtype: torch.dtype, exact: torch.dtype):
+        self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(exact)
+        self.smoothing, self.exact = smoothing, exact
+
+    def __call__(self, hidden: Tensor, labels: Tensor, keep: bool) -> tuple[Tensor | None, Tensor]:
+        """hidden [n, dim], labels [n] -> residual [n, vocab] (None unless kept) and the label's log-probability [n],
+        smoothed as openbook.objectives.token_logprobs_of does.
+
+        The logits' memory becomes the residual's, a few rows at a time: on a CPU these stay in its cache from the bias
+        to the residual."""
+        logits, share = hidden.to(self.weight.dtype) @ self.weight.T, self.smoothing
+        n, vocab = logits.shape
+        logprobs = hidden.new_empty(n, dtype=self.exact)
+        for some in _slices(n, vocab * self.exact.itemsize, hidden):
+            block, index = logits[some].to(self.exact), labels[some, None]
+            if self.bias is not None:
+                block = block + self.bias
+            top = block.amax(-1)
+            softmax = block.softmax(-1)
+            # The largest probability is at least 1 / vocab: unlike the label's, its logarithm is safe.
+            top_logprob = softmax.amax(-1).log()
+            logprob = block.gather(-1, index)[:, 0] - top + top_logprob
+            logprobs[some] = logprob
+            if share:
+                logprobs[some] = (1 - share) * logprob + share * (block.mean(-1) - top + top_logprob)
+            if keep:
+                if share:
+                    softmax -= share / vocab
+                at_label = logprob.expm1() + share - share / vocab  # p - 1 without cancellation, also before rounding
+                logits[some] = softmax.scatter_(-1, index, at_label[:, None])
+        return logits if keep else None, logprobs
+
+
+def _chunks(rows_of: Sequence[int], most: int) -> Iterator[tuple[slice, slice]]:
+    """Questions, in their order, cut into chunks of at most `most` rows (one question at least), and their rows."""
+    first = start = stop = 0
+    for number, n in enumerate(rows_of):
+        if stop + n - start > most and number > first:
+            yield slice(first, number), slice(start, stop)
+            first, start = number, stop
+        stop += n
+    if rows_of:
+        yield slice(first, len(rows_of)), slice(start, stop)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, added up in total's type."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
+
+
+def _slices(n: int, row_bytes: int, on: Tensor) -> Iterator[slice]:
+    """n rows, some at a time: on a CPU what its cache holds, elsewhere enough to be busy with."""
+    at_once = max(1, (2 * 2**20 if on.device.type == "cpu" else 64 * 2**20) // row_bytes)
+    for start in range(0, n, at_once):
+        yield slice(start, start + at_once)
+
+
+def _check(
+    hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, labels: Tensor, doc_scores: Tensor, weight: Tensor
+) -> None:
+    shapes = [tuple(value.shape) for value in (hidden, head_weight, labels, doc_scores, weight)]
+    bias_shape = None if head_bias is None else tuple(head_bias.shape)
+    batch, n_docs, target_len, dim = hidden.shape if hidden.dim() == 4 else (-1, -1, -1, -1)
+    vocab = len(head_weight)
+    right = [(batch, n_docs, target_len, dim), (vocab, dim), (batch, target_len), (batch, n_docs), (batch,)]
+    if shapes != right or bias_shape not in (None, (vocab,)):
+        named = zip(("hidden", "head_weight", "labels", "doc_scores", "weight"), shapes, strict=True)
+        raise OpenBookError(
+            "axes do not agree",
+            got=", ".join(f"{name} {shape}" for name, shape in named) + f", head_bias {bias_shape}",
+            expected="[batch, n_docs, target_len, dim], [vocab, dim], [batch, target_len], [batch, n_docs], [batch], "
+            "[vocab]",
+        )
+    if labels.is_floating_point():
+        raise OpenBookError("labels have the wrong type", got=labels.dtype, expected="torch.int64")
+    if hidden.dtype != head_weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
+        raise OpenBookError(
+            "hidden states and head have different types",
+            expected="the same, or autocast",
+            got=f"hidden {hidden.dtype}, head_weight {head_weight.dtype}",
+        )

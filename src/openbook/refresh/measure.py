@@ -1,0 +1,88 @@
+"""What a refresh changes, and what the index family costs: measured on probe questions while the passages stream by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.batch import MISSING_ROW
+from openbook.index.snapshot import Snapshot, merged
+from openbook.refresh.drift import cosine_drift, overlap_at_k, rank_correlation, score_drift
+from openbook.utils.distributed import gather_rows, sum_over_ranks
+
+
+@dataclass
+class Sample:
+    """A fixed sample of this rank's passages and their embeddings in the index: rows [n], rising, vectors [n, dim]."""
+
+    rows: np.ndarray
+    vectors: Tensor
+
+    @classmethod
+    def of(cls, rows: range, n: int, dim: int, seed: int) -> Sample:
+        """n of the rows (all where there are fewer), not encoded yet."""
+        chosen = np.random.default_rng(seed).permutation(len(rows))[:n]
+        return cls(np.sort(chosen) + rows.start, torch.full((len(chosen), dim), torch.nan))
+
+    def see(self, rows: np.ndarray, embeddings: Tensor) -> None:
+        """Keep the embeddings of those rows that are in the sample."""
+        if len(self.rows):
+            places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+            hit = self.rows[places] == rows
+            self.vectors[torch.from_numpy(places[hit])] = embeddings[torch.from_numpy(hit)]
+
+
+class Comparison:
+    """Between the snapshot that is searched and the one that is being built.
+
+    questions: [n, dim] probe embeddings, the same on all ranks. k: of overlap@k; three times as many of the old
+    index's hits are scored anew. sample: the passages whose drift is measured. exact: the new family finds what exact
+    search finds, so nothing need be compared with it. `see` every passage of this rank once, then `finish`; the
+    constructor and `finish` are called by all ranks together.
+    """
+
+    def __init__(self, questions: Tensor, old: Snapshot | None, k: int, sample: Sample, exact: bool):
+        self.questions, self.k, self.exact = questions, k, exact
+        self.old = old.search(questions, 3 * k) if old is not None else None
+        self.old_sample, self.sample = sample, Sample(sample.rows, sample.vectors.clone())
+        rows = np.unique(self.old.rows.numpy()) if self.old is not None else np.empty(0, dtype=np.int64)
+        self.watched = Sample(
+            rows[rows != MISSING_ROW], torch.zeros(int((rows != MISSING_ROW).sum()), questions.shape[1])
+        )
+        self.best = (torch.full((len(questions), k), -torch.inf), torch.full((len(questions), k), MISSING_ROW))
+
+    def see(self, rows: np.ndarray, embeddings: Tensor) -> None:
+        """New embeddings [n, dim] fp32 of this rank's passages at rows [n]."""
+        self.sample.see(rows, embeddings)
+        self.watched.see(rows, embeddings)
+        if not self.exact:
+            scores = torch.cat([self.best[0], self.questions @ embeddings.T], dim=1)
+            among = torch.cat([self.best[1], torch.from_numpy(rows).expand(len(self.questions), -1)], dim=1)
+            scores, places = scores.topk(self.k, dim=1)
+            self.best = scores, among.gather(1, places)
+
+    def finish(self, new: Snapshot) -> dict[str, float]:
+        """What was measured, by the name it is logged under; nothing without probe questions."""
+        if not len(self.questions):
+            return {}
+        measured = {}
+        found = new.search(self.questions, self.k)
+        if not self.exact:
+            parts = [gather_rows(part)[0].unflatten(0, (-1, len(self.questions))).numpy() for part in self.best]
+            true_rows = torch.from_numpy(merged(parts[0], parts[1], self.k)[1])
+            measured["index/recall_of_family"] = overlap_at_k(true_rows, found.rows)
+        if self.old is not None:
+            vectors = sum_over_ranks(self.watched.vectors)  # 0 where the passage is another rank's
+            places = np.searchsorted(self.watched.rows, self.old.rows.numpy()).clip(max=max(len(vectors) - 1, 0))
+            again = torch.einsum("bd,bkd->bk", self.questions, vectors[torch.from_numpy(places)])
+            mask, before = self.old.mask, self.old.index_scores
+            measured["refresh/overlap_at_k"] = overlap_at_k(self.old.rows[:, : self.k], found.rows)
+            measured["refresh/rank_correlation"] = rank_correlation(before, again, mask)
+            measured["refresh/score_drift"] = score_drift(before[:, : self.k], again[:, : self.k], mask[:, : self.k])
+            drift = torch.tensor([cosine_drift(self.old_sample.vectors, self.sample.vectors), 1.0])
+            total, n = sum_over_ranks(drift * len(self.sample.rows)).tolist()
+            measured["refresh/cosine_drift"] = total / max(n, 1.0)
+        return measured

@@ -1,0 +1,242 @@
+"""Many runs as one table: means and ranges over seeds, the paper's figures beside, and who is ahead of whom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from openbook.metrics.bootstrap import paired_difference, wilson
+from openbook.reporting import published as paper
+
+
+class Spread(NamedTuple):
+    """Of one measure over n runs that differ in the seed alone."""
+
+    mean: float
+    min: float
+    max: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """None where nothing was measured."""
+        return cls(fmean(values), min(values), max(values), len(values)) if values else None
+
+    def overlaps(self, other: Spread) -> bool:
+        """Whether the two ranges have a value in common."""
+        return self.min <= other.max and other.min <= self.max
+
+
+METRICS = {
+    "exact_match": "exact match",
+    "f1": "F1",
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "exact_match_held_out": "exact match, held-out phrasings",
+    "recall_at_1_held_out": "recall@1, held-out phrasings",
+    "utility": "utility, nats",
+    "train_seconds": "seconds of training",
+}
+"""Measure -> its heading. Rates are fractions; seconds are those of training with its refreshes."""
+SHORT = {"exact_match": "exact match", "recall_at_1": "recall@1", "exact_match_held_out": "held-out phrasings"}
+HELD_OUT = "held_out"
+QUESTIONS = "n_questions"
+"""Kept beside the measures: how many questions they are about."""
+
+
+def measures(test: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> dict[str, float]:
+    """{measure: value} of one run, from the test figures and the seconds of its summary.json; what was not measured
+    is left out."""
+    held_out = test.get("by_phrasing", {}).get(HELD_OUT, {})
+    found: dict[str, Any] = {name: test.get(name) for name in (*METRICS, QUESTIONS)}
+    found |= {f"{name}_{HELD_OUT}": held_out.get(name) for name in ("exact_match", "recall_at_1")}
+    if seconds:
+        found["train_seconds"] = seconds.get("train", 0.0) + seconds.get("refresh", 0.0)
+    return {
+        name: float(value) for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+@dataclass
+class Row:
+    """One experiment: its measures per seed, and the seeds of which there is no finished run.
+
+    matches: seed -> {question id: exact match} of the questions that the headline counts, where that is known.
+    """
+
+    experiment: str
+    by_seed: dict[int, dict[str, float]] = field(default_factory=dict)
+    missing: list[int] = field(default_factory=list)
+    matches: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def spread(self, metric: str) -> Spread | None:
+        """Over the seeds that have it."""
+        return Spread.of([values[metric] for values in self.by_seed.values() if metric in values])
+
+    def chance(self, metric: str) -> Spread | None:
+        """The range in which a rate is to be expected: over the seeds; where there is one run, its 95 % interval
+        by the questions alone (`wilson`)."""
+        spread = self.spread(metric)
+        if spread is None or spread.n > 1:
+            return spread
+        questions = next(
+            (values[QUESTIONS] for values in self.by_seed.values() if metric in values and QUESTIONS in values), 0.0
+        )
+        return Spread(spread.mean, *wilson(spread.mean, questions), 1) if questions else spread
+
+    @property
+    def spreads(self) -> dict[str, Spread]:
+        """Every measure that some seed has."""
+        return {metric: spread for metric in METRICS if (spread := self.spread(metric))}
+
+    @property
+    def runs(self) -> str:
+        """'3', or '2 of 3 (seed 1 missing)'."""
+        if not self.missing:
+            return str(len(self.by_seed))
+        seeds = ", ".join(map(str, self.missing))
+        of = len(self.by_seed) + len(self.missing)
+        return f"{len(self.by_seed)} of {of} (seed{'s' * (len(self.missing) > 1)} {seeds} missing)"
+
+
+def shown(spread: Spread | None, metric: str) -> str:
+    """'0.896 (0.882 to 0.912)', '0.896' where there is one run, '-' where there is none."""
+    if spread is None:
+        return "-"
+    digits = {"train_seconds": 0, "utility": 2}.get(metric, 3)
+    text = f"{spread.mean:,.{digits}f}"
+    return text if spread.n == 1 else f"{text} ({spread.min:,.{digits}f} to {spread.max:,.{digits}f})"
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """A header and one line per row, in the rows' order; measures that no row has are left out."""
+    there = [metric for metric in METRICS if any(row.spread(metric) for row in rows)]
+    header = ["", *(METRICS[metric] for metric in there), "runs", "the paper: test", "the paper: dev"]
+    lines = []
+    for row in rows:
+        published = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
+        figures = [shown(row.spread(metric), metric) for metric in there]
+        theirs = [paper.percentages(published.test), paper.percentages(published.dev)]
+        lines.append([f"`{row.experiment}`", *figures, row.runs, *theirs])
+    return [header, *lines]
+
+
+def short_table(rows: Sequence[Row]) -> list[list[str]]:
+    """The same for a terminal: what decides, and the paper's Natural Questions alone."""
+    there = [metric for metric in SHORT if any(row.spread(metric) for row in rows)]
+    lines = [["", *(SHORT[metric] for metric in there), "runs", "paper, NQ"]]
+    for row in rows:
+        published = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
+        test, dev = published.test[0], published.dev[0]
+        theirs = f"{test:.1f}" if test else f"{dev:.1f} (dev)" if dev else "-"
+        lines.append([row.experiment, *(shown(row.spread(metric), metric) for metric in there), row.runs, theirs])
+    return lines
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A header and lines as a Markdown table."""
+    drawn = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([drawn[0], "|" + "---|" * len(lines[0]), *drawn[1:]]) + "\n"
+
+
+class Verdict(NamedTuple):
+    """What one's own runs say about a pair of the paper: `agree`, `disagree`, `not separated` or `missing: NAMES`.
+
+    difference: see `paired`.
+    """
+
+    pair: paper.Pair
+    ahead: Spread | None
+    behind: Spread | None
+    verdict: str
+    difference: tuple[float, float, float] | None = None
+
+
+def paired(ahead: Row, behind: Row) -> tuple[float, float, float] | None:
+    """(mean, low, high) of the difference in exact match, question by question, with its 95 % interval.
+
+    Each question counts once, with its mean over the seeds in which both met the same questions: what several seeds say
+    about one question is not independent. How much runs vary from seed to seed is not in the interval. None without
+    such a seed.
+    """
+    ids: list[str] = []
+    both = []
+    for seed in sorted(ahead.matches.keys() & behind.matches.keys()):
+        theirs = sorted(ahead.matches[seed])
+        ids = ids or theirs
+        if ids and theirs == ids == sorted(behind.matches[seed]):
+            both.append(seed)
+    if not both:
+        return None
+    first, second = ([fmean(row.matches[seed][id_] for seed in both) for id_ in ids] for row in (ahead, behind))
+    return paired_difference(first, second)
+
+
+def orderings(rows: Sequence[Row]) -> list[Verdict]:
+    """Every pair of the paper of which one half or more is here, judged by exact match: they are separated where the
+    interval of the paired difference leaves 0 out; where the answers to the same questions are not at hand, where the
+    ranges (over the seeds; of a single run, by its questions) have no value in common."""
+    spreads = {row.experiment: row.chance("exact_match") for row in rows}
+    by_name = {row.experiment: row for row in rows}
+    verdicts = []
+    for pair in paper.PAIRS:
+        ahead, behind = spreads.get(pair.ahead), spreads.get(pair.behind)
+        if ahead is None and behind is None:
+            continue
+        difference = None
+        if ahead is None or behind is None:
+            verdict = f"missing: {pair.ahead if ahead is None else pair.behind}"
+        elif difference := paired(by_name[pair.ahead], by_name[pair.behind]):
+            _, low, high = difference
+            verdict = "agree" if low > 0 else "disagree" if high < 0 else "not separated"
+        elif ahead.overlaps(behind):
+            verdict = "not separated"
+        else:
+            verdict = "agree" if ahead.mean > behind.mean else "disagree"
+        verdicts.append(Verdict(pair, ahead, behind, verdict, difference))
+    return verdicts
+
+
+def orderings_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
+    """A header and one line per verdict."""
+    lines = [
+        [
+            "the paper's claim",
+            "here, exact match",
+            "ranges overlap",
+            "paired difference, 95 % by the questions",
+            "the paper, NQ",
+            "verdict",
+        ]
+    ]
+    for pair, ahead, behind, verdict, difference in verdicts:
+        overlap = "-"
+        if ahead and behind:
+            overlap = "yes" if ahead.overlaps(behind) else "no"
+            overlap += "" if min(ahead.n, behind.n) > 1 else " (one run: 95 % by its questions)"
+        ours = f"{shown(ahead, 'exact_match')} against {shown(behind, 'exact_match')}"
+        apart = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference) if difference else "-"
+        first, second = pair.published()
+        theirs = f"{first:.1f} against {second:.1f} ({pair.split})"
+        lines.append([f"{pair.what} (`{pair.ahead}`, `{pair.behind}`)", ours, overlap, apart, theirs, verdict])
+    return lines
+
+
+def sweep_table(rows: Mapping[str, Mapping[int, Row]]) -> list[list[str]]:
+    """rows: experiment -> passages read at test -> its measures. A header and a line per experiment and number."""
+    lines = [["", "passages read at test", "exact match", "F1", "recall@1", "recall@5", "runs"]]
+    for experiment, by_number in rows.items():
+        for number, row in by_number.items():
+            figures = [
+                shown(row.spread(metric), metric) for metric in ("exact_match", "f1", "recall_at_1", "recall_at_5")
+            ]
+            lines.append([f"`{experiment}`", str(number), *figures, row.runs])
+    return lines
+
+
+def as_json(row: Row) -> dict[str, dict[str, float | int]]:
+    """{measure: {mean, min, max, n}}."""
+    return {metric: spread._asdict() for metric, spread in row.spreads.items()}

@@ -1,0 +1,142 @@
+"""The 2 x 2 table of a knowledge hot-swap: two indexes times two sets of facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from openbook.errors import OpenBookError
+from openbook.metrics.bootstrap import bootstrap, mean_of
+from openbook.metrics.matching import exact_match
+from openbook.metrics.prediction import Prediction
+from openbook.metrics.summary import HELD_OUT
+from openbook.reporting import published as paper
+
+INDEXES, FACTS = ("original_index", "changed_index"), ("original_facts", "changed_facts")
+
+
+SIDES = {
+    "matched": tuple(zip(INDEXES, FACTS, strict=True)),
+    "mismatched": tuple(zip(INDEXES, reversed(FACTS), strict=True)),
+}
+"""The two (index, facts) that belong together, and the two that do not."""
+
+
+Grid = Mapping[str, Mapping[str, float]]
+
+
+def summarize(
+    answered: Mapping[str, Sequence[Prediction]],
+    facts: Mapping[str, Mapping[str, Sequence[str]]],
+    regex: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The 2 x 2 table and what it comes to, in all and per relation; held-out phrasings apart.
+
+    answered: {index: its predictions}. facts: {facts: {question id: answers}}. `matched` is the mean of the two cells
+    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 %, by drawing the questions
+    anew, each with its answers from both indexes; none with 0 resamples. regex: the answers are regular expressions.
+    """
+    first = [one for one in answered[INDEXES[0]] if one.phrasing != HELD_OUT] or answered[INDEXES[0]]
+    counted = {one.id for one in first}
+    held_out = {one.id for one in answered[INDEXES[0]]} - counted
+    relations = sorted({one.relation for one in first} - {""})
+    right = {
+        (index, name): {one.id: exact_match(one.prediction, answers[one.id], regex) for one in predictions}
+        for index, predictions in answered.items()
+        for name, answers in facts.items()
+    }
+    result = _cells(right, counted)
+    drawn = {
+        name: mean_of([(right[one][id_] + right[other][id_]) / 2 for id_ in sorted(counted)])
+        for name, (one, other) in SIDES.items()
+    }
+    found = bootstrap(drawn, resamples, seed) if resamples else {}
+    result["intervals"] = {name: list(interval) for name, interval in found.items()}
+    result["by_relation"] = {}
+    for relation in relations:
+        cells = _cells(right, {one.id for one in first if one.relation == relation})
+        result["by_relation"][relation] = {key: cells[key] for key in ("matched", "mismatched", "n_questions")}
+    result["held_out"] = _cells(right, held_out) if held_out else {}
+    return result
+
+
+def results(folders: Sequence[Path]) -> dict[str, Any]:
+    """{table: the 2 x 2 means; matched, mismatched: means; matched_range, mismatched_range: [least, most]; n} over run
+    folders whose hot-swap was made."""
+    summaries = []
+    for folder in folders:
+        path = Path(folder) / "hot_swap" / "summary.json"
+        if not path.is_file():
+            raise OpenBookError(
+                "no hot-swap in this run folder",
+                where=folder,
+                expected="hot_swap/summary.json",
+                action=f"make hot-swap RUN={folder}",
+            )
+        summaries.append(json.loads(path.read_text(encoding="utf-8")))
+    if not summaries:
+        raise OpenBookError("no hot-swap to report on", got="0 run folders", action="make hot-swap RUN=...")
+    grid = {
+        index: {facts: fmean(one["table"][index][facts] for one in summaries) for facts in FACTS} for index in INDEXES
+    }
+    spread: dict[str, Any] = {"n": len(summaries), "table": grid}
+    for name in ("matched", "mismatched"):
+        values = [summary[name] for summary in summaries]
+        spread |= {name: fmean(values), f"{name}_range": [min(values), max(values)]}
+    return spread
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    """For the terminal: both indexes times both sets of facts, the paper's figures beside them."""
+    shown = Table(title=f"hot-swap: {summary['experiment']}, {summary['n_questions']} questions")
+    shown.add_column("exact match", no_wrap=True)
+    for name in ("original facts", "changed facts", "paper: original", "paper: changed"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    for index in INDEXES:
+        cells = [grid[index][facts] for grid in (summary["table"], paper.HOT_SWAP) for facts in FACTS]
+        shown.add_row(index.replace("_", " "), *(f"{100 * cell:.1f} %" for cell in cells))
+    shown.add_section()
+    ends = {name: [f"{100 * end:.1f}" for end in interval] for name, interval in summary["intervals"].items()}
+    for name, theirs in _means(paper.HOT_SWAP).items():
+        spread = f"95 %: {' - '.join(ends[name])}" if name in ends else ""
+        shown.add_row(name, f"{100 * summary[name]:.1f} %", spread, f"{100 * theirs:.1f} %", "")
+    return shown
+
+
+def _cells(right: Mapping[tuple[str, str], Mapping[str, float]], ids: set[str]) -> dict[str, Any]:
+    """right: (index, facts) -> question id -> exact match."""
+    grid = {index: {name: fmean(right[index, name][id_] for id_ in ids) for name in FACTS} for index in INDEXES}
+    return {"table": grid, **_means(grid), "n_questions": len(ids)}
+
+
+def _means(grid: Grid) -> dict[str, float]:
+    return {name: fmean(grid[index][facts] for index, facts in cells) for name, cells in SIDES.items()}
+
+
+def docs_section(summary: Mapping[str, Any], spread: Mapping[str, Any]) -> str:
+    rows = ["| index | facts of the original | facts of the changed corpus | the paper |", "|---|---|---|---|"]
+    for index in INDEXES:
+        ours, theirs = (
+            [f"{100 * grid[index][facts]:.1f} %" for facts in FACTS] for grid in (spread["table"], paper.HOT_SWAP)
+        )
+        rows.append(f"| {index.replace('_index', '')} | {ours[0]} | {ours[1]} | {', '.join(theirs)} |")
+    said = []
+    for name in ("matched", "mismatched"):
+        low, high = spread[f"{name}_range"]
+        said.append(f"{name} {100 * spread[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+    return "\n".join(
+        [
+            f"`make hot-swap RUN=... DOCS=1`: {summary['experiment']}, {summary['n_questions']} questions about facts "
+            f"that the other corpus changes, exact match, mean over {spread['n']} run(s); the paper: Lewis et al. "
+            f"2020, section 4.5, other questions. {'; '.join(said)}.",
+            "",
+            *rows,
+        ]
+    )

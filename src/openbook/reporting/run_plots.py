@@ -1,0 +1,218 @@
+"""The plots of a run: curves over steps and bars per group, as SVG to be inlined or as one PNG.
+
+Figures are made as objects, never through pyplot, so drawing leaves no state and needs no display. Colours are
+written as hex and become CSS variables in the SVG: a page's light or dark style then reaches into the plot.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from openbook.reporting.panels import PICTURE, Panel
+from openbook.reporting.plot_style import BLUE, GREEN, GREY, GRID, INK, ORANGE, dress, new_figure, style
+from openbook.tracking.curves import Curves, read_metrics
+
+CSS_NAMES = {
+    INK: "currentColor",
+    GRID: "var(--grid)",
+    BLUE: "var(--blue)",
+    ORANGE: "var(--orange)",
+    GREEN: "var(--green)",
+    GREY: "var(--grey)",
+}
+SMOOTHED_FROM = 60
+"""From so many points on a curve is drawn faintly, with its running mean over a twentieth of its length."""
+MOST_GROUPS = 40
+LONGEST_NAME = 34
+MOST_REFRESHES = 60
+"""Of more refreshes than this no lines are drawn: they would hide the curves."""
+TITLE_ROW = 62
+"""About so many characters of title and legend stand side by side; a longer legend goes under the plot."""
+
+
+def curve_svg(panel: Panel, curves: Curves) -> str:
+    """The panel as an <svg> element, or "" where none of its columns is in the curves."""
+    chosen = panel.chosen(curves)
+    if chosen is None:
+        return ""
+    figure = new_figure(5.6, 3.2)
+    with style():
+        _draw(figure, figure.add_subplot(), chosen, curves)
+        return _svg(figure, chosen.title)
+
+
+def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) -> str:
+    """Exact match and recall@1 per group as horizontal bars, an <svg> element; "" without groups. A measure that no
+    group has (exact match where no generator answers) is left out.
+
+    before, after: group -> rates as `metrics.summarize` gives them; before may be empty. Of more than 40 groups the
+    40 with the most questions are drawn.
+    """
+    if not after:
+        return ""
+    largest = sorted(after, key=lambda name: -after[name].get("n_questions", 0))[:MOST_GROUPS]
+    measures = {"exact_match": "Exact match", "recall_at_1": "Recall@1"}
+    drawn = [key for key in measures if any(after[name].get(key) is not None for name in largest)] or list(measures)
+    names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
+    labels = [f"{_short(name)} ({after[name].get('n_questions', '?')})" for name in names]
+    places = np.arange(len(names))
+    figure = new_figure(11.4, 1.1 + 0.34 * len(names))
+    with style():
+        plots = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+        for axes, key in zip(plots, drawn, strict=True):
+            sides = [(after, "after training", BLUE, -0.19 if before else 0.0)]
+            if before:
+                sides.append((before, "before training", GREY, 0.19))
+            for groups, label, colour, shift in sides:
+                values = [groups.get(name, {}).get(key, math.nan) for name in names]
+                axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
+            dress(axes, measures[key], "", "")
+            axes.set_xlim(0, 1)
+            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.grid(visible=False, axis="y")
+            axes.set_yticks(places, labels)
+            axes.set_ylim(-0.6, len(names) - 0.4)
+        handles, texts = plots[0].get_legend_handles_labels()
+        figure.legend(
+            handles[::-1], texts[::-1], loc="outside upper right", ncols=2, frameon=False, labelcolor=INK, fontsize=9
+        )
+        return _svg(figure, title)
+
+
+def plot_run(run_folder: Path, path_png: Path) -> None:
+    """Loss, validation, what the index still gets right, and staleness as one PNG of 1200 x 800 pixels.
+
+    What metrics.csv does not have is said in its panel.
+    """
+    metrics = run_folder / "metrics.csv"
+    curves = read_metrics(metrics) if metrics.is_file() else {}
+    figure = new_figure(12, 8)
+    with style():
+        for axes, panel in zip(figure.subplots(2, 2).flat, PICTURE, strict=True):
+            chosen = panel.chosen(curves)
+            if chosen:
+                _draw(figure, axes, chosen, curves)
+            else:
+                dress(axes, panel.title, "step", "")
+                axes.set_yticks([])
+                axes.set_xticks([])
+                said = panel.missing if metrics.is_file() else "there is no metrics.csv"
+                axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color=INK)
+        FigureCanvasAgg(figure).print_png(path_png)
+
+
+def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
+    refreshes = curves.get("refresh/generation", curves.get("refresh/overlap_at_k", ([], [])))[0]
+    for step in refreshes if len(refreshes) <= MOST_REFRESHES else ():
+        axes.axvline(step, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="refresh", zorder=1)
+    lowest = 0.0
+    for line in panel.lines:
+        steps, values = line.points(curves)
+        if not steps:
+            continue
+        lowest = min(lowest, *values)
+        if line.restarts:
+            steps, values = _broken(steps, values, refreshes)
+        smooth = panel.noisy and len(values) >= SMOOTHED_FROM
+        axes.plot(
+            steps,
+            values,
+            color=line.colour,
+            alpha=0.3 if smooth else 1.0,
+            linewidth=1.0 if smooth else 1.8,
+            linestyle=line.style,
+            marker=line.marker,
+            markersize=4,
+            label="" if smooth else line.label,
+        )
+        if smooth:
+            smoothed = _running_mean(values, len(values) // 40)
+            axes.plot(steps, smoothed, color=line.colour, linewidth=1.8, label=line.label)
+    dress(axes, panel.title, "step", panel.ylabel)
+    # One range of steps for all plots of a run, so that they can be read one above the other.
+    first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
+    margin = max(0.02 * (last - first), 0.5)
+    axes.set_xlim(first - margin, last + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    if panel.scale in ("percent", "unit"):
+        axes.set_ylim(1.03 * lowest, 1.03)
+    if panel.scale == "percent":
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if panel.scale == "count":
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    _legend(figure, axes, panel)
+
+
+def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
+    """Every label once, beside the title where there is room, else under the plot."""
+    handles, texts = axes.get_legend_handles_labels()
+    once = dict(zip(texts, handles, strict=True))
+    if len(panel.lines) == 1:
+        once.pop(panel.lines[0].label, None)  # the title and the axis name it already
+    if not once:
+        return
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
+    if len(panel.title) + sum(len(text) + 3 for text in once) > TITLE_ROW:
+        # Inches, whatever the plot's height: the numbers and the name of its axis lie between.
+        below = axes.transAxes + ScaledTranslation(0, -0.47, figure.dpi_scale_trans)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below, "ncols": 3}
+    axes.legend(
+        list(once.values()),
+        list(once),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=8.5,
+        handlelength=1.3,
+        columnspacing=1.0,
+        borderaxespad=0.1,
+        **place,
+    )
+
+
+def _svg(figure: Figure, title: str) -> str:
+    figure.patch.set_visible(False)
+    written = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
+    svg = written.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    # Several plots share one page: ids must not meet.
+    prefix = re.sub(r"\W+", "-", title.lower())
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+    for colour, name in CSS_NAMES.items():
+        svg = svg.replace(colour, name)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
+
+
+def _broken(
+    steps: Sequence[float], values: Sequence[float], refreshes: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """The curve with a gap after each refresh; a value at a refresh's own step was measured before it."""
+    points = sorted([*zip(steps, values, strict=True), *((step + 0.5, math.nan) for step in refreshes)])
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean over `width` values to either side, fewer at the two ends."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    places = np.arange(len(values))
+    starts, ends = np.maximum(places - width, 0), np.minimum(places + width + 1, len(values))
+    return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

@@ -1,0 +1,113 @@
+"""BM25 as the retriever: the comparison of Lewis et al. 2020, section 4.5 and table 6.
+
+    p(z|x) = softmax over the n_docs retrieved of BM25(x, z) / temperature          (the paper's temperature is 1)
+
+Nothing here learns, so there is no index to refresh. Scores are those of Lucene's BM25 with k1 = 1.5 and b = 0.75, the
+defaults of bm25s (Lu 2024, arXiv:2407.03618), over title and text. Words are runs of two or more letters or digits in
+lower case, unstemmed, English stop words left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import bm25s
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from openbook.batch import MISSING_ROW, Batch, Retrieved, sent
+from openbook.data.corpus import Corpus
+from openbook.errors import OpenBookError
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it speaks at DEBUG unless told otherwise
+
+
+class LexicalIndex:
+    """BM25 over texts, a pure function of them; kept in memory: 8 bytes per distinct word of each text."""
+
+    def __init__(self, texts: Iterable[str]):
+        words = bm25s.tokenize(list(texts), stopwords="en", return_ids=True, show_progress=False)
+        if not words.vocab:
+            raise OpenBookError(
+                "BM25 finds no word in the passages",
+                where="retriever.kind",
+                got="bm25",
+                expected="words of two or more letters or digits",
+                action="Set retriever.kind=dense for such a corpus.",
+            )
+        self._bm25 = bm25s.BM25(k1=1.5, b=0.75, method="lucene", backend="numpy", csc_backend="numpy")
+        self._bm25.index(words, create_empty_token=False, show_progress=False)
+
+    def search(self, questions: Sequence[str], top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [n, top_k] int64 and BM25 scores [n, top_k] float32, best first, equal scores by row.
+
+        A text that shares no word with the question is no hit: MISSING_ROW and -inf.
+        """
+        rows = np.full((len(questions), top_k), MISSING_ROW, dtype=np.int64)
+        scores = np.full((len(questions), top_k), -np.inf, dtype=np.float32)
+        asked = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
+        for place, words in enumerate(asked):
+            known = self._bm25.get_tokens_ids(words)
+            if not known:
+                continue
+            all_scores = self._bm25.get_scores_from_ids(known)
+            best = _best(all_scores, top_k)
+            rows[place, : len(best)], scores[place, : len(best)] = best, all_scores[best]
+        return rows, scores
+
+
+class LexicalRetriever(nn.Module):
+    """BM25 in the place of openbook.retriever.Retriever: the same four calls, with question strings for embeddings.
+
+    It has no parameters and no state; every process builds the same index from the corpus.
+    """
+
+    _place: Tensor
+
+    def __init__(self, index: LexicalIndex, temperature: float = 1.0):
+        super().__init__()
+        self.index = index
+        self.temperature = temperature
+        self.rerank = -1  # there are no fresher scores to put candidates in order by
+        self.register_buffer("_place", torch.empty(0), persistent=False)  # knows the device that scores go to
+
+    def represent(self, batch: Batch) -> list[str]:
+        """The questions as `retrieve` and `score` take them: their strings."""
+        return [example.question for example in batch.examples]
+
+    def search(self, questions: list[str], top_k: int) -> Retrieved:
+        """The top_k by BM25, scores without temperature; see LexicalIndex.search."""
+        rows, scores = self.index.search(questions, top_k)
+        return Retrieved(torch.from_numpy(rows), sent(torch.from_numpy(scores), self._place.device))
+
+    def retrieve(self, questions: list[str], top_k: int) -> Retrieved:
+        """`search`: there is nothing to re-rank by."""
+        return self.search(questions, top_k)
+
+    def score(self, questions: list[str], retrieved: Retrieved) -> Tensor:
+        """doc_scores [batch, n_docs] fp32 of what `retrieve` gave for these questions: its scores, which never go
+        stale, divided by the temperature; -inf where missing."""
+        scores = retrieved.index_scores / self.temperature
+        return torch.where(sent(retrieved.mask, scores.device), scores, -torch.inf)
+
+    def index_is_exact(self) -> bool:
+        """True: nothing moves the scores after the index is built."""
+        return True
+
+
+def passage_texts(corpus: Corpus) -> Iterable[str]:
+    """Title and text of every passage, by row: what BM25 indexes."""
+    for row in range(corpus.n_passages):
+        passage = corpus.passage(row)
+        yield f"{passage.title} {passage.text}"
+
+
+def _best(scores: np.ndarray, top_k: int) -> np.ndarray:
+    """The rows of the top_k positive scores, highest first, equal ones by row."""
+    rows = np.flatnonzero(scores > 0)
+    if len(rows) > top_k:
+        least = np.partition(scores[rows], -top_k)[-top_k]
+        rows = rows[scores[rows] >= least]
+    return rows[np.argsort(-scores[rows], kind="stable")][:top_k]

@@ -1,0 +1,121 @@
+"""Passages to embeddings, one length at a time without padding, by a copy of the encoder that stays as it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.batch import sent
+from openbook.data.corpus import PassageTokens
+from openbook.data.inputs import SpecialIds, passage_inputs
+from openbook.data.length_batches import plan_passes
+from openbook.models.encoders import TextEncoder
+from openbook.utils.distributed import rank, shard, world_size
+
+
+class PassageCoder:
+    """A copy of a passage encoder, weights in dtype and in eval mode (dropout would make an index of noise).
+
+    The encoder itself and the random state are left as they are; weights are cast once, not in every forward pass.
+
+    coder(rows) -> embeddings [n, dim] fp32 on the CPU, under inference_mode. On a GPU the work goes to a stream of its
+    own beside training: `start` returns at once, and the embeddings are waited for when they are asked for.
+    """
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        tokens: PassageTokens,
+        special: SpecialIds,
+        max_length: int,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.encoder = copy.deepcopy(encoder).to(dtype).eval().requires_grad_(False)
+        self.tokens, self.special, self.max_length = tokens, special, max_length
+        self.device = next(encoder.parameters()).device
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def take(self, encoder: TextEncoder) -> None:
+        """Copy the weights as they are now."""
+        with torch.no_grad():
+            for mine, theirs in zip(self.encoder.parameters(), encoder.parameters(), strict=True):
+                mine.copy_(theirs)
+
+    def lengths(self, rows: np.ndarray | range) -> np.ndarray:
+        """[n] tokens of each passage as the encoder reads it, special tokens included."""
+        return np.minimum(self.tokens.length(np.asarray(rows)) + self.special.n_in_context, self.max_length)
+
+    def passes(self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
+        """`plan_passes` of these rows, as rows."""
+        rows = np.asarray(rows)
+        return [rows[places] for places in plan_passes(self.lengths(rows), tokens_per_pass, seed)]
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        return self.start(rows).result()
+
+    def start(self, rows: np.ndarray) -> Encoding:
+        """Begin to encode the passages at rows [n] in one forward pass; of one length they need no padding."""
+        ids, mask = passage_inputs(self.tokens, rows, self.special, self.max_length)
+        padded = not bool(mask.all())
+        with torch.inference_mode():
+            if self._stream is None:
+                return Encoding(rows, self.encoder(ids, mask if padded else None))
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._stream):
+                embeddings = self.encoder(sent(ids, self.device), sent(mask, self.device) if padded else None)
+                return Encoding(rows, embeddings, self._stream.record_event())
+
+
+class Encoding:
+    """Embeddings of the passages at rows [n], perhaps still being computed."""
+
+    def __init__(self, rows: np.ndarray, embeddings: Tensor, done: torch.cuda.Event | None = None):
+        self.rows, self._embeddings, self._done = rows, embeddings, done
+
+    def result(self) -> Tensor:
+        """[n, dim] fp32 on the CPU; waits for what is still computed."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._embeddings.float().cpu()
+
+
+def encode_passes(coder: PassageCoder, passes: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(rows, embeddings) of each pass. Of a GPU's passes the next is under way before the last is waited for."""
+    ahead: Encoding | None = None
+    for rows in passes:
+        started = coder.start(rows)
+        if ahead is not None:
+            yield ahead.rows, ahead.result()
+        ahead = started
+    if ahead is not None:
+        yield ahead.rows, ahead.result()
+
+
+@dataclass(frozen=True)
+class CorpusOptions:
+    """What is indexed and how it is encoded: token ids, their special ids and limit, the corpus' fingerprint; tokens
+    per forward pass and the weights' dtype; seed of the order in which passages are encoded."""
+
+    tokens: PassageTokens
+    special: SpecialIds
+    max_length: int
+    fingerprint: str
+    tokens_per_pass: int = 4096
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    @property
+    def n_passages(self) -> int:
+        return len(self.tokens.title_lengths)
+
+    def my_rows(self) -> range:
+        """This rank's shard."""
+        return shard(self.n_passages, rank(), world_size())
+
+    def coder(self, encoder: TextEncoder) -> PassageCoder:
+        return PassageCoder(encoder, self.tokens, self.special, self.max_length, self.dtype)

@@ -1,0 +1,112 @@
+"""From a configuration to its data: files, corpus store, tokenizers, DataModule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, FactbookConfig
+from openbook.config.schema import Config
+from openbook.data.corpus import Corpus
+from openbook.data.corpus_build import build_corpus
+from openbook.data.datamodule import QuestionAnswerData
+from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
+from openbook.data.factbook.edition import EditionFiles, build_edition
+from openbook.models.encoders import load_tokenizer
+from openbook.utils.console import progress, say
+
+
+@dataclass(frozen=True)
+class Files:
+    """The four files of an experiment; validation and test may be None."""
+
+    corpus: Path
+    train: Path
+    validation: Path | None
+    test: Path | None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Data ready to be read: no model among them yet."""
+
+    files: Files
+    corpus: Corpus
+    question_tokenizer: Any
+    passage_tokenizer: Any
+    generator_tokenizer: Any
+
+
+@cache
+def factbook(words: FactbookConfig, folder: str) -> FactbookFiles:
+    """The embedded data in this size, built into the folder where it is not there yet; asked for and told of once."""
+    if words.whole:
+        options = replace(WHOLE_BOOK, passage_words=words.passage_words)
+    else:
+        sections = tuple(name.strip() for name in words.sections.split(",") if name.strip()) or MAIN_SECTIONS
+        options = FactbookOptions(words.passage_words, words.field_words, words.field_parts, sections)
+    return build_factbook(options, Path(folder), say)
+
+
+@cache
+def edition(words: FactbookConfig, folder: str) -> EditionFiles:
+    """The other edition of the embedded data, likewise."""
+    return build_edition(factbook(words, folder), progress=say)
+
+
+def files(config: Config) -> Files:
+    """The files that the data keys stand for."""
+    paths = {key: named_file(config, key, getattr(config.data, key)) for key in BUILT_IN}
+    return Files(**paths)  # type: ignore[arg-type]
+
+
+def named_file(config: Config, key: str, name: str) -> Path | None:
+    """The file that a name stands for as the value of this key of `data`, built where it is not there yet."""
+    if name not in BUILT_IN[key]:
+        return Path(name) if name else None
+    data = config.data
+    if name == EMBEDDED:
+        book = factbook(data.factbook, data.cache)
+        return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]
+    other = edition(data.factbook, data.cache)
+    if key == "corpus":
+        return other.passages
+    return other.changed_facts if name == CHANGED else other.original_facts
+
+
+def parts(config: Config) -> Parts:
+    """Files, corpus store and tokenizers."""
+    named = files(config)
+    question_tokenizer = load_tokenizer(config.retriever.question_encoder)
+    generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
+    passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
+    with progress("tokenising the corpus", "passages") as done:
+        corpus = build_corpus(
+            named.corpus,
+            {"encoder": passage_tokenizer, "generator": generator_tokenizer},
+            Path(config.data.cache),
+            done,
+        )
+    return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer)
+
+
+def data(config: Config, ready: Parts) -> QuestionAnswerData:
+    """The DataModule."""
+    return QuestionAnswerData(
+        train=ready.files.train,
+        validation=ready.files.validation,
+        test=ready.files.test,
+        question_tokenizer=ready.question_tokenizer,
+        generator_tokenizer=ready.generator_tokenizer,
+        batch_size=config.trainer.batch_size,
+        evaluation_batch_size=config.evaluate.batch_size,
+        max_question_tokens=config.data.max_question_tokens,
+        max_target_tokens=config.data.max_target_tokens,
+        seed=config.seed,
+        num_workers=config.data.workers,
+        strict=config.data.strict_targets,
+        cache=config.data.cache,
+        limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
+    )

@@ -1,0 +1,72 @@
+"""metrics.csv as a Lightning logger that a resumed run continues."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+
+class MetricsCsv(Logger):
+    """One row per optimizer step in `metrics.csv`, a column per metric, empty where a step has none; `step` is the
+    number of optimizer steps done (Lightning counts the steps before).
+
+    A resumed run keeps the rows up to the step it resumes from and goes on below them; Lightning's own CSVLogger
+    would delete the file.
+    """
+
+    def __init__(self, path: Path, keep_until: int = 0):
+        super().__init__()
+        self.path = Path(path)
+        self.rows: dict[int, dict[str, float]] = {}
+        self._next_save = 0.0
+        if keep_until and self.path.is_file():
+            with open(self.path, encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    if int(row["step"]) <= keep_until:
+                        self.rows[int(row["step"])] = {k: float(v) for k, v in row.items() if v and k != "step"}
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = self.rows.setdefault(int(step or 0) + 1, {})
+        row.update({name: value for name, value in metrics.items() if name != "epoch"})
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Settings are in config.yaml."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Lightning asks for this at every step; the file is rewritten whole, so seldom enough to cost 3 % at most."""
+        if time.perf_counter() >= self._next_save:
+            self._write()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self.rows:
+            self._write()
+
+    def _write(self) -> None:
+        started = time.perf_counter()
+        columns = sorted({name for row in self.rows.values() for name in row})
+        new = self.path.with_name(f".{self.path.name}.new")
+        with open(new, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["step", *columns])
+            writer.writeheader()
+            writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
+        os.replace(new, self.path)
+        self._next_save = time.perf_counter() + 30 * (time.perf_counter() - started)

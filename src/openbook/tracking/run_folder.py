@@ -1,0 +1,113 @@
+"""The run folder: where it is, what is in it, what summary.json says."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from openbook.config.load import load_resolved, to_yaml
+from openbook.config.schema import Config
+from openbook.errors import OpenBookError
+from openbook.tracking.environment import describe
+
+RUNS = Path("runs")
+SHARED = "OPENBOOK_RUN_DIR"
+"""The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder."""
+
+
+class RunFolder:
+    """runs/<experiment>/<name>/ with config.yaml, environment.json, plan.json, metrics.csv, checkpoints/,
+    predictions.jsonl, summary.json and report.html."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.ckpt"
+        self.metrics = self.path / "metrics.csv"
+        self.predictions = self.path / "predictions.jsonl"
+        self.summary = self.path / "summary.json"
+        self.config = self.path / "config.yaml"
+        self.plan = self.path / "plan.json"
+
+    @classmethod
+    def choose(cls, config: Config) -> RunFolder:
+        """The folder that a new run of this configuration gets; nothing is created. All ranks of a run agree."""
+        if os.environ.get(SHARED):
+            return cls(Path(os.environ[SHARED]))
+        if config.run.dir:
+            path = Path(config.run.dir)
+        else:
+            job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+            job = "" if job == "none" else job  # what torchrun says when it was given no id
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (config.run.name or job):
+                raise OpenBookError(
+                    "several ranks were started and each would choose its own run folder",
+                    where="run.name",
+                    action="Set run.name=NAME.",
+                )
+            name = config.run.name or (f"job-{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
+            path = RUNS / config.experiment / name
+        if ".." in path.parts and not config.run.dir:
+            raise OpenBookError("a run name is not a path", where="run.name", got=repr(config.run.name))
+        return cls(path)
+
+    def check_new(self) -> None:
+        """Raise when the folder holds a run already; runs are never mixed."""
+        if self.config.exists() or self.summary.exists():
+            raise OpenBookError(
+                "the run folder exists already",
+                where=self.path,
+                action=f"`make resume RUN={self.path}` continues it; run.name=NAME or run.dir=FOLDER makes another.",
+            )
+
+    def create(self, config: Config) -> None:
+        """Make the folder and write what the run is and where it runs."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OpenBookError("the run folder cannot be made", where=self.path, got=error.strerror or "") from error
+        for left_over in self.checkpoints.glob(".*.new"):  # of a run that was killed while it saved
+            left_over.unlink()
+        os.environ[SHARED] = str(self.path)
+        self.config.write_text(to_yaml(config), encoding="utf-8")
+        write_json(self.path / "environment.json", describe())
+
+    @classmethod
+    def existing(cls, path: str) -> RunFolder:
+        """A run folder by its path, or by experiment for the newest run of it."""
+        folder = cls(Path(path))
+        if not folder.config.is_file():
+            runs = sorted((RUNS / path).glob("*/config.yaml"), key=lambda file: -file.stat().st_mtime)
+            if not runs:
+                raise OpenBookError(
+                    "not a run folder",
+                    where=path,
+                    got="no config.yaml in it",
+                    expected="runs/<experiment>/<name>, or an experiment that has runs",
+                )
+            folder = cls(runs[0].parent)
+        return folder
+
+    def load_config(self, overrides: list[str], training: bool = True) -> Config:
+        """The configuration the run was started with, and overrides."""
+        return load_resolved(self.config, overrides, training)
+
+    def read_summary(self) -> dict[str, Any]:
+        """What summary.json says; nothing where there is none yet."""
+        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}
+
+    @staticmethod
+    def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
+        """One JSON line per question, in predictions.jsonl."""
+        lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
+        (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all."""
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(new, path)

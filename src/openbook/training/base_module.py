@@ -1,0 +1,122 @@
+"""What the LightningModules have in common: questions answered at evaluation, figures gathered over the ranks, one
+optimizer with a learning rate for each part, and random states that a resumed run draws again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+
+from openbook.batch import Batch
+from openbook.config.training import OptimConfig
+from openbook.errors import OpenBookError
+from openbook.metrics.prediction import Prediction
+from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.dense import Retriever
+from openbook.training.optimizer import learning_rate_schedule, parameter_groups
+from openbook.utils.distributed import gather_objects
+
+WATCHED = {"exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "utility", "rouge_l", "label_accuracy"}
+"""What of the summary of a validation is drawn as a curve, as far as it is measured."""
+
+
+class QuestionModule(L.LightningModule):
+    """A retriever, or none, and the questions it is measured on. A child has training_step, validation_step, which adds
+    to `predictions`, and `summarized`; resamples: of the bootstrap behind the test's intervals."""
+
+    def __init__(
+        self,
+        retriever: Retriever | LexicalRetriever | None,
+        optim: OptimConfig,
+        max_steps: int,
+        resamples: int,
+        seed: int,
+    ):
+        super().__init__()
+        self.retriever = retriever
+        self.optim = optim
+        self.max_steps = max_steps
+        self.resamples = resamples
+        self.seed = seed
+        self.predictions: list[Prediction] = []
+        self.summary: dict[str, Any] = {}
+        self.index_is_exact = False
+
+    def summarized(self, resamples: int) -> dict[str, Any]:
+        """The figures of all ranks' `predictions`."""
+        raise NotImplementedError
+
+    @property
+    def dense_retriever(self) -> Retriever | None:
+        """The retriever whose index goes stale; None for BM25 and a closed book."""
+        return self.retriever if isinstance(self.retriever, Retriever) else None
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_start(self) -> None:
+        self.predictions = []
+        self.index_is_exact = self.retriever is not None and self.retriever.index_is_exact()
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def on_validation_epoch_end(self) -> None:
+        self._summarize(resamples=0)
+        for name in sorted(WATCHED & set(self.summary)):
+            if self.summary[name] is not None:
+                # On every rank, and the same number: all have gathered all predictions.
+                self.log(f"validation/{name}", self.summary[name], prog_bar=name in ("exact_match", "recall_at_1"))
+
+    def on_test_epoch_end(self) -> None:
+        self._summarize(self.resamples)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Random state is a function of (seed, step, rank), so that a resumed run draws what it would have drawn."""
+        torch.manual_seed(hash((self.seed, self.global_step, batch_idx, self.global_rank)) & 0x7FFFFFFF)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """By norm over all parts together. Lightning refuses to clip for a fused optimizer under autocast, because one
+        with a gradient scaler would unscale too late; bf16 needs no scaler."""
+        if gradient_clip_val:
+            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            self.log("train/grad_norm", norm, rank_zero_only=True)
+
+    def parts(self) -> list[tuple[str, nn.Module, float]]:
+        """(name, module, peak learning rate) of what trains: the encoders."""
+        optim, dense = self.optim, self.dense_retriever
+        if dense is None:
+            return []
+        return [
+            ("question_encoder", dense.question_encoder, optim.lr_question_encoder or optim.lr),
+            ("passage_encoder", dense.passage_encoder, optim.lr_passage_encoder or optim.lr),
+        ]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optim, dense = self.optim, self.dense_retriever
+        optimizer = torch.optim.AdamW(parameter_groups(self.parts(), optim.weight_decay), fused=True)
+        if dense is not None:
+            fresh = dense.fresh
+            optimizer.register_step_post_hook(lambda *_: fresh.outdate())
+        schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def diverged(self) -> OpenBookError:
+        """What is raised when the likelihood is not a number."""
+        return OpenBookError(
+            "the likelihood is not a number",
+            where=f"step {self.global_step}",
+            action="Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume "
+            "from an earlier checkpoint.",
+        )
+
+    def _summarize(self, resamples: int) -> None:
+        gathered = gather_objects([prediction.to_json() for prediction in self.predictions])
+        self.predictions = [Prediction.from_json(fields) for part in gathered for fields in part]
+        self.predictions.sort(key=lambda prediction: prediction.id)
+        self.summary = self.summarized(resamples)

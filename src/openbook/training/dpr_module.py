@@ -1,0 +1,123 @@
+"""The LightningModule of the retriever's warm-up: both encoders under the DPR loss, no generator."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from openbook.batch import MISSING_ROW, Batch, sent
+from openbook.config.training import OptimConfig
+from openbook.data.corpus import Corpus
+from openbook.inference.evidence import best_passages, found_passages, summarize_found
+from openbook.objectives.dpr import dpr_scores, in_batch_hits, nll_of
+from openbook.retrieval.dense import Retriever
+from openbook.training.base_module import QuestionModule
+from openbook.training.dpr_negatives import TrainingPassages
+from openbook.utils.distributed import gather_rows, gather_rows_with_gradient, rank, shard, sum_over_ranks, world_size
+
+
+class DprModule(QuestionModule):
+    """Dense passage retrieval (Karpukhin et al. 2020, section 3.2). `training_step` is the method.
+
+    passages chooses what the questions are trained on; None where nothing trains (evaluate). n_docs passages per
+    question are kept in the predictions. Every rank encodes its share of the distinct passages of all ranks' batches,
+    and all of them are every rank's candidates: several ranks give the gradient of one with the whole batch.
+    """
+
+    retriever: Retriever
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        corpus: Corpus,
+        passages: TrainingPassages | None,
+        optim: OptimConfig,
+        max_steps: int,
+        n_docs: int,
+        bootstrap: int = 0,
+        regex_answers: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(retriever, optim, max_steps, bootstrap, seed)
+        self.corpus = corpus
+        self.passages = passages
+        self.eval_n_docs = n_docs
+        self.regex_answers = regex_answers
+        self.train()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        nll, hits, weight = self.likelihood(batch)
+        self._log(nll, hits, weight)
+        return {"loss": self._mean(nll, weight), "nll": nll.detach()}
+
+    def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """-log p(positive passage | question), whether no other passage scores higher, and the weight (0 for a
+        question without a positive passage), each [batch]. All ranks call this together."""
+        assert self.passages is not None
+        question_emb = self.retriever.represent(batch)
+        positives = self.passages.positives(batch)
+        negatives = self.passages.hard_negatives(batch, positives, self._index_rows(question_emb))
+        rows, device = _of_all_ranks([row for row in positives if row != MISSING_ROW] + negatives), batch.weight.device
+        positive = torch.tensor(positives)
+        columns = sent(torch.searchsorted(rows, positive.clamp(min=0)).clamp(max=len(rows) - 1), device)
+        mask = sent(self.passages.competing(batch.examples, rows.tolist()), device)
+        scores = dpr_scores(question_emb, self._passage_emb(rows), columns, mask, self.retriever.temperature)
+        return (
+            nll_of(scores, columns),
+            in_batch_hits(scores.detach(), columns),
+            batch.weight * sent(positive != MISSING_ROW, device),
+        )
+
+    def _index_rows(self, question_emb: Tensor) -> Tensor | None:
+        """What the live index finds [batch, depth], once it has been refreshed: before that it knows only what the
+        encoder could do untrained. A frozen passage encoder's index is as good as it will be."""
+        assert self.passages is not None
+        snapshot = self.retriever.snapshot
+        waiting = snapshot is None or (snapshot.generation == 0 and self.retriever.passage_encoder.trains)
+        if not self.passages.index_negatives or waiting:
+            return None
+        return self.retriever.search(question_emb.detach(), self.passages.depth).rows
+
+    def _passage_emb(self, rows: Tensor) -> Tensor:
+        """[n, dim] of the rows [n] that all ranks have in common, each encoded on one rank."""
+        mine = shard(len(rows), rank(), world_size())
+        chosen = rows[mine.start : mine.stop]
+        if not self.retriever.passage_encoder.trains:
+            return gather_rows(self.retriever.encode_once(chosen))[0]
+        # With more ranks than passages somebody has none; it encodes one for nothing, so that its weights get their
+        # gradient of zero, which DistributedDataParallel waits for.
+        passage_emb = self.retriever.encode_rows(chosen if len(chosen) else rows[:1])[: len(chosen)]
+        if len(chosen) and not self.retriever.passage_encoder.noisy:
+            self.retriever.fresh.add(chosen, passage_emb)
+        return gather_rows_with_gradient(passage_emb)
+
+    def _mean(self, nll: Tensor, weight: Tensor) -> Tensor:
+        """Over the questions of all ranks; DistributedDataParallel averages the ranks' gradients, hence the factor."""
+        total = sum_over_ranks(weight.sum()).clamp(min=1)
+        return (nll * weight).sum() * world_size() / total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
+        self.predictions.extend(found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers))
+
+    def summarized(self, resamples: int) -> dict[str, Any]:
+        return summarize_found(self.predictions, resamples, self.seed)
+
+    def _log(self, nll: Tensor, hits: Tensor, weight: Tensor) -> None:
+        """Means over the questions of all ranks."""
+        sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
+        total, n_hits, questions = sum_over_ranks(sums).tolist()
+        if math.isnan(total):
+            raise self.diverged()
+        if questions:
+            self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
+            self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
+
+
+def _of_all_ranks(rows: list[int]) -> Tensor:
+    """[n] the distinct rows of all ranks, rising; row 0 where there is none, so that there is something to encode."""
+    everywhere, _ = gather_rows(torch.tensor(rows, dtype=torch.int64))
+    return torch.unique(everywhere) if len(everywhere) else torch.zeros(1, dtype=torch.int64)

@@ -1,0 +1,172 @@
+"""Which passages a question is trained on in dense passage retrieval: one positive, hard negatives, false negatives.
+
+Positives and BM25's negatives are those of Karpukhin et al. 2020, section 3.2 and 4.2 (top passages that do not hold
+an answer); negatives from the live index are those of Xiong et al. 2020 (ANCE, arXiv:2007.00808).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openbook.batch import MISSING_ROW, Batch, Example
+from openbook.data.corpus import Corpus
+from openbook.data.sampler import stream_key
+from openbook.errors import OpenBookError
+from openbook.metrics.matching import has_answer
+from openbook.retrieval.bm25 import LexicalIndex, passage_texts
+
+_CHUNK = 256  # questions BM25 is asked at once
+
+
+class TrainingPassages:
+    """Chooses rows of the corpus for the questions of a batch; a pure function of (seed, cursor, questions, index).
+
+    lexical: BM25 over the corpus; made where it is None and wanted.
+    bm25_negatives, index_negatives: hard negatives per question from each source, as far as its best `depth` passages
+        have so many.
+    mask_false_negatives: a passage that is another gold passage of a question, or holds one of its answers
+        (`metrics.has_answer`, DPR's own matching), does not compete for it.
+    seed: of the draws among several positives. regex: the answers are regular expressions.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        lexical: LexicalIndex | None,
+        bm25_negatives: int = 1,
+        index_negatives: int = 0,
+        depth: int = 50,
+        mask_false_negatives: bool = True,
+        seed: int = 0,
+        regex: bool = False,
+    ):
+        self.corpus = corpus
+        self.bm25_negatives, self.index_negatives, self.depth = bm25_negatives, index_negatives, depth
+        self.mask_false_negatives, self.seed, self.regex = mask_false_negatives, seed, regex
+        self.lexical = lexical
+        self._found: dict[str, int] = {}
+
+    def prepare(self, examples: Iterable[Example]) -> int:
+        """Look once through the training questions: one without a known positive passage gets BM25's best passage that
+        holds an answer, as DPR does for questions without gold passages; returns how many have none either.
+
+        Those are left out of training, with one warning. Raises OpenBookError where that would be all of them.
+        """
+        total, n_left_out, unknown = 0, 0, list[Example]()
+        for example in examples:
+            total += 1
+            if not self.known_positives(example):
+                unknown.append(example)
+            if len(unknown) == _CHUNK:
+                n_left_out += self._find(unknown)
+                unknown = []
+        n_left_out += self._find(unknown)
+        if n_left_out == total:
+            raise OpenBookError(
+                "no training question has a positive passage",
+                where="data.train",
+                got=f"{total} questions",
+                expected="positive_ids among the passages, or answers that stand in a passage",
+                action="Check that data.train and data.corpus belong together.",
+            )
+        if n_left_out:
+            warnings.warn(
+                f"{n_left_out} of {total} training questions have neither a known positive passage nor an answer in "
+                f"BM25's best {self.depth} passages: they are left out of the retriever's training",
+                stacklevel=2,
+            )
+        return n_left_out
+
+    def positives(self, batch: Batch) -> list[int]:
+        """[batch] row of each question's positive passage at this visit, each known one as likely as the others;
+        MISSING_ROW where there is none, and for examples that only keep the ranks in step."""
+        return [
+            self._positive(example, batch.cursor) if weight > 0 else MISSING_ROW
+            for example, weight in zip(batch.examples, batch.weight.tolist(), strict=True)
+        ]
+
+    def hard_negatives(self, batch: Batch, positives: Sequence[int], index_rows: Tensor | None = None) -> list[int]:
+        """Rows of the hard negatives of all questions that have a positive passage, BM25's before the index's.
+
+        index_rows [batch, depth] on the CPU: what the live index finds for the questions, best first; None before there
+        is one.
+        """
+        asked = [place for place, row in enumerate(positives) if row != MISSING_ROW]
+        examples = [batch.examples[place] for place in asked]
+        chosen: list[set[int]] = [set() for _ in asked]
+        found: list[int] = []
+        sources: list[tuple[int, np.ndarray]] = []
+        if self.bm25_negatives and asked:
+            best, _ = self._bm25().search([example.question for example in examples], self.depth)
+            sources.append((self.bm25_negatives, best))
+        if index_rows is not None and self.index_negatives and asked:
+            sources.append((self.index_negatives, index_rows.numpy()[asked]))
+        for n_wanted, candidates in sources:
+            for example, taken, rows in zip(examples, chosen, candidates.tolist(), strict=True):
+                new = self._first_negatives(example, [row for row in rows if row not in taken], n_wanted)
+                taken.update(new)
+                found += new
+        return found
+
+    def competing(self, examples: Sequence[Example], rows: Sequence[int]) -> Tensor:
+        """mask [batch, n] bool: which of the passages at `rows` compete for which question. The caller lets each
+        question's own positive passage compete."""
+        mask = torch.ones(len(examples), len(rows), dtype=torch.bool)
+        if self.mask_false_negatives:
+            texts = [self.corpus.passage(row).text for row in rows]
+            for place, example in enumerate(examples):
+                gold = set(self.known_positives(example))
+                mask[place] = torch.tensor(
+                    [
+                        row not in gold and not has_answer(text, example.answers, self.regex)
+                        for row, text in zip(rows, texts, strict=True)
+                    ]
+                )
+        return mask
+
+    def known_positives(self, example: Example) -> list[int]:
+        """Rows of the passages that the example names and the corpus has, in the example's order."""
+        rows = (self.corpus.row_of(identity) for identity in dict.fromkeys(example.positive_ids))
+        return [row for row in rows if row is not None]
+
+    def _positive(self, example: Example, cursor: int) -> int:
+        known = self.known_positives(example)
+        if known:
+            return known[stream_key(self.seed, cursor, example.id) % len(known)]
+        return self._found.get(example.id, MISSING_ROW)
+
+    def _first_negatives(self, example: Example, rows: Sequence[int], n_wanted: int) -> list[int]:
+        gold, negatives = {*self.known_positives(example), self._found.get(example.id), MISSING_ROW}, list[int]()
+        for row in rows:
+            if len(negatives) == n_wanted:
+                break
+            if row not in gold and not self._holds_answer(row, example):
+                negatives.append(row)
+        return negatives
+
+    def _holds_answer(self, row: int, example: Example) -> bool:
+        return has_answer(self.corpus.passage(row).text, example.answers, self.regex)
+
+    def _bm25(self) -> LexicalIndex:
+        if self.lexical is None:
+            self.lexical = LexicalIndex(passage_texts(self.corpus))
+        return self.lexical
+
+    def _find(self, examples: Sequence[Example]) -> int:
+        """Remember BM25's positives of these; how many have none."""
+        if not examples:
+            return 0
+        best, _ = self._bm25().search([example.question for example in examples], self.depth)
+        n_without = 0
+        for example, rows in zip(examples, best.tolist(), strict=True):
+            row = next((row for row in rows if row != MISSING_ROW and self._holds_answer(row, example)), None)
+            if row is None:
+                n_without += 1
+            else:
+                self._found[example.id] = row
+        return n_without

@@ -1,0 +1,136 @@
+"""The LightningModule: retriever and generator under one marginal likelihood."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from openbook.batch import Batch, Retrieved
+from openbook.config.training import OptimConfig
+from openbook.inference.answering import Answering
+from openbook.metrics.summary import summarize
+from openbook.models.contexts import ContextBuilder, answer_hidden, closed_book_rows
+from openbook.models.generator import Generator
+from openbook.objectives.by_name import OBJECTIVES, READS, loss_of
+from openbook.objectives.fused import FusedLoss, fused_marginal_nll
+from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.dense import Retriever
+from openbook.training.base_module import QuestionModule
+from openbook.utils.distributed import sum_over_ranks, world_size
+
+
+class RagModule(QuestionModule):
+    """End-to-end RAG training (Lewis et al. 2020, section 2). `training_step` is the method.
+
+    retriever is None for the closed-book objective. objective: what trains; `reads` is the likelihood that is reported
+    and that answers are decoded by (openbook.objectives.READS). n_docs passages are marginalised in training,
+    answering.n_docs at evaluation. reduction: the loss is a mean per "question" or per target "token", over the batches
+    of all ranks. resamples: of the bootstrap behind the test's intervals.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever | LexicalRetriever | None,
+        generator: Generator,
+        contexts: ContextBuilder,
+        answering: Answering,
+        objective: str,
+        n_docs: int,
+        optim: OptimConfig,
+        max_steps: int,
+        reduction: str = "question",
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        distill_temperature: float = 1.0,
+        resamples: int = 0,
+    ):
+        super().__init__(retriever, optim, max_steps, resamples, seed)
+        self.generator = generator
+        self.contexts = contexts
+        self.answering = answering
+        self.objective = objective
+        self.reads = READS[objective]
+        self.loss = loss_of(objective, distill_temperature)
+        self.n_docs = n_docs
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        if self.retriever is None:
+            retrieved = Retrieved(closed_book_rows(batch), torch.zeros_like(batch.weight)[:, None])
+            doc_scores = retrieved.index_scores
+        else:
+            questions: Any = self.retriever.represent(batch)  # q(x)
+            retrieved = self.retriever.retrieve(questions, self.n_docs)  # z in top-k, by the index as it stands
+            doc_scores = self.retriever.score(questions, retrieved)  # d(z)^T q(x), with today's weights
+        hidden = answer_hidden(self.generator, batch, retrieved.rows, self.contexts)  # of p(y_t | x, z, y_<t)
+        share = self._share(doc_scores, batch)
+        there = torch.ones_like(retrieved.mask) if self.retriever is None else retrieved.mask
+        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, there, share)  # -log p(y|x)
+        nll = losses
+        if self.reads != self.objective:  # what is minimised is no likelihood
+            nll = OBJECTIVES[self.reads](token_logprobs, doc_scores.detach(), batch.target_mask)
+        self._log(nll, losses, batch)
+        seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
+        return {"loss": loss, **seen, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
+
+    def fused_loss(self, hidden: Tensor, doc_scores: Tensor, batch: Batch, there: Tensor, share: Tensor) -> FusedLoss:
+        """The objective on hidden [batch, n_docs, target_len, dim], through the vocabulary head without keeping its
+        logits; the loss is the sum of the questions', each times its share [batch]. there [batch, n_docs] bool on the
+        CPU: False where doc_scores are -inf."""
+        head, bias = self.generator.head_weight, self.generator.head_bias
+        targets = torch.arange(hidden.shape[2]) < torch.tensor(batch.target_lengths)[:, None]
+        return fused_marginal_nll(
+            hidden,
+            head,
+            bias,
+            batch.labels,
+            doc_scores,
+            self.loss,
+            share,
+            self.label_smoothing,
+            counted=targets[:, None] & there[:, :, None],
+        )
+
+    def _share(self, doc_scores: Tensor, batch: Batch) -> Tensor:
+        """[batch]: what each question's nll counts in the mean over the questions (or target tokens) of all ranks'
+        batches; DDP averages the ranks' gradients, so each rank's share is scaled by the number of ranks. A question
+        without any passage has no likelihood to learn from and is left out here; one whose likelihood is 0 for another
+        reason counts, and adds nothing."""
+        weight = batch.weight * (doc_scores != -torch.inf).any(-1)
+        units = weight if self.reduction == "question" else weight * batch.target_mask.sum(-1)
+        total = sum_over_ranks(units.sum()).clamp(min=1)
+        return weight * world_size() / total
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.predictions.extend(self.answering(batch, self.retriever, self.index_is_exact))
+
+    def parts(self) -> list[tuple[str, nn.Module, float]]:
+        generator = ("generator", cast(nn.Module, self.generator), self.optim.lr_generator or self.optim.lr)
+        return [generator, *super().parts()]
+
+    def summarized(self, resamples: int) -> dict[str, Any]:
+        how = self.answering
+        return summarize(self.predictions, how.task, resamples, self.seed, how.labels)
+
+    def _log(self, nll: Tensor, losses: Tensor, batch: Batch) -> None:
+        """-log p(y|x) per question and per target token, over the batches of all ranks, and where it is not what is
+        minimised, that per question. The step's one wait for a GPU after the search: before the weights are moved, it
+        must be known that this is a number."""
+        weight, minimised = (batch.weight * (values != torch.inf) for values in (nll, losses))
+        tokens = weight * batch.target_mask.sum(-1)
+        sums = [torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()]
+        sums += [torch.where(minimised > 0, losses, 0.0).sum(), minimised.sum()]
+        total, questions, n_tokens, loss, n_minimised = sum_over_ranks(torch.stack(sums)).tolist()
+        if self.reads != self.objective:
+            self.log("train/loss", loss / max(n_minimised, 1.0), rank_zero_only=True)
+        if not questions:  # none has found a passage, as happens with BM25
+            return
+        if math.isnan(total):
+            raise self.diverged()
+        self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
+        self.log("train/nll_per_token", total / n_tokens, rank_zero_only=True)

@@ -1,0 +1,62 @@
+"""A progress bar on a terminal, a line now and then in a log: every long stage says how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from openbook.utils.hardware import rank_from_environment
+
+console = Console(stderr=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line to the user, from rank 0 only."""
+    if rank_from_environment() == 0:
+        console.print(text, markup=False)
+
+
+@contextmanager
+def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Gives a function (done, total) to call often. label: like "encoding the corpus"; unit: like "passages"."""
+    if rank_from_environment() != 0:
+        yield lambda done, total: None
+        return
+    started = time.perf_counter()
+    last: tuple[int, int] = (0, 0)
+    if sys.stdout.isatty():
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(label, total=None)
+
+            def show(done: int, total: int) -> None:
+                nonlocal last
+                last = (done, total)
+                bar.update(task, completed=done, total=total)
+
+            yield show
+    else:
+        spoken = started
+
+        def write(done: int, total: int) -> None:
+            nonlocal last, spoken
+            last = (done, total)
+            if time.perf_counter() - spoken > 10:
+                spoken = time.perf_counter()
+                say(f"{label}: {done:,} of {total:,} {unit} ({done / (spoken - started):,.0f}/s)")
+
+        yield write
+    if last[0]:  # nothing was done where a cache had it
+        say(f"{label}: {last[0]:,} {unit} in {time.perf_counter() - started:.1f} s")

@@ -1,0 +1,132 @@
+"""Configuration: every problem at once, the nearest right key, the schema decides how a text is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openbook.config.checks import problems_of
+from openbook.config.load import described_keys, keys_of, list_experiments, load_experiment, load_resolved, to_yaml
+from openbook.config.schema import Config
+from openbook.errors import OpenBookError
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text("shows: a base\nseed: 3\noptim:\n  lr_generator: 2e-4\n", encoding="utf-8")
+    (tmp_path / "child.yaml").write_text("extends: base\nshows: a child\nseed: 5\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_a_child_overrides_its_parent_and_overrides_override_both(folder: Path) -> None:
+    config = load_experiment("child", ["optim.clip=0.5"], folder)
+    assert (config.experiment, config.seed, config.optim.lr_generator, config.optim.clip) == ("child", 5, 2e-4, 0.5)
+    assert load_experiment("child", ["seed=7"], folder).seed == 7
+
+
+def test_the_schema_decides_how_an_override_is_read(folder: Path) -> None:
+    config = load_experiment(
+        "base", ["run.name=0123", "wandb.project=yes", "optim.lr_generator=1e-6", "retriever.tied=no"], folder
+    )
+    assert (config.run.name, config.wandb.project, config.optim.lr_generator, config.retriever.tied) == (
+        "0123",
+        "yes",
+        1e-6,
+        False,
+    )
+
+
+def test_all_problems_are_reported_at_once_with_the_nearest_key(folder: Path) -> None:
+    wrong = ["trainer.max_step=3", "optm.clip=1", "trainer.precision=fp8", "trainer.max_steps=many", "nonsense"]
+    with pytest.raises(OpenBookError) as caught:
+        load_experiment("base", wrong, folder)
+    text = str(caught.value)
+    assert text.startswith("5 problems")
+    for part in (
+        "Did you mean trainer.max_steps?",
+        "Did you mean optim.clip?",
+        "one of auto, fp32, bf16",
+        "'many', expected a whole number",
+        "'nonsense', expected key=value",
+    ):
+        assert part in text
+
+
+def test_ranges_and_combinations(folder: Path) -> None:
+    wrong = [
+        "retriever.n_docs=0",
+        "optim.final_lr=2",
+        "retriever.tied=true",
+        "retriever.train_question_encoder=false",
+        "data.train=mine.jsonl",
+    ]
+    with pytest.raises(OpenBookError) as caught:
+        load_experiment("base", wrong, folder)
+    text = str(caught.value)
+    for part in (
+        "(retriever.n_docs): got 0, expected more than 0",
+        "(optim.final_lr): got 2.0, expected a share",
+        "tied encoders train together",
+        "questions of your own over the embedded corpus",
+        "(data.validation): got 'factbook'",
+    ):
+        assert part in text
+
+
+def test_defaults_are_sound() -> None:
+    assert problems_of(Config()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: [1", "not readable as YAML"),
+        ("- 1\n- 2\n", "not a mapping"),
+        ("extends: broken\n", "in a circle"),
+        ("sed: 1\n", "broken.yaml: sed.*Did you mean seed"),
+    ],
+)
+def test_broken_files_are_named(folder: Path, content: str, said: str) -> None:
+    (folder / "broken.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(OpenBookError, match=said):
+        load_experiment("broken", (), folder)
+
+
+def test_an_unknown_experiment_names_the_nearest(folder: Path) -> None:
+    with pytest.raises(OpenBookError, match=r"one of base, child.*Did you mean child"):
+        load_experiment("chidl", (), folder)
+
+
+def test_a_resolved_configuration_reads_back_as_itself(folder: Path) -> None:
+    config = load_experiment("child", ["run.dir=x"], folder)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_resolved(folder / "config.yaml") == config
+    assert load_resolved(folder / "config.yaml", ["seed=11"]).seed == 11
+
+
+def test_every_key_has_a_unit() -> None:
+    described = {key: unit for key, _, unit in described_keys()}
+    assert list(described) == list(keys_of())
+    assert all(described.values())
+
+
+@pytest.mark.parametrize("name", list_experiments(EXPERIMENTS))
+def test_every_experiment_loads_and_fits_one_screen(name: str) -> None:
+    config = load_experiment(name, (), EXPERIMENTS)
+    assert config.experiment == name
+    assert len(config.shows) > 20
+    assert len((EXPERIMENTS / f"{name}.yaml").read_text().splitlines()) <= 40
+
+
+def test_the_experiments_that_were_promised() -> None:
+    promised = {"rag_token", "rag_sequence", "closed_book", "frozen_retriever", "stale_index", "factbook_full", "tiny"}
+    assert promised <= set(list_experiments(EXPERIMENTS))
+
+
+def test_nothing_in_a_configuration_needs_torch() -> None:
+    """Plain values only, so that a checkpoint that holds them loads with weights_only."""
+    assert not any(isinstance(value, torch.Tensor) for _, value, _ in described_keys())

