@@ -1,4 +1,4 @@
-"""Keep a run resumable: a checkpoint every N steps and at the end; Ctrl-C and SIGTERM save first, on all ranks."""
+"""Checkpoints that a run resumes from: every N steps and at the end; Ctrl-C and SIGTERM save first, on all ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from openbook.utils.distributed import any_rank
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
-class Resumable(L.Callback):
+class Checkpointing(L.Callback):
     """Writes `last.ckpt` every N optimizer steps, when training ends, and on SIGINT, SIGTERM or SIGUSR1, which end
     training in order after the optimizer step under way.
 

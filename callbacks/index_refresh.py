@@ -6,37 +6,37 @@ from typing import Any
 
 import lightning as L
 
-from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import Retriever
 
 
 class IndexRefresh(L.Callback):
-    """Lightning's hooks around an IndexUpkeep: a snapshot before the first search, a look after every optimizer step.
+    """Lightning's hooks around a RefreshManager: a snapshot before the first search, a check after every step.
 
     fresh_test: before a test, encode the corpus again when the passage encoder has moved since.
     """
 
-    def __init__(self, upkeep: IndexUpkeep, fresh_test: bool = True):
-        self.upkeep = upkeep
+    def __init__(self, manager: RefreshManager, fresh_test: bool = True):
+        self.manager = manager
         self.fresh_test = fresh_test
         self._seen = -1
 
     # By then a resumed run's weights are in place, whatever the strategy restores them with.
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._seen = trainer.global_step
-        _log_first(trainer, self.upkeep.prepare(_retriever(pl_module), trainer.global_step))
+        _log_first(trainer, self.manager.prepare(_retriever(pl_module), trainer.global_step))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _log_first(trainer, self.upkeep.ensure(_retriever(pl_module), trainer.global_step))
+        _log_first(trainer, self.manager.ensure(_retriever(pl_module), trainer.global_step))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _retriever(pl_module).fresh.take()  # not for the index: a resumed run would not have it
+        _retriever(pl_module).embedding_cache.take()  # not for the index: a resumed run would not have it
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         retriever = _retriever(pl_module)
-        _log_first(trainer, self.upkeep.ensure(retriever, trainer.global_step))
+        _log_first(trainer, self.manager.ensure(retriever, trainer.global_step))
         if self.fresh_test and not retriever.index_is_fresh():
-            self.upkeep.refresh(retriever, trainer.global_step, self.upkeep.store)
+            self.manager.refresh(retriever, trainer.global_step, self.manager.store)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -44,14 +44,14 @@ class IndexRefresh(L.Callback):
         if trainer.global_step == self._seen:  # in the middle of an accumulated step
             return
         self._seen = trainer.global_step
-        measured = self.upkeep.after_step(_retriever(pl_module), trainer.global_step)
+        measured = self.manager.after_step(_retriever(pl_module), trainer.global_step)
         _log(trainer, measured)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.upkeep.state_dict()
+        return self.manager.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.upkeep.load_state_dict(state_dict)
+        self.manager.load_state_dict(state_dict)
 
 
 def _log(trainer: L.Trainer, measured: dict[str, float]) -> None:

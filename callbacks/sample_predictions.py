@@ -10,7 +10,7 @@ import lightning as L
 from openbook.metrics.prediction import Prediction
 
 
-class Provenance(L.Callback):
+class SamplePredictions(L.Callback):
     """Appends to `provenance.jsonl`, one line per question: step, and the prediction with p(z|x) and p(z|x,y) of each
     passage. The same first n questions every time, so that one can follow them."""
 

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from openbook.objectives.marginal import doc_logprobs, posterior
-from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.manager import RefreshManager
 from openbook.utils.distributed import sum_over_ranks
 
 
@@ -22,8 +22,8 @@ class Staleness(L.Callback):
                                passages where they differ
     """
 
-    def __init__(self, upkeep: IndexUpkeep):
-        self.upkeep = upkeep
+    def __init__(self, manager: RefreshManager):
+        self.manager = manager
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -31,7 +31,7 @@ class Staleness(L.Callback):
         doc_scores, index_scores = outputs["doc_scores"].float(), outputs["index_scores"]
         present = index_scores.isfinite()
         drift = torch.where(present, doc_scores * pl_module.retriever.temperature - index_scores, 0.0).abs()  # type: ignore[union-attr]
-        after = posterior(outputs["token_logprobs"], doc_scores, batch.target_mask, pl_module.reads)  # type: ignore[arg-type]
+        after = posterior(outputs["token_logprobs"], doc_scores, batch.target_mask, pl_module.likelihood)  # type: ignore[arg-type]
         per_question = torch.stack(
             [
                 drift.sum(-1) / present.sum(-1).clamp(min=1),
@@ -43,4 +43,4 @@ class Staleness(L.Callback):
         *sums, questions = sum_over_ranks((per_question * batch.weight).sum(-1)).tolist()
         for name, value in zip(("staleness", "prior_entropy", "posterior_entropy"), sums, strict=True):
             pl_module.log(f"train/{name}", value / max(questions, 1.0), rank_zero_only=True)
-        pl_module.log("train/steps_since_refresh", self.upkeep.age(trainer.global_step), rank_zero_only=True)
+        pl_module.log("train/steps_since_refresh", self.manager.age(trainer.global_step), rank_zero_only=True)

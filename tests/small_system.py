@@ -204,7 +204,7 @@ def nudge(retriever: Retriever, seed: int, by: float = 0.1) -> None:
     with torch.no_grad():
         for parameter in retriever.passage_encoder.parameters():
             parameter.add_(by * torch.randn(parameter.shape, generator=draw))
-    retriever.fresh.outdate()
+    retriever.embedding_cache.outdate()
 
 
 def tiny_probes(n: int = 11, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

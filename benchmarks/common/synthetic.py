@@ -17,7 +17,7 @@ from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds
 from openbook.index.shard_index import IndexOptions
 from openbook.models.encoders import TextEncoder
-from openbook.refresh.manager import IndexUpkeep, RefreshOptions
+from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.retrieval.dense import Retriever
 
@@ -66,13 +66,13 @@ def encoder(dim: int, seed: int = 0) -> TextEncoder:
 
 def system(
     n: int, dim: int, index: IndexOptions, mode: str, every: int, spread: int = 10
-) -> tuple[Retriever, IndexUpkeep]:
-    """A retriever over n passages and the upkeep of its index; nothing is indexed yet."""
+) -> tuple[Retriever, RefreshManager]:
+    """A retriever over n passages and the manager of its index; nothing is indexed yet."""
     tokens, passages = corpus(n), encoder(dim)
     retriever = Retriever(passages, passages, tokens, SPECIAL, 8, temperature=0.05)
     options = RefreshOptions(RefreshSchedule.read(str(every)), mode, spread)  # type: ignore[arg-type]
     probes = torch.from_numpy(questions(n, 32)), torch.ones(32, 6, dtype=torch.bool)
-    return retriever, IndexUpkeep(options, index, CorpusOptions(tokens, SPECIAL, 8, f"synthetic {n}"), probes)
+    return retriever, RefreshManager(options, index, CorpusOptions(tokens, SPECIAL, 8, f"synthetic {n}"), probes)
 
 
 def questions(n: int, how_many: int, seed: int = 1) -> np.ndarray:

@@ -15,7 +15,7 @@ from openbook.config.load import load_experiment
 from openbook.config.schema import Config
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.index.faiss_factory import use_threads
-from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.manager import RefreshManager
 from openbook.refresh.rebuild import Refresh
 from openbook.retrieval.dense import Retriever
 from openbook.setup import data as setup_data
@@ -33,10 +33,10 @@ class System:
     """Everything a run trains with; the reader is not warmed up, which changes no time."""
 
     config: Config
-    ready: setup_data.Parts
+    parts: setup_data.Parts
     questions: QuestionAnswerData
     module: RagModule
-    upkeep: IndexUpkeep
+    manager: RefreshManager
     autocast: torch.dtype | None
 
     @property
@@ -51,8 +51,8 @@ def system(quick: bool, *overrides: str) -> System:
     config = load_experiment("tiny" if quick else "rag_token", [never, "index.keep_vectors=0", *overrides])
     quiet()
     prepared = prepare(config)
-    module = setup_models.module(config, prepared.ready, None)
-    return System(config, prepared.ready, prepared.questions, module, prepared.refresh().upkeep, prepared.autocast)
+    module = setup_models.module(config, prepared.parts, None)
+    return System(config, prepared.parts, prepared.questions, module, prepared.refresh().manager, prepared.autocast)
 
 
 def prepare_machine() -> None:
@@ -63,25 +63,25 @@ def prepare_machine() -> None:
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one optimizer step: everything since the last step's upkeep (loading data included) until the weights
-    are changed; the upkeep after it; and of that the encoding of a slice, 0 where there was none."""
+    """Seconds of one optimizer step: everything since the last step's manager (loading data included) until the weights
+    are changed; the manager after it; and of that the encoding of a slice, 0 where there was none."""
 
     number: int
     mode: Mode
     training: float
-    upkeep: float
+    manager: float
     slice: float
 
     @property
     def pause(self) -> float:
-        """The step and its upkeep without the slice's own cost."""
-        return self.training + self.upkeep - self.slice
+        """The step and its manager without the slice's own cost."""
+        return self.training + self.manager - self.slice
 
 
 def train(on: System, steps: int, mode_of: Callable[[int], Mode] = lambda step: "blocking") -> list[Step]:
     """Train with Lightning as `openbook train` does, the index kept in the mode that a step number asks for; the mode
     may change only while no amortized refresh is under way."""
-    clock = _Clock(on.upkeep, mode_of)
+    clock = _Clock(on.manager, mode_of)
     trainer = make_trainer(replace(on.config, trainer=replace(on.config.trainer, max_steps=steps)), [clock], [])
     trainer.limit_val_batches = 0
     if trainer.progress_bar_callback is not None:
@@ -94,17 +94,17 @@ def train(on: System, steps: int, mode_of: Callable[[int], Mode] = lambda step: 
 class _Clock(L.Callback):
     """Stands where IndexRefresh stands in a run, keeps the same state, and times what it calls."""
 
-    def __init__(self, upkeep: IndexUpkeep, mode_of: Callable[[int], Mode]):
-        self.upkeep, self.mode_of = upkeep, mode_of
+    def __init__(self, manager: RefreshManager, mode_of: Callable[[int], Mode]):
+        self.manager, self.mode_of = manager, mode_of
         self.advance: list[float] = []
         self.steps: list[Step] = []
         self.last = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        return self.upkeep.state_dict()
+        return self.manager.state_dict()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.upkeep.prepare(pl_module.retriever, 0)  # type: ignore[arg-type]
+        self.manager.prepare(pl_module.retriever, 0)  # type: ignore[arg-type]
         self.last = now()
 
     def on_train_batch_end(
@@ -112,8 +112,8 @@ class _Clock(L.Callback):
     ) -> None:
         trained, step, slices = now(), trainer.global_step, len(self.advance)
         mode = self.mode_of(step)
-        self.upkeep.options = replace(self.upkeep.options, mode=mode)
-        self.upkeep.after_step(pl_module.retriever, step)  # type: ignore[arg-type]
+        self.manager.options = replace(self.manager.options, mode=mode)
+        self.manager.after_step(pl_module.retriever, step)  # type: ignore[arg-type]
         kept = now()
         self.steps.append(Step(step, mode, trained - self.last, kept - trained, sum(self.advance[slices:])))
         self.last = now()

@@ -26,7 +26,7 @@ def blocks(every: int, spread: int, quick: bool) -> list[list[Step]]:
 
 
 def figures(found: list[list[Step]]) -> dict[str, Value]:
-    """A step's pause is its training and all upkeep after it but the encoding of its slice: copying the weights at the
+    """A step's pause is its training and all manager after it but the encoding of its slice: copying the weights at the
     start of a refresh, comparing and swapping at its end are part of it."""
     amortized = [step for block in found for step in block if step.mode == "amortized"]
     blocking = [step for block in found for step in block if step.mode == "blocking"]
@@ -34,7 +34,7 @@ def figures(found: list[list[Step]]) -> dict[str, Value]:
     slices = [step.slice for step in amortized if step.slice]
     worst = max(step.pause for step in amortized)
     per_block = {
-        mode: sum(step.training + step.upkeep for step in steps) / ORDER.count(mode)
+        mode: sum(step.training + step.manager for step in steps) / ORDER.count(mode)
         for mode, steps in (("amortized", amortized), ("blocking", blocking))
     }
     return {
@@ -44,11 +44,11 @@ def figures(found: list[list[Step]]) -> dict[str, Value]:
         "refresh.amortized.slice_seconds": median(slices),
         "refresh.amortized.longest_slice_seconds": max(slices),
         "refresh.amortized.slices": len(slices),
-        "refresh.amortized.longest_begin_or_swap_seconds": max(step.upkeep - step.slice for step in amortized),
+        "refresh.amortized.longest_begin_or_swap_seconds": max(step.manager - step.slice for step in amortized),
         "refresh.amortized.total_ratio": per_block["amortized"] / per_block["blocking"],
         "refresh.amortized.total_seconds": per_block["amortized"],
         "refresh.blocking.total_seconds": per_block["blocking"],
-        "refresh.blocking.pause_seconds": max(step.upkeep for step in blocking),
+        "refresh.blocking.pause_seconds": max(step.manager for step in blocking),
         "refresh.blocking.worst_training_ratio": max(step.training for step in blocking) / plain,
         "refresh.block_steps": len(found[0]),
     }

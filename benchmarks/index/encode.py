@@ -75,7 +75,7 @@ class Naive:
 
 def rounds(on: System, n: int, at_least: int) -> Iterator[list[np.ndarray]]:
     """n lists of a refresh's passes, each of at_least so many passages."""
-    corpus = on.upkeep.corpus
+    corpus = on.manager.corpus
     coder = corpus.coder(on.retriever.passage_encoder)
     passes = coder.passes(range(corpus.n_passages), corpus.tokens_per_pass, corpus.seed)
     for _ in range(n):
@@ -105,7 +105,7 @@ def operations(config: Any, lengths: np.ndarray) -> float:
 
 def measure(on: System, n: int, at_least: int) -> dict[str, Value]:
     """Medians over the rounds, of speeds and of their ratios within a round."""
-    corpus, chosen_precision = on.upkeep.corpus, torch.get_float32_matmul_precision()
+    corpus, chosen_precision = on.manager.corpus, torch.get_float32_matmul_precision()
     coder = corpus.coder(on.retriever.passage_encoder)
     naive = Naive(model_folder(on.config.retriever.passage_encoder), coder.device)
     speeds: dict[str, list[float]] = {"openbook": [], "naive": [], "same": [], "to batch": []}
@@ -115,7 +115,7 @@ def measure(on: System, n: int, at_least: int) -> dict[str, Value]:
     for number, passes in enumerate(rounds(on, n + 1, at_least)):
         rows = np.concatenate(passes)
         in_file = np.sort(rows)
-        passages = on.ready.corpus.passages(in_file)
+        passages = on.parts.corpus.passages(in_file)
         titles, texts = [passage.title for passage in passages], [passage.text for passage in passages]
         padded, to_batch = (naive.batches(titles, texts, padding) for padding in ("max_length", "longest"))
         contenders: dict[str, tuple[str, Callable[[], Tensor]]] = {

@@ -84,10 +84,10 @@ def on_synthetic(n: int, lists: int, n_questions: int) -> dict[str, Value]:
 def on_corpus(quick: bool, lists: int, n_questions: int) -> dict[str, Value]:
     """Recall alone: the corpus is too small for times to say anything."""
     on = system(quick)
-    on.upkeep.ensure(on.retriever, 0)
+    on.manager.ensure(on.retriever, 0)
     assert on.retriever.snapshot is not None
-    vectors = on.retriever.snapshot.index.vectors(np.arange(on.upkeep.corpus.n_passages))
-    asked = embedded(on.questions.probe_questions(n_questions), on.retriever, on.upkeep.corpus.dtype).numpy()
+    vectors = on.retriever.snapshot.index.vectors(np.arange(on.manager.corpus.n_passages))
+    asked = embedded(on.questions.probe_questions(n_questions), on.retriever, on.manager.corpus.dtype).numpy()
     exact = searched(built("Flat", vectors)[0], asked)[0]
     found: dict[str, Value] = {"family.corpus.passages": len(vectors), "family.corpus.questions": len(asked)}
     for factory in factories(lists):

@@ -24,7 +24,7 @@ from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import now, prepare_machine, seconds_of
 from openbook.index.plan import PLANNING_PASSES, Plan
 from openbook.index.shard_index import IndexOptions
-from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.manager import RefreshManager
 from openbook.refresh.rebuild import Refresh
 from openbook.retrieval.dense import Retriever
 from openbook.utils.host_memory import current_memory, peak_memory, reset_peak_memory
@@ -74,13 +74,13 @@ def run(case: Case) -> Measured:
     family = IndexOptions(case.factory)
     give_back()
     _refreshed(*synthetic.system(3000, DIM, family, case.mode, EVERY, SPREAD), swaps=1)
-    retriever, upkeep = synthetic.system(case.n, DIM, family, case.mode, EVERY, SPREAD)
+    retriever, manager = synthetic.system(case.n, DIM, family, case.mode, EVERY, SPREAD)
     asked = retriever.encode_questions(torch.from_numpy(synthetic.questions(case.n, ASKED)), None).detach()  # type: ignore[arg-type]
     gc.collect()
     before = _held(current_memory())
 
     started = now()
-    upkeep.prepare(retriever, 0)
+    manager.prepare(retriever, 0)
     build_seconds = now() - started
     searching = []
     for _ in range(5):
@@ -89,7 +89,7 @@ def run(case: Case) -> Measured:
         searching.append(now() - started)
 
     reset_peak_memory()
-    refreshing, swapping, held = _refreshed(retriever, upkeep, case.swaps)
+    refreshing, swapping, held = _refreshed(retriever, manager, case.swaps)
     peak = _held(peak_memory()) - before
     assert retriever.snapshot is not None
     encoder_bytes = sum(4 * value.numel() for value in retriever.passage_encoder.state_dict().values())
@@ -116,20 +116,20 @@ def run(case: Case) -> Measured:
     )
 
 
-def _refreshed(retriever: Retriever, upkeep: IndexUpkeep, swaps: int) -> tuple[list[float], list[float], list[int]]:
+def _refreshed(retriever: Retriever, manager: RefreshManager, swaps: int) -> tuple[list[float], list[float], list[int]]:
     """So many whole refreshes by after_step alone: seconds of each, seconds of what is no encoding in each, and the
     memory held after each. Weights drift at every step."""
-    upkeep.prepare(retriever, 0)
+    manager.prepare(retriever, 0)
     refreshing, swapping, held = [], [], []
-    in_place = upkeep.options.in_place
+    in_place = manager.options.in_place
     step = 0
     for _ in range(swaps):
-        generation, started = upkeep.generation, now()
+        generation, started = manager.generation, now()
         with seconds_of(Refresh, "finish") as finishing:
-            while upkeep.generation == generation:
+            while manager.generation == generation:
                 retriever.passage_encoder.model.drift()  # type: ignore[operator]
                 step += 1
-                upkeep.after_step(retriever, step)
+                manager.after_step(retriever, step)
         refreshing.append(now() - started)
         swapping.append(0.0 if in_place else sum(finishing))
         held.append(_held(current_memory()))

@@ -33,14 +33,14 @@ def time_and_disk(quick: bool, every: int) -> dict[str, Pair]:
     """One interval of a run whose refreshes block training; one set of vectors and one checkpoint are kept."""
     on = system(quick, f"refresh.every={every}", "index.keep_vectors=1")
     batch = next(iter(on.questions.train_dataloader()))
-    plan = timed(plan_of(on.config, on.upkeep, on.module), on.config, on.upkeep, on.module, batch)
+    plan = timed(plan_of(on.config, on.manager, on.module), on.config, on.manager, on.module, batch)
     with tempfile.TemporaryDirectory() as folder:
         building = seconds_to_build(on, Path(folder) / "vectors")
         steps = train(on, every)
         on.module.trainer.save_checkpoint(Path(folder) / "last.ckpt", weights_only=False)
         disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
     training = median([step.training for step in steps[1:]])  # the first step starts Lightning up
-    refreshing = steps[-1].upkeep
+    refreshing = steps[-1].manager
     return {
         "first_index_seconds": (plan.refresh_seconds, building),
         "refresh_seconds": (plan.refresh_seconds, refreshing),
@@ -52,9 +52,9 @@ def time_and_disk(quick: bool, every: int) -> dict[str, Pair]:
 
 def seconds_to_build(on: System, store: Path) -> float:
     """The first index, its vectors written to the folder."""
-    on.upkeep.store = VectorStore(store, 1)
+    on.manager.store = VectorStore(store, 1)
     started = now()
-    on.upkeep.ensure(on.retriever, 0)
+    on.manager.ensure(on.retriever, 0)
     return now() - started
 
 

@@ -140,7 +140,7 @@ class Beside(L.Callback):
                 found, cost = kept.snapshot.search(asked, 5).rows, kept.rolling.encoded / n
                 rows[kept.name] = found, cost
                 rows[f"{kept.name}, in order"] = _reranked(asked, found[:, : self.n_docs], fresh), cost
-                plain = replace(kept.snapshot, comparable=None).search(asked, 5).rows
+                plain = replace(kept.snapshot, calibrate=None).search(asked, 5).rows
                 rows[f"{kept.name}, ages not compared"] = plain, cost
                 rows[f"{kept.name}, ages not compared, in order"] = (
                     _reranked(asked, plain[:, : self.n_docs], fresh),
@@ -256,7 +256,7 @@ def main() -> None:
         ],
     )
     prepared = prepare(config)
-    questions = questions_of(config, prepared.ready, given.steps)
+    questions = questions_of(config, prepared.parts, given.steps)
     module, refresh = prepared.module(), prepared.refresh(probes=False)
     kept = [
         ("write-back", "rolling", 0.0),
@@ -266,7 +266,7 @@ def main() -> None:
         ("hot 10 %", "hot", 0.1),
         ("hot 25 %", "hot", 0.25),
     ]
-    beside = Beside(refresh.upkeep.corpus, kept, given.steps, given.every, questions, config.retriever.n_docs)
+    beside = Beside(refresh.manager.corpus, kept, given.steps, given.every, questions, config.retriever.n_docs)
     trainer = make_trainer(config, [refresh, beside], [])
     trainer.fit(module, prepared.questions)
     given.points.write_text("".join(json.dumps(point) + "\n" for point in beside.curves), encoding="utf-8")

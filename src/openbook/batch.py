@@ -52,7 +52,7 @@ class Example:
     phrasing: str = ""
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on `device`; one from the host gets to a GPU without waiting for what the GPU is still busy with."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -91,10 +91,10 @@ class Batch:
         device = torch.device(device)
         return replace(
             self,
-            question_ids=sent(self.question_ids, device),
-            question_mask=sent(self.question_mask, device),
-            labels=sent(self.labels, device),
-            weight=sent(self.weight, device),
+            question_ids=to_device(self.question_ids, device),
+            question_mask=to_device(self.question_mask, device),
+            labels=to_device(self.labels, device),
+            weight=to_device(self.weight, device),
         )
 
     @property

@@ -14,7 +14,7 @@ from openbook.commands.evaluate import evaluate
 from openbook.commands.train import train
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.index.snapshot import Snapshot
-from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.manager import RefreshManager
 from openbook.refresh.rebuild import Refresh
 from openbook.refresh.rolling import Rolling
 from openbook.retrieval.dense import Retriever
@@ -50,45 +50,45 @@ def refreshed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def system(small_system: SmallSystem, tmp_path: Path) -> tuple[Retriever, IndexUpkeep, QuestionAnswerData]:
+def system(small_system: SmallSystem, tmp_path: Path) -> tuple[Retriever, RefreshManager, QuestionAnswerData]:
     config = small_system.config(tmp_path / "run")
     ready = setup_data.parts(config)
     questions = setup_data.data(config, ready)
     questions.setup()
     return (
         setup_models.retriever(config, ready),
-        setup_index.index_refresh(config, ready, questions, None).upkeep,
+        setup_index.index_refresh(config, ready, questions, None).manager,
         questions,
     )
 
 
-def test_a_refresh_swaps_and_measures(system: tuple[Retriever, IndexUpkeep, QuestionAnswerData]) -> None:
-    retriever, upkeep, _ = system
-    first = upkeep.refresh(retriever, 0)
+def test_a_refresh_swaps_and_measures(system: tuple[Retriever, RefreshManager, QuestionAnswerData]) -> None:
+    retriever, manager, _ = system
+    first = manager.refresh(retriever, 0)
     assert "refresh/overlap_at_k" not in first  # nothing to compare with
     old = retriever.snapshot
-    again = upkeep.refresh(retriever, 1)
+    again = manager.refresh(retriever, 1)
     assert retriever.snapshot is not old
     assert (again["refresh/generation"], again["refresh/overlap_at_k"]) == (1.0, 1.0)
     assert again["refresh/score_drift"] == pytest.approx(0.0, abs=1e-5)
     with torch.no_grad():
         for parameter in retriever.passage_encoder.parameters():
             parameter.add_(torch.randn_like(parameter))
-    moved = upkeep.refresh(retriever, 2)
+    moved = manager.refresh(retriever, 2)
     assert moved["refresh/overlap_at_k"] < 1
     assert moved["refresh/score_drift"] > 0.01
-    assert upkeep.seconds > 0
+    assert manager.seconds > 0
 
 
-def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, IndexUpkeep, QuestionAnswerData]) -> None:
+def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, RefreshManager, QuestionAnswerData]) -> None:
     """Against sets, by hand."""
-    retriever, upkeep, questions = system
-    upkeep.refresh(retriever, 0)
+    retriever, manager, questions = system
+    manager.refresh(retriever, 0)
     old = retriever.snapshot
     with torch.no_grad():
         for parameter in retriever.passage_encoder.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    measured = upkeep.refresh(retriever, 1)["refresh/overlap_at_k"]
+    measured = manager.refresh(retriever, 1)["refresh/overlap_at_k"]
     probes = questions.probe_questions(128)
     assert probes is not None and old is not None and retriever.snapshot is not None
     retriever.eval()
@@ -111,7 +111,7 @@ def test_its_state_is_plain_and_saved_with_the_run(mode: str, small_system: Smal
     ready = setup_data.parts(config)
     other = setup_index.index_refresh(config, ready, None, None)
     other.load_state_dict(state)
-    assert (other.upkeep.generation, other.upkeep.encoded) == (state["generation"], state["encoded"])
+    assert (other.manager.generation, other.manager.encoded) == (state["generation"], state["encoded"])
 
 
 def test_with_accumulation_a_step_is_an_optimizer_step(small_system: SmallSystem, tmp_path: Path) -> None:
@@ -138,13 +138,13 @@ def test_both_halves_of_an_accumulated_step_are_written_back(
         read.append(set())
         write_back(self, rows, embeddings, step)
 
-    prepare = IndexUpkeep.prepare
+    prepare = RefreshManager.prepare
 
-    def prepared(self: IndexUpkeep, retriever: Retriever, step: int) -> dict[str, float]:
+    def prepared(self: RefreshManager, retriever: Retriever, step: int) -> dict[str, float]:
         read[-1].clear()  # what was read to time a step
         return prepare(self, retriever, step)
 
-    monkeypatch.setattr(IndexUpkeep, "prepare", prepared)
+    monkeypatch.setattr(RefreshManager, "prepare", prepared)
     monkeypatch.setattr(Retriever, "score", scored)
     monkeypatch.setattr(Rolling, "write_back", back)
     train(

@@ -25,7 +25,7 @@ from openbook.reporting import comparison_files as compare_files
 from openbook.reporting import published as paper
 from openbook.reporting.comparison_files import write_docs
 from openbook.reporting.comparison_table import METRICS, Row, Spread, measures, orderings, paired, shown, table
-from openbook.tracking.run_search import Runs, essence, unlike, without_effect
+from openbook.tracking.run_search import Runs, identity_of, unlike, without_effect
 from tests.small_system import SmallSystem
 
 BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
@@ -140,7 +140,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[list[str]]:
 )
 def test_keys_without_effect_make_no_other_run(override: str) -> None:
     plain = load_experiment("rag_token", [], EXPERIMENTS)
-    assert essence(load_experiment("rag_token", [override], EXPERIMENTS)) == essence(plain)
+    assert identity_of(load_experiment("rag_token", [override], EXPERIMENTS)) == identity_of(plain)
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_keys_without_effect_make_no_other_run(override: str) -> None:
 def test_every_other_key_does(override: str) -> None:
     plain = load_experiment("rag_token", [], EXPERIMENTS)
     changed = load_experiment("rag_token", [override], EXPERIMENTS, training=False)
-    assert essence(changed) != essence(plain)
+    assert identity_of(changed) != identity_of(plain)
 
 
 def test_two_ranks_of_eight_questions_are_one_of_sixteen() -> None:
     two = load_experiment("rag_token", ["trainer.devices=2", "trainer.batch_size=8"], EXPERIMENTS)
-    assert essence(two) == essence(load_experiment("rag_token", [], EXPERIMENTS))
+    assert identity_of(two) == identity_of(load_experiment("rag_token", [], EXPERIMENTS))
 
 
 def test_a_run_that_does_not_know_a_key_had_its_default(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The stream: a true permutation, each example once per epoch for any world, resumable from one number."""
+"""The stream: a true permutation, each example once per epoch for any world size, resumable from one number."""
 
 from __future__ import annotations
 

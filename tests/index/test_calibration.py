@@ -87,7 +87,7 @@ def test_an_index_of_mixed_ages_finds_what_a_fresh_one_finds(calibration: Calibr
     exact = (questions @ torch.from_numpy(changed(then)).T).topk(3).indices
     ages = np.where(fresh, 0, AGE)
     mixed = Snapshot(index.finish(), 0, "", "", N_PASSAGES)
-    fair = Snapshot(index, 0, "", "", N_PASSAGES, comparable=lambda q, s, rows: calibration(q, s, ages[rows]))
+    fair = Snapshot(index, 0, "", "", N_PASSAGES, calibrate=lambda q, s, rows: calibration(q, s, ages[rows]))
     assert CANDIDATES < N_PASSAGES
     assert (mixed.search(questions, 3).rows == exact).float().mean() < 0.7
     assert (fair.search(questions, 3).rows == exact).float().mean() > 0.98

@@ -24,11 +24,11 @@ from openbook.utils.distributed import (
     from_rank_zero,
     gather_objects,
     gather_rows,
-    raise_together,
+    raise_if_any_rank_failed,
+    raise_on_all_ranks,
     shard,
     shards_on_rank_zero,
     sum_over_ranks,
-    together,
 )
 from tests.references import search
 
@@ -75,7 +75,7 @@ def questions_of(rank: int) -> slice:
 
 def raised_by(*failing: int, rank: int) -> str:
     try:
-        with together():
+        with raise_on_all_ranks():
             if rank in failing:
                 raise FloatingPointError(f"of rank {rank}")
     except Exception as error:
@@ -109,9 +109,9 @@ def answers(rank: int, world_size: int) -> dict[str, Any]:
     last = world_size - 1
     said["together"] = [raised_by(*failing, rank=rank) for failing in [(), (last,), (0,), (0, last)]]
     try:
-        raise_together(KeyError("key") if rank == last else None)
+        raise_if_any_rank_failed(KeyError("key") if rank == last else None)
     except (KeyError, OpenBookError) as error:
-        said["raise_together"] = repr(error)
+        said["raise_if_any_rank_failed"] = repr(error)
     said["any_rank"] = any_rank(rank == last), any_rank(False)
     said["gather_objects"] = gather_objects({"rank": rank})
     said["from_rank_zero"] = from_rank_zero(f"from {rank}")
@@ -242,7 +242,7 @@ def test_what_one_rank_raises_is_raised_on_all(ranks: Ranks) -> None:
 
         assert said["together"] == ["nothing", text(last), text(0), text(0, last)]
         other = OpenBookError(f"rank {last} failed", got=repr(KeyError("key")))
-        assert said["raise_together"] == repr(KeyError("key") if rank == last else other)
+        assert said["raise_if_any_rank_failed"] == repr(KeyError("key") if rank == last else other)
 
 
 def test_plain_values_are_shared(ranks: Ranks) -> None:

@@ -144,7 +144,7 @@ def test_each_pass_is_encoded_twice_and_only_where_there_is_a_gradient() -> None
     with torch.no_grad():
         loss_of(system)
     assert not seen  # the same weights: known from the step
-    system.fresh.outdate()
+    system.embedding_cache.outdate()
     with torch.no_grad():
         loss_of(system)
     assert 34 < max(seen) <= 64

@@ -15,7 +15,7 @@ from torch import Tensor
 from openbook.commands.evaluate import evaluate
 from openbook.commands.train import resume, train
 from openbook.errors import OpenBookError
-from openbook.objectives.by_name import OBJECTIVES, READS, loss_of
+from openbook.objectives.by_name import LIKELIHOOD_OF, OBJECTIVES, loss_of
 from openbook.objectives.marginal import doc_logprobs, rag_token_nll
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.objectives.test_marginal import BATCH, N_DOCS, TARGET_LEN, example
@@ -201,9 +201,9 @@ def test_an_unlikely_answer_has_a_target_all_the_same(name: str) -> None:
 
 
 def test_every_objective_has_a_likelihood_to_report() -> None:
-    assert READS.keys() == OBJECTIVES.keys()
-    assert {READS[name] for name in NAMES} == {"rag_token"}
-    assert all(READS[reading] == reading for reading in READS.values())
+    assert LIKELIHOOD_OF.keys() == OBJECTIVES.keys()
+    assert {LIKELIHOOD_OF[name] for name in NAMES} == {"rag_token"}
+    assert all(LIKELIHOOD_OF[reading] == reading for reading in LIKELIHOOD_OF.values())
 
 
 # Runs

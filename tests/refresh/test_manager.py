@@ -18,10 +18,10 @@ from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore
 from openbook.models.encoders import TextEncoder
 from openbook.refresh import look, rolling
-from openbook.refresh import manager as upkeep
+from openbook.refresh import manager as manager
 from openbook.refresh import rebuild as refresh
 from openbook.refresh.drift import overlap_at_k, rank_correlation
-from openbook.refresh.manager import IndexUpkeep, RefreshOptions
+from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.refresh.measure import Comparison, Sample
 from openbook.refresh.rebuild import Refresh
 from openbook.refresh.rolling import Rolling
@@ -44,9 +44,9 @@ def kept(
     share: float = 1.0,
     look_every: int = 0,
     schedule: RefreshSchedule | None = None,
-) -> IndexUpkeep:
+) -> RefreshManager:
     options = RefreshOptions(schedule or RefreshSchedule.read(every), mode, spread, share, 5, look_every)
-    return IndexUpkeep(options, IndexOptions(factory), CORPUS, tiny_probes(), store)
+    return RefreshManager(options, IndexOptions(factory), CORPUS, tiny_probes(), store)
 
 
 def fresh_vectors(retriever: Retriever) -> np.ndarray:
@@ -64,7 +64,7 @@ def close(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.allclose(one, other, atol=1e-5))
 
 
-def run(keeper: IndexUpkeep, retriever: Retriever, steps: range) -> dict[int, dict[str, float]]:
+def run(keeper: RefreshManager, retriever: Retriever, steps: range) -> dict[int, dict[str, float]]:
     """Optimizer steps, as far as an index sees them; what each measured."""
     measured = {}
     for step in steps:
@@ -81,7 +81,7 @@ def forward(retriever: Retriever, step: int) -> None:
     retriever.score(asked, retriever.retrieve(asked, 2))
 
 
-def prepared(mode: Any = "blocking", **settings: Any) -> tuple[IndexUpkeep, Retriever]:
+def prepared(mode: Any = "blocking", **settings: Any) -> tuple[RefreshManager, Retriever]:
     keeper, retriever = kept(mode, **settings), tiny_retriever(CORPUS)
     keeper.prepare(retriever, 0)
     return keeper, retriever
@@ -174,7 +174,7 @@ def hand_look(retriever: Retriever, k: int) -> tuple[float, float]:
 @pytest.mark.parametrize("mode", ["blocking", "rolling"])
 def test_a_look_measures_what_a_whole_matrix_says(mode: str) -> None:
     keeper, retriever = prepared(mode, every="0", look_every=2)
-    sample = Sample.of(range(N), upkeep.SAMPLE, DIM, CORPUS.seed).rows
+    sample = Sample.of(range(N), manager.SAMPLE, DIM, CORPUS.seed).rows
     for step in range(1, 7):
         nudge(retriever, step, 0.2)
         before = stored(retriever)
@@ -207,11 +207,11 @@ def test_staleness_decides_between_floor_and_ceiling(mode: str, monkeypatch: pyt
     told = {4: 0.9, 6: 0.69, 10: 0.1, 14: 0.8, 16: 0.8, 24: 0.7}
     looks: list[int] = []
 
-    def measured(self: IndexUpkeep, retriever: Retriever) -> dict[str, float]:
+    def measured(self: RefreshManager, retriever: Retriever) -> dict[str, float]:
         looks.append(step)
         return {"staleness/overlap_at_k": told.get(step, 1.0)}
 
-    monkeypatch.setattr(IndexUpkeep, "_look", measured)
+    monkeypatch.setattr(RefreshManager, "_look", measured)
     schedule = RefreshSchedule.read("staleness", 0.7, 3, 8)
     keeper, retriever = prepared(mode, schedule=schedule, look_every=2, spread=2)
     begun, step = [], 0
@@ -343,7 +343,7 @@ def is_the_swap(retriever: Retriever, name: str, value: object) -> bool:
 
 
 POINTS: dict[str, tuple[Any, ...]] = {
-    "embed the questions": (upkeep, "embedded"),
+    "embed the questions": (manager, "embedded"),
     "choose a sample": (Sample, "of"),
     "search the old index": (Snapshot, "search"),
     "fingerprint the weights": (TextEncoder, "fingerprint"),

@@ -12,7 +12,7 @@ from openbook.batch import MISSING_ROW, Retrieved
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.data.inputs import passage_inputs
 from openbook.index.shard_index import IndexOptions
-from openbook.refresh.manager import IndexUpkeep, RefreshOptions
+from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.refresh.measure import Comparison, Sample
 from openbook.refresh.rebuild import Refresh
 from openbook.refresh.rolling import BACKGROUND, WINDOW, Rolling
@@ -164,12 +164,12 @@ def test_the_snapshot_is_of_mixed_ages_and_counts_corpora() -> None:
 def trained(rolling: Rolling, retriever: Retriever, rows: torch.Tensor, step: int) -> tuple[np.ndarray, np.ndarray]:
     """One real optimizer step on rows; the embeddings before and after it."""
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=0.05)
-    optimizer.register_step_post_hook(lambda *_: retriever.fresh.outdate())
+    optimizer.register_step_post_hook(lambda *_: retriever.embedding_cache.outdate())
     question = torch.nn.functional.normalize(torch.randn(1, DIM), dim=-1)
     before = encoded(retriever)
     retriever.score(question, Retrieved(rows[None], torch.zeros(1, len(rows)))).logsumexp(1).sum().backward()
     optimizer.step()
-    rolling.write_back(*retriever.fresh.take(), step)
+    rolling.write_back(*retriever.embedding_cache.take(), step)
     return before, encoded(retriever)
 
 
@@ -219,7 +219,7 @@ def test_an_older_vector_never_replaces_a_newer_one() -> None:
 def test_nothing_encoded_is_nothing_written() -> None:
     rolling, retriever = rolling_of()
     before = rolling.index.vectors(ROWS)
-    rolling.write_back(*retriever.fresh.take(), 5)
+    rolling.write_back(*retriever.embedding_cache.take(), 5)
     assert np.array_equal(rolling.index.vectors(ROWS), before)
 
 
@@ -298,7 +298,7 @@ def test_a_hot_run_without_questions_rolls_through_the_oldest() -> None:
 @pytest.mark.parametrize("mode", ["rolling", "hot"])
 def test_renewing_makes_it_fresh_in_the_same_memory(mode: Any) -> None:
     options = RefreshOptions(RefreshSchedule.read("5"), mode, share=0.5)
-    keeper, retriever = IndexUpkeep(options, IndexOptions(), CORPUS), tiny_retriever(CORPUS)
+    keeper, retriever = RefreshManager(options, IndexOptions(), CORPUS), tiny_retriever(CORPUS)
     keeper.prepare(retriever, 0)
     for step in range(1, 4):
         nudge(retriever, step)

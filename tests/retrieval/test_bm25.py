@@ -18,7 +18,7 @@ from openbook.commands.evaluate import evaluate
 from openbook.commands.train import resume, train
 from openbook.config.checks import has_index
 from openbook.errors import OpenBookError
-from openbook.retrieval.bm25 import LexicalIndex, LexicalRetriever
+from openbook.retrieval.bm25 import BM25Index, BM25Retriever
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.small_system import SmallSystem, column, train_until
 
@@ -54,8 +54,8 @@ def in_order(scores: list[float], top_k: int) -> list[int]:
     return (rows + [MISSING_ROW] * top_k)[:top_k]
 
 
-def retriever(temperature: float = 1.0) -> LexicalRetriever:
-    return LexicalRetriever(LexicalIndex(TEXTS), temperature)
+def retriever(temperature: float = 1.0) -> BM25Retriever:
+    return BM25Retriever(BM25Index(TEXTS), temperature)
 
 
 def test_scores_are_lucenes() -> None:
@@ -63,7 +63,7 @@ def test_scores_are_lucenes() -> None:
     vocabulary = [f"w{number}" for number in range(23)] + ["the", "of", "é", "Ünder"]
     texts = [" ".join(draw.choices(vocabulary, k=draw.randint(1, 13))) for _ in range(41)]
     questions = [" ".join(draw.choices(vocabulary, k=draw.randint(1, 7))) for _ in range(17)]
-    rows, scores = LexicalIndex(texts).search(questions, 11)
+    rows, scores = BM25Index(texts).search(questions, 11)
     assert rows.dtype == np.int64 and scores.dtype == np.float32
     for place, question in enumerate(questions):
         expected = [round(score, 5) for score in bm25_in_loops(texts, question)]
@@ -76,33 +76,33 @@ def test_scores_are_lucenes() -> None:
 
 
 def test_equal_scores_are_in_the_order_of_the_corpus() -> None:
-    index = LexicalIndex(["accra", "lome", "accra", "accra accra", "lome", "accra", "accra"])
+    index = BM25Index(["accra", "lome", "accra", "accra accra", "lome", "accra", "accra"])
     assert index.search(["accra"], 3)[0].tolist() == [[3, 0, 2]]
     assert index.search(["accra"], 5)[0].tolist() == [[3, 0, 2, 5, 6]]
     assert index.search(["lome"], 1)[0].tolist() == [[1]]
 
 
 def test_what_shares_no_word_is_no_hit() -> None:
-    rows, scores = LexicalIndex(TEXTS).search(["Accra?", "the of a", "", "Paris", "LOMÉ capital"], 4)
+    rows, scores = BM25Index(TEXTS).search(["Accra?", "the of a", "", "Paris", "LOMÉ capital"], 4)
     assert rows.tolist() == [[0, -1, -1, -1], [-1] * 4, [-1] * 4, [-1] * 4, [1, 0, -1, -1]]
     assert (np.isneginf(scores) == (rows == MISSING_ROW)).all()
 
 
 def test_more_asked_for_than_there_is() -> None:
-    rows, _ = LexicalIndex(["ghana"]).search(["ghana"], 20)
+    rows, _ = BM25Index(["ghana"]).search(["ghana"], 20)
     assert rows.tolist() == [[0] + [MISSING_ROW] * 19]
-    assert LexicalIndex(["ghana"]).search([], 3)[0].shape == (0, 3)
+    assert BM25Index(["ghana"]).search([], 3)[0].shape == (0, 3)
 
 
 def test_the_same_corpus_gives_the_same_numbers() -> None:
     questions = ["capital river Togo", "long capital of Ghana"]
-    first, second = (LexicalIndex(list(TEXTS)).search(questions, 3) for _ in range(2))
+    first, second = (BM25Index(list(TEXTS)).search(questions, 3) for _ in range(2))
     assert all((one == other).all() for one, other in zip(first, second, strict=True))
 
 
 def test_passages_without_words_are_refused() -> None:
     with pytest.raises(OpenBookError, match="BM25 finds no word"):
-        LexicalIndex(["the of", "?", "a"])
+        BM25Index(["the of", "?", "a"])
 
 
 def test_scores_are_logits_divided_by_the_temperature() -> None:

@@ -15,7 +15,7 @@ from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.retrieval import embedding_cache as fresh
 from openbook.retrieval.dense import Retriever
-from openbook.retrieval.embedding_cache import FreshEmbeddings
+from openbook.retrieval.embedding_cache import EmbeddingCache
 from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from openbook.training.rag_module import RagModule
@@ -37,7 +37,7 @@ def vectors(*values: float) -> torch.Tensor:
 
 
 def test_what_was_added_is_found_by_its_row() -> None:
-    kept = FreshEmbeddings()
+    kept = EmbeddingCache()
     assert kept.missing(rows(3, 1)).tolist() == [3, 1]
     kept.add(rows(3, 1), vectors(0.3, 0.1))
     kept.add(rows(7), vectors(0.7))
@@ -47,7 +47,7 @@ def test_what_was_added_is_found_by_its_row() -> None:
 
 
 def test_the_newest_of_a_row_counts_and_no_graph_is_kept() -> None:
-    kept = FreshEmbeddings()
+    kept = EmbeddingCache()
     kept.add(rows(3, 1), vectors(0.3, 0.1))
     kept.add(rows(1, 5), vectors(0.2, 0.5).requires_grad_(True).bfloat16())
     found = kept.get(rows(1, 3))
@@ -56,7 +56,7 @@ def test_the_newest_of_a_row_counts_and_no_graph_is_kept() -> None:
 
 
 def test_outdated_is_never_found_but_can_be_taken() -> None:
-    kept = FreshEmbeddings()
+    kept = EmbeddingCache()
     kept.add(rows(3, 1), vectors(0.3, 0.1))
     kept.outdate()
     taken, embeddings = kept.take()
@@ -74,7 +74,7 @@ def test_outdated_is_never_found_but_can_be_taken() -> None:
 
 def test_a_full_cache_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fresh, "_MOST", 5)
-    kept = FreshEmbeddings()
+    kept = EmbeddingCache()
     kept.add(rows(1, 2, 3), vectors(0.1, 0.2, 0.3))
     assert kept.missing(rows(2, 9)).tolist() == [9]
     assert kept.missing(rows(2, 7, 8)).tolist() == [2, 7, 8]
@@ -161,7 +161,7 @@ def test_training_encodes_with_gradient_whatever_is_kept_and_keeps_it() -> None:
     assert any(
         parameter.grad is not None and parameter.grad.any() for parameter in retriever.passage_encoder.parameters()
     )
-    kept_rows, kept = retriever.fresh.take()
+    kept_rows, kept = retriever.embedding_cache.take()
     assert set(found.rows[0].tolist()) <= set(kept_rows.tolist())
     torch.testing.assert_close(kept, encoded(retriever)[kept_rows], atol=1e-5, rtol=1e-4)
 
@@ -171,7 +171,7 @@ def test_under_dropout_only_what_was_encoded_without_it_is_kept() -> None:
     retriever.train()
     question, state = asked(1), torch.get_rng_state()
     retriever.score(question, Retrieved(rows(1, 2, 3)[None], torch.zeros(1, 3)))
-    assert len(retriever.fresh.take()[0]) == 0
+    assert len(retriever.embedding_cache.take()[0]) == 0
     torch.set_rng_state(state)
     kept = retriever.encode_once(rows(1, 2))
     assert torch.equal(state, torch.get_rng_state()) and retriever.passage_encoder.training

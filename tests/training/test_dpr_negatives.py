@@ -16,7 +16,7 @@ from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
 from openbook.errors import OpenBookError
 from openbook.metrics.matching import has_answer
-from openbook.retrieval.bm25 import LexicalIndex, passage_texts
+from openbook.retrieval.bm25 import BM25Index, passage_texts
 from openbook.training.dpr_negatives import TrainingPassages
 
 TEXTS = [
@@ -48,8 +48,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
 
 
 @pytest.fixture(scope="module")
-def lexical(corpus: Corpus) -> LexicalIndex:
-    return LexicalIndex(passage_texts(corpus))
+def lexical(corpus: Corpus) -> BM25Index:
+    return BM25Index(passage_texts(corpus))
 
 
 def batch_of(examples: Sequence[Example], weight: Sequence[float] = (), cursor: int = 0) -> Batch:
@@ -96,7 +96,7 @@ def test_a_corpus_that_answers_nothing_is_an_error(corpus: Corpus) -> None:
         TrainingPassages(corpus, None).prepare([HOPELESS])
 
 
-def test_bm25s_negatives_hold_no_answer_and_are_no_positive(corpus: Corpus, lexical: LexicalIndex) -> None:
+def test_bm25s_negatives_hold_no_answer_and_are_no_positive(corpus: Corpus, lexical: BM25Index) -> None:
     for n_wanted in (1, 2, 3, 5):
         passages = TrainingPassages(corpus, lexical, n_wanted)
         for example, gold in ((OMEGA, {0}), (SIGMA, {3, 4})):
@@ -109,7 +109,7 @@ def test_bm25s_negatives_hold_no_answer_and_are_no_positive(corpus: Corpus, lexi
     assert best == in_order[:1]
 
 
-def test_depth_bounds_where_negatives_are_looked_for(corpus: Corpus, lexical: LexicalIndex) -> None:
+def test_depth_bounds_where_negatives_are_looked_for(corpus: Corpus, lexical: BM25Index) -> None:
     all_of_them = TrainingPassages(corpus, lexical, 5, depth=7).hard_negatives(batch_of([OMEGA]), [0])
     for depth in (1, 2, 3, 4):
         looked_at = lexical.search([OMEGA.question], depth)[0][0].tolist()
@@ -117,7 +117,7 @@ def test_depth_bounds_where_negatives_are_looked_for(corpus: Corpus, lexical: Le
         assert rows == [row for row in all_of_them if row in looked_at]
 
 
-def test_the_index_gives_negatives_that_bm25_has_not_given(corpus: Corpus, lexical: LexicalIndex) -> None:
+def test_the_index_gives_negatives_that_bm25_has_not_given(corpus: Corpus, lexical: BM25Index) -> None:
     index_rows = torch.tensor([[0, 1, 2, 6, 5, 4], [3, 4, 2, 0, 1, MISSING_ROW]])
     batch = batch_of([OMEGA, SIGMA])
     passages = TrainingPassages(corpus, lexical, 1, index_negatives=2)

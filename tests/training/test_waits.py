@@ -28,7 +28,7 @@ from openbook.models.encoders import load_encoder, load_tokenizer
 from openbook.models.seq2seq import load_generator
 from openbook.objectives.fused import fused_marginal_nll
 from openbook.objectives.marginal import rag_token_nll
-from openbook.retrieval.bm25 import LexicalIndex, LexicalRetriever, passage_texts
+from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
 from openbook.retrieval.dense import Retriever
 from openbook.training.rag_module import RagModule
 
@@ -73,7 +73,7 @@ class Gpu(TorchFunctionMode):
     def has(self, tensor: Tensor) -> bool:
         return tensor.untyped_storage().data_ptr() in self._kept
 
-    def sent(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def to_device(self, tensor: Tensor, device: torch.device) -> Tensor:
         with torch._C.DisableTorchFunction():
             copy = tensor.clone()
             self.take(copy)
@@ -102,9 +102,9 @@ def system(
 ) -> tuple[RagModule, Batch]:
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer, "generator": tokenizer}, cache)
-    retriever: Retriever | LexicalRetriever | None = None
+    retriever: Retriever | BM25Retriever | None = None
     if kind == "bm25":
-        retriever = LexicalRetriever(LexicalIndex(passage_texts(corpus)))
+        retriever = BM25Retriever(BM25Index(passage_texts(corpus)))
     elif kind != "closed book":
         encoders = [load_encoder(str(encoder_folder), pooling, False, 0.0) for pooling in ("mean", "cls")]
         retriever = Retriever(
@@ -117,7 +117,7 @@ def system(
         )
         n_indexed = 4 if kind == "few passages" else corpus.n_passages
         vectors = retriever.encode_once(torch.arange(n_indexed)).numpy()
-        retriever.fresh.outdate()
+        retriever.embedding_cache.outdate()
         index = ShardIndex(24, n_indexed)
         index.write(np.arange(n_indexed), vectors)
         retriever.snapshot = Snapshot(index.finish(), 0, "", "", n_indexed)
@@ -253,11 +253,11 @@ def test_a_step_on_a_gpu_waits_twice(
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     on_cpu = module.training_step(batch, 0)["loss"].item()
     if module.dense_retriever is not None:
-        module.dense_retriever.fresh.outdate()
+        module.dense_retriever.embedding_cache.outdate()
     module, batch = module.cuda(), batch.to("cuda")
     assert module.training_step(batch, 0)["loss"].item() == pytest.approx(on_cpu, rel=1e-2)  # libraries are loaded
     if module.dense_retriever is not None:
-        module.dense_retriever.fresh.outdate()
+        module.dense_retriever.embedding_cache.outdate()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

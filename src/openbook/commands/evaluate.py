@@ -56,8 +56,8 @@ def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, 
     """
     content = read_checkpoint(run.last)
     prepared = prepare(config, "test")
-    ready, questions = prepared.ready, prepared.questions
-    module = setup_models.module(config, ready, reader_folder=None)
+    parts, questions = prepared.parts, prepared.questions
+    module = setup_models.module(config, parts, reader_folder=None)
     weights = content["state_dict"]
     if config.retriever.kind == "bm25":  # the generator of any run can read what BM25 finds
         weights = {name: value for name, value in weights.items() if not name.startswith("retriever.")}
@@ -76,7 +76,7 @@ def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, 
     if has_index(config):
         refresh = prepared.refresh(probes=False)
         state = content["callbacks"].get(refresh.state_key, {})
-        if not config.refresh.fresh_test and state.get("corpus") == ready.corpus.fingerprint:
+        if not config.refresh.fresh_test and state.get("corpus") == parts.corpus.fingerprint:
             refresh.load_state_dict(state)
         callbacks = [refresh]
     trainer = make_trainer(config, callbacks, [])

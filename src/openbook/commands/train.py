@@ -12,11 +12,11 @@ import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 
-from openbook.callbacks import CollapseWatch, IndexRefresh, Provenance, Resumable, Staleness, Throughput
+from openbook.callbacks import Checkpointing, CollapseWatch, IndexRefresh, SamplePredictions, Staleness, Throughput
 from openbook.config.checks import has_index
 from openbook.config.schema import Config
 from openbook.reporting.report import results_table, write_report
-from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.bm25 import BM25Retriever
 from openbook.setup import plan as planning
 from openbook.setup.prepare import Prepared, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
@@ -52,7 +52,7 @@ class Clock:
 
     @property
     def refreshing(self) -> float:
-        return self.refresh.upkeep.seconds if self.refresh else 0.0
+        return self.refresh.manager.seconds if self.refresh else 0.0
 
     def lap(self, stage: str) -> None:
         """Everything since the last lap belongs to this stage."""
@@ -96,18 +96,18 @@ def _run(config: Config, run: RunFolder, resumed: bool) -> Path:
         module = prepared.module()
         if config.retriever.start_from and not resumed and module.dense_retriever is not None:
             start_encoders(config, module.dense_retriever)
-        corpus = prepared.ready.corpus
+        corpus = prepared.parts.corpus
         if has_index(config):
             clock.refresh = prepared.refresh()
             if rank_from_environment() == 0:
                 write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh)))
-        resumable = Resumable(run.last, config.trainer.checkpoint_every)
-        callbacks = _callbacks(config, run, corpus.n_passages, clock.refresh, resumable)
+        checkpointing = Checkpointing(run.last, config.trainer.checkpoint_every)
+        callbacks = _callbacks(config, run, corpus.n_passages, clock.refresh, checkpointing)
         trainer = make_trainer(config, callbacks, _loggers(config, run, resumed))
         how = f"on {prepared.on}, {trainer.precision}, {computing()}"
         say(f"run folder {run.path}; {corpus.n_passages:,} passages; {how}")
         clock.lap("setup")
-        return _stages(config, run, resumed, clock, trainer, module, prepared, resumable)
+        return _stages(config, run, resumed, clock, trainer, module, prepared, checkpointing)
     finally:
         os.environ.pop(SHARED, None)
 
@@ -120,7 +120,7 @@ def _stages(
     trainer: L.Trainer,
     module: RagModule | DprModule,
     prepared: Prepared,
-    resumable: Resumable,
+    checkpointing: Checkpointing,
 ) -> Path:
     """Test, train, test; summary.json is whole after each."""
     questions, data = prepared.questions, prepared.fingerprints()
@@ -132,11 +132,11 @@ def _stages(
 
     trainer.fit(module, questions, ckpt_path=run.last if resumed else None, weights_only=True)
     clock.lap("train")
-    if from_rank_zero(resumable.received is not None):
+    if from_rank_zero(checkpointing.received is not None):
         _write_summary(run, config, module, trainer, clock, data, before, {}, "interrupted")
         say(f"`make resume RUN={run.path}` continues the run")
         if trainer.is_global_zero:  # another rank that ends with a code would have this one killed
-            raise SystemExit(128 + (resumable.received or 15))
+            raise SystemExit(128 + (checkpointing.received or 15))
         return run.path
 
     after: dict[str, Any] = {}
@@ -152,14 +152,14 @@ def _stages(
 
 
 def _callbacks(
-    config: Config, run: RunFolder, n_passages: int, refresh: IndexRefresh | None, resumable: Resumable
+    config: Config, run: RunFolder, n_passages: int, refresh: IndexRefresh | None, checkpointing: Checkpointing
 ) -> list[L.Callback]:
     """In the order they must run in: measure the step, then refresh, then save what both left."""
     watch = CollapseWatch(n_passages, action=config.retriever.on_collapse)
-    retrieving: list[L.Callback] = [Staleness(refresh.upkeep), watch, refresh] if refresh else []
+    retrieving: list[L.Callback] = [Staleness(refresh.manager), watch, refresh] if refresh else []
     if refresh and config.objective == "dpr":  # nothing is marginalised, so there is nothing of it to watch
         retrieving = [refresh]
-    return [Throughput(), *retrieving, Provenance(run.path), LearningRateMonitor("step"), resumable]
+    return [Throughput(), *retrieving, SamplePredictions(run.path), LearningRateMonitor("step"), checkpointing]
 
 
 def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:
@@ -198,7 +198,7 @@ def _write_summary(
     if "held_out" in after.get("by_phrasing", {}):
         disclosures.append(HELD_OUT_APART)
     index: dict[str, Any] = {}
-    if isinstance(module, RagModule) and isinstance(module.retriever, LexicalRetriever):
+    if isinstance(module, RagModule) and isinstance(module.retriever, BM25Retriever):
         index = {"generation": 0, "n_passages": module.answering.corpus.n_passages, "factory": "BM25"}
     elif (dense := module.dense_retriever) is not None and (snapshot := dense.snapshot):
         index = {"generation": snapshot.generation, "n_passages": snapshot.n_passages, "factory": snapshot.factory}

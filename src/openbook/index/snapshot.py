@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Retrieved, sent
+from openbook.batch import MISSING_ROW, Retrieved, to_device
 from openbook.errors import OpenBookError
 from openbook.index.calibration import CANDIDATES
 from openbook.index.shard_index import ShardIndex
 from openbook.utils.distributed import exchange_rows, gather_rows
 
-Comparable = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Calibrate = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Snapshot:
     corpus_fingerprint: str
     n_passages: int
     first_row: int = 0
-    comparable: Comparable | None = None
+    calibrate: Calibrate | None = None
 
     @property
     def factory(self) -> str:
@@ -62,16 +62,16 @@ class Snapshot:
                 got=f"dim {queries.shape[1]}",
                 expected=f"dim {self.index.dim}",
             )
-        if self.comparable is None:
+        if self.calibrate is None:
             scores, rows = self.index.search(queries, top_k)
         else:
             scores, rows = self.index.search(queries, max(top_k, CANDIDATES))
-            scores, rows = merged(self.comparable(queries, scores, rows)[None], rows[None], top_k)
+            scores, rows = merged(self.calibrate(queries, scores, rows)[None], rows[None], top_k)
         rows = np.where(rows == MISSING_ROW, MISSING_ROW, rows + self.first_row)
         all_scores = exchange_rows(torch.from_numpy(scores), counts).numpy()
         all_rows = exchange_rows(torch.from_numpy(rows), counts).numpy()
         scores, rows = merged(all_scores, all_rows, top_k)
-        return Retrieved(torch.from_numpy(rows), sent(torch.from_numpy(scores), question_embeddings.device))
+        return Retrieved(torch.from_numpy(rows), to_device(torch.from_numpy(scores), question_embeddings.device))
 
 
 def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:

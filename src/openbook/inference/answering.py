@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.batch import IGNORED_LABEL, Batch, sent
+from openbook.batch import IGNORED_LABEL, Batch, to_device
 from openbook.config.evaluation import DecodeConfig
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
@@ -27,7 +27,7 @@ from openbook.models.contexts import ContextBuilder, closed_book_rows
 from openbook.models.generator import Generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.objectives.marginal import doc_logprobs, posterior, token_posterior
-from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.bm25 import BM25Retriever
 from openbook.retrieval.dense import Retriever
 
 
@@ -35,8 +35,8 @@ from openbook.retrieval.dense import Retriever
 class Answering:
     """How questions are answered and what is measured of it.
 
-    targets: texts to labels [n, target_len], as the generator is trained on them; detokenize: ids to text. reads: the
-    likelihood that decodes ("rag_token", "rag_sequence" or "closed_book"). n_docs passages are read per question,
+    targets: texts to labels [n, target_len], as the generator is trained on them; detokenize: ids to text. likelihood:
+    the one that decodes ("rag_token", "rag_sequence" or "closed_book"). n_docs passages are read per question,
     whatever their number was in training. decode.max_tokens is set. labels: of task "labels". utility: whether gold
     answers are scored, with the passages and without.
     """
@@ -46,7 +46,7 @@ class Answering:
     corpus: Corpus
     targets: Callable[[Sequence[str]], Tensor]
     detokenize: Callable[[list[int]], str]
-    reads: str
+    likelihood: str
     n_docs: int
     decode: DecodeConfig
     task: Task = "qa"
@@ -56,7 +56,7 @@ class Answering:
 
     @torch.inference_mode()
     def __call__(
-        self, batch: Batch, retriever: Retriever | LexicalRetriever | None, index_is_exact: bool = False
+        self, batch: Batch, retriever: Retriever | BM25Retriever | None, index_is_exact: bool = False
     ) -> list[Prediction]:
         """One Prediction per example of the batch, padding examples (weight 0) left out.
 
@@ -81,10 +81,10 @@ class Answering:
         produced = [torch.tensor(found[0].token_ids) for found in candidates]
         labels = _stacked([[one, *others] for one, others in zip(produced, gold, strict=True)]).to(mask.device)
         token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
-        nll = _nll(self.reads, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
+        nll = _nll(self.likelihood, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
         alone = self._closed_book_nll(batch, labels) if scores_gold and retriever is not None else None
         first = token_logprobs[:, :, 0]
-        after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.reads)
+        after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.likelihood)
         predictions = found_passages(batch, top, doc_scores, self.corpus, self.regex, after)
         prior, rows = doc_logprobs(doc_scores).exp().tolist(), top.tolist()
         shares = token_posterior(first, doc_scores).transpose(1, 2).tolist()  # [batch, length, n_docs]
@@ -103,12 +103,12 @@ class Answering:
 
     def _contexts(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
         ids, mask = self.contexts(batch.context_questions, rows)
-        return sent(ids, batch.labels.device), sent(mask, batch.labels.device)
+        return to_device(ids, batch.labels.device), to_device(mask, batch.labels.device)
 
     def _search(self, generator: Any, ids: Tensor, mask: Tensor, doc_scores: Tensor) -> Sequence[Sequence[Hypothesis]]:
         how, prior = self.decode, doc_logprobs(doc_scores)
         limits = (how.max_tokens, how.min_tokens, how.length_penalty, how.n_best)
-        if self.reads != "rag_sequence":
+        if self.likelihood != "rag_sequence":
             return rag_token_beams(generator, ids, mask, prior, how.beams, *limits)
         if how.rag_sequence == "greedy":
             decoded = greedy(generator, ids, mask, prior, "rag_sequence", how.max_tokens, how.min_tokens)
@@ -152,7 +152,7 @@ class Answering:
         """The passages that were found, with the answer read from them. weights [length, passages read]."""
         texts = [self._text(one) for one in candidates]
         by_token: tuple[TokenProvenance, ...] = ()
-        if self.reads == "rag_token" and found.passages:
+        if self.likelihood == "rag_token" and found.passages:
             pieces = [
                 "(end)" if token == self.generator.eos_token_id else self.detokenize([token])
                 for token in candidates[0].token_ids

@@ -15,7 +15,7 @@ from openbook.metrics.prediction import Prediction, ReadPassage
 from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, relevant_passages
 from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
-from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.bm25 import BM25Retriever
 from openbook.retrieval.dense import Retriever
 
 OF_ANSWERS = ("exact_match", "f1")
@@ -24,7 +24,7 @@ OF_ANSWERS = ("exact_match", "f1")
 
 @torch.inference_mode()
 def best_passages(
-    batch: Batch, retriever: Retriever | LexicalRetriever, n_docs: int, index_is_exact: bool
+    batch: Batch, retriever: Retriever | BM25Retriever, n_docs: int, index_is_exact: bool
 ) -> tuple[Tensor, Tensor]:
     """Rows [batch, top_k] (on the CPU) of the 20 best passages at least, and doc_scores [batch, n_docs] of the first.
 

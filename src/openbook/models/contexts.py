@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Batch, sent
+from openbook.batch import MISSING_ROW, Batch, to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
@@ -57,9 +57,9 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     parts = []
     for positions in passes:
         some, length = torch.from_numpy(positions), int(lengths[positions[0]])
-        some_mask = sent(mask[some, :length], device)
-        memory = generator.encode(sent(ids[some, :length], device), some_mask)
-        hidden, _ = generator.decode(inputs[sent(some, device)], memory, some_mask)
+        some_mask = to_device(mask[some, :length], device)
+        memory = generator.encode(to_device(ids[some, :length], device), some_mask)
+        hidden, _ = generator.decode(inputs[to_device(some, device)], memory, some_mask)
         parts.append(hidden)
-    back = sent(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
+    back = to_device(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
     return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)

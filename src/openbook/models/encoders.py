@@ -36,7 +36,7 @@ class TextEncoder(nn.Module):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
-    def noisy(self) -> bool:
+    def has_dropout(self) -> bool:
         """Whether dropout is at work: then embeddings are fit for learning and for nothing else."""
         return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules())
 

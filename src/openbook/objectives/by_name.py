@@ -17,7 +17,7 @@ from openbook.objectives.marginal import (
     rag_token_nll,
 )
 
-READS: dict[str, Reading] = {
+LIKELIHOOD_OF: dict[str, Reading] = {
     "rag_token": "rag_token",
     "rag_sequence": "rag_sequence",
     "closed_book": "closed_book",

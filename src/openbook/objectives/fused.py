@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from openbook.batch import sent
+from openbook.batch import to_device
 from openbook.errors import OpenBookError
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -157,7 +157,7 @@ def _forward(
     counted = options.counted
     if counted is None:
         counted = (target_mask[:, None] & (doc_scores != -torch.inf)[:, :, None]).cpu()
-    rows = sent(counted.flatten().nonzero()[:, 0], hidden.device)
+    rows = to_device(counted.flatten().nonzero()[:, 0], hidden.device)
     row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
     flat_hidden = hidden.reshape(-1, dim)
     head = _Head(head_weight, head_bias, options.label_smoothing, dtype, exact)

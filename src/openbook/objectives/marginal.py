@@ -16,7 +16,7 @@ reader of all passages is the RAG-Token mixture; with the prior detached, it tea
     generator term    -log prod_t sum_k stop_gradient(p(z_k|x)) p(y_t | x, z_k, y_<t)
 
 The retriever learns from a second term, in which the generator's opinion is a constant. What such a run reports as its
-likelihood, and how it answers, is RAG-Token (READS).
+likelihood, and how it answers, is RAG-Token (LIKELIHOOD_OF).
 
 All functions take
 
@@ -83,7 +83,7 @@ def doc_logprobs(doc_scores: Tensor) -> Tensor:
 
 
 def posterior(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, reading: str) -> Tensor:
-    """r_k = p(z_k | x, y) [batch, n_docs], the share of each passage in the likelihood that is read (READS).
+    """r_k = p(z_k | x, y) [batch, n_docs], the share of each passage in the likelihood that is read (LIKELIHOOD_OF).
 
     RAG-Sequence has one latent passage per answer. RAG-Token has one per token: the mean over the target's tokens is
     given, so that (prior - posterior) * tokens is d(-log p)/d doc_scores.

@@ -56,7 +56,7 @@ class RefreshOptions:
         return self.mode in IN_PLACE
 
 
-class IndexUpkeep:
+class RefreshManager:
     """Builds a retriever's snapshot and keeps it fresh.
 
     blocking    training waits while every rank encodes its shard; then all swap.
@@ -131,7 +131,7 @@ class IndexUpkeep:
             measured = self._roll(retriever, step) if self.rolling is not None else {}
             if self._looks(step):
                 measured |= self._look(retriever)
-                retriever.fresh.take()  # of no training step: a resumed run would not have it
+                retriever.embedding_cache.take()  # of no training step: a resumed run would not have it
             if self.rolling is None:
                 measured |= self._continue(retriever, step)
                 measured |= self._start_if_due(retriever, step, measured.get("staleness/overlap_at_k"))
@@ -149,7 +149,7 @@ class IndexUpkeep:
                 self.rolling.renew(retriever.passage_encoder, step)
                 fingerprint = retriever.passage_encoder.fingerprint()
                 retriever.snapshot = replace(
-                    self.rolling.snapshot(retriever.snapshot), encoder_fingerprint=fingerprint, comparable=None
+                    self.rolling.snapshot(retriever.snapshot), encoder_fingerprint=fingerprint, calibrate=None
                 )
                 self.generation, measured = retriever.snapshot.generation, {}
             else:
@@ -228,7 +228,7 @@ class IndexUpkeep:
         rolling = self.rolling
         assert rolling is not None and retriever.snapshot is not None
         rolling.note(retriever.take_candidates())
-        rolling.write_back(*retriever.fresh.take(), step)
+        rolling.write_back(*retriever.embedding_cache.take(), step)
         interval = self.options.schedule.interval(step)
         if interval:
             rolling.advance(retriever.passage_encoder, self.options.share * self.corpus.n_passages / interval, step)

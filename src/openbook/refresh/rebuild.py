@@ -13,7 +13,7 @@ from openbook.models.encoders import TextEncoder
 from openbook.refresh.measure import Comparison
 from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, encode_passes
 from openbook.utils.console import progress
-from openbook.utils.distributed import together
+from openbook.utils.distributed import raise_on_all_ranks
 
 
 class Refresh:
@@ -39,7 +39,7 @@ class Refresh:
         self.encoded = 0  # passages so far
         self._waiting: list[Encoding] = []
         self._learnt_from: list[tuple[np.ndarray, Tensor]] = []
-        with together():
+        with raise_on_all_ranks():
             self.fingerprint = encoder.fingerprint()
             self.coder = corpus.coder(encoder)
             self.index = ShardIndex(encoder.dim, len(self.rows), options)
@@ -51,7 +51,7 @@ class Refresh:
 
     def run(self, label: str = "encoding the corpus") -> None:
         """Encode all that is left."""
-        with together(), progress(label, "passages") as done:
+        with raise_on_all_ranks(), progress(label, "passages") as done:
             for rows, embeddings in encode_passes(self.coder, self.passes):
                 self._take(rows, embeddings)
                 done(self.encoded, self.n_to_encode)
@@ -59,7 +59,7 @@ class Refresh:
 
     def advance(self, slices_left: int) -> None:
         """Encode the next slice, of slices_left that remain with it; the slices are alike in tokens."""
-        with together():
+        with raise_on_all_ranks():
             self._settle()
             firsts, sizes = [rows[0] for rows in self.passes], [len(rows) for rows in self.passes]
             tokens = self.coder.lengths(np.array(firsts, dtype=np.int64)) * np.array(sizes, dtype=np.int64)
@@ -74,7 +74,7 @@ class Refresh:
 
     def finish(self) -> tuple[Snapshot, dict[str, float]]:
         """The snapshot, once everything is encoded, and what it changes."""
-        with together():
+        with raise_on_all_ranks():
             self._settle()
             if self._learnt_from:
                 self._learn()
@@ -88,7 +88,7 @@ class Refresh:
             self.rows.start,
         )
         measured = self.comparison.finish(snapshot)
-        with together():
+        with raise_on_all_ranks():
             self._to_store()
         return snapshot, measured
 

@@ -22,10 +22,10 @@ from openbook.utils.console import progress
 from openbook.utils.distributed import (
     gather_objects,
     gather_rows,
+    raise_on_all_ranks,
     rank,
     shards_on_rank_zero,
     sum_over_ranks,
-    together,
     world_size,
 )
 
@@ -85,21 +85,21 @@ class Rolling:
         vectors = gather_rows(embeddings.reshape(len(rows), width))[0].cpu().numpy()[first]
         then = np.zeros((len(all_rows), width + 1))  # the vectors they replace, and when those were made
         mine = (all_rows >= self.rows.start) & (all_rows < self.rows.stop)
-        with together():
+        with raise_on_all_ranks():
             places = all_rows[mine] - self.rows.start
             then[mine] = np.column_stack([self.index.vectors(places), self.made_at[places]])
         then = sum_over_ranks(torch.from_numpy(then)).numpy()
         ages = step - 1 - then[:, -1]
         old = ages >= max(self.mean_age(step - 1) / 2, 1)  # the young ones have hardly changed
         self.calibration.add(then[old, :-1].astype(np.float32), vectors[old], ages[old])
-        with together():
+        with raise_on_all_ranks():
             self._write(places, vectors[mine], step - 1)
 
     def advance(self, encoder: TextEncoder, n: float, step: int) -> None:
         """Encode about n more passages of the corpus with the weights after optimizer step `step`, on all ranks
         together. On a GPU they are encoded beside the next step and stored after it."""
         before, self.step = self.encoded, step
-        with together():
+        with raise_on_all_ranks():
             self._settle()
             self.coder.take(encoder)
             self.credit += n * len(self.rows) / max(self.corpus.n_passages, 1)
@@ -116,7 +116,7 @@ class Rolling:
 
     def renew(self, encoder: TextEncoder, step: int) -> None:
         """Encode everything with the weights after optimizer step `step`, in place."""
-        with together(), progress("encoding the corpus", "passages") as done:
+        with raise_on_all_ranks(), progress("encoding the corpus", "passages") as done:
             self._settle()
             self.coder.take(encoder)
             for number, (rows, embeddings) in enumerate(encode_passes(self.coder, self.groups), 1):
@@ -127,7 +127,7 @@ class Rolling:
     def snapshot(self, snapshot: Snapshot) -> Snapshot:
         """The same index as a value of its own: of mixed ages, one generation for every corpus' worth of passages."""
         generation = self.encoded // max(self.corpus.n_passages, 1)
-        return replace(snapshot, encoder_fingerprint="", generation=generation, comparable=self._comparable)
+        return replace(snapshot, encoder_fingerprint="", generation=generation, calibrate=self._comparable)
 
     def _comparable(self, questions: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         ages = self.step - self.made_at[rows.clip(min=0)] if len(self.rows) else np.zeros(rows.shape)
@@ -135,7 +135,7 @@ class Rolling:
 
     def state_dict(self) -> dict[str, Any]:
         """Vectors and ages of the whole corpus on rank 0, plain values; called by all ranks together."""
-        with together():
+        with raise_on_all_ranks():
             self._settle()
         codes = shards_on_rank_zero(self.index.stored(), self.corpus.n_passages)
         made_at = shards_on_rank_zero(self.made_at, self.corpus.n_passages)

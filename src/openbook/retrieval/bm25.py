@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import MISSING_ROW, Batch, Retrieved, sent
+from openbook.batch import MISSING_ROW, Batch, Retrieved, to_device
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it speaks at DEBUG unless told otherwise
 
 
-class LexicalIndex:
+class BM25Index:
     """BM25 over texts, a pure function of them; kept in memory: 8 bytes per distinct word of each text."""
 
     def __init__(self, texts: Iterable[str]):
@@ -58,7 +58,7 @@ class LexicalIndex:
         return rows, scores
 
 
-class LexicalRetriever(nn.Module):
+class BM25Retriever(nn.Module):
     """BM25 in the place of openbook.retriever.Retriever: the same four calls, with question strings for embeddings.
 
     It has no parameters and no state; every process builds the same index from the corpus.
@@ -66,7 +66,7 @@ class LexicalRetriever(nn.Module):
 
     _place: Tensor
 
-    def __init__(self, index: LexicalIndex, temperature: float = 1.0):
+    def __init__(self, index: BM25Index, temperature: float = 1.0):
         super().__init__()
         self.index = index
         self.temperature = temperature
@@ -78,9 +78,9 @@ class LexicalRetriever(nn.Module):
         return [example.question for example in batch.examples]
 
     def search(self, questions: list[str], top_k: int) -> Retrieved:
-        """The top_k by BM25, scores without temperature; see LexicalIndex.search."""
+        """The top_k by BM25, scores without temperature; see BM25Index.search."""
         rows, scores = self.index.search(questions, top_k)
-        return Retrieved(torch.from_numpy(rows), sent(torch.from_numpy(scores), self._place.device))
+        return Retrieved(torch.from_numpy(rows), to_device(torch.from_numpy(scores), self._place.device))
 
     def retrieve(self, questions: list[str], top_k: int) -> Retrieved:
         """`search`: there is nothing to re-rank by."""
@@ -90,7 +90,7 @@ class LexicalRetriever(nn.Module):
         """doc_scores [batch, n_docs] fp32 of what `retrieve` gave for these questions: its scores, which never go
         stale, divided by the temperature; -inf where missing."""
         scores = retrieved.index_scores / self.temperature
-        return torch.where(sent(retrieved.mask, scores.device), scores, -torch.inf)
+        return torch.where(to_device(retrieved.mask, scores.device), scores, -torch.inf)
 
     def index_is_exact(self) -> bool:
         """True: nothing moves the scores after the index is built."""

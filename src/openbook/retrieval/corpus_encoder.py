@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import sent
+from openbook.batch import to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, passage_inputs
 from openbook.data.length_batches import plan_passes
@@ -67,7 +67,7 @@ class PassageCoder:
                 return Encoding(rows, self.encoder(ids, mask if padded else None))
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
-                embeddings = self.encoder(sent(ids, self.device), sent(mask, self.device) if padded else None)
+                embeddings = self.encoder(to_device(ids, self.device), to_device(mask, self.device) if padded else None)
                 return Encoding(rows, embeddings, self._stream.record_event())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import Batch, Retrieved, sent
+from openbook.batch import Batch, Retrieved, to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, passage_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, by_length, cheapest_passes
@@ -18,7 +18,7 @@ from openbook.errors import OpenBookError
 from openbook.index.snapshot import Snapshot
 from openbook.models.activation_checkpointing import recomputed
 from openbook.models.encoders import TextEncoder
-from openbook.retrieval.embedding_cache import FreshEmbeddings
+from openbook.retrieval.embedding_cache import EmbeddingCache
 
 
 class Retriever(nn.Module):
@@ -56,10 +56,10 @@ class Retriever(nn.Module):
         self.rerank = rerank
         self.tokens_per_backward = tokens_per_backward
         self.snapshot: Snapshot | None = None
-        self.fresh = FreshEmbeddings()
+        self.embedding_cache = EmbeddingCache()
         self.depth = 0  # candidates that a search looks at even where fewer are read
         self._candidates: list[Tensor] = []
-        self.passage_encoder.register_load_state_dict_post_hook(lambda *_: self.fresh.outdate())
+        self.passage_encoder.register_load_state_dict_post_hook(lambda *_: self.embedding_cache.outdate())
 
     def train(self, mode: bool = True) -> Self:
         """A frozen encoder stays in eval mode: dropout in it would be noise that nothing learns from."""
@@ -97,7 +97,7 @@ class Retriever(nn.Module):
             first = Retrieved(found.rows[:, : self.rerank], found.index_scores[:, : self.rerank])
             rows, places = torch.unique(first.rows.clamp(min=0), return_inverse=True)
             passage_emb = self.encode_once(rows)
-            scores = self._scores(question_emb, passage_emb[sent(places, passage_emb.device)], first)
+            scores = self._scores(question_emb, passage_emb[to_device(places, passage_emb.device)], first)
             order = scores.argsort(dim=1, descending=True, stable=True)
             behind = torch.arange(self.rerank, found.rows.shape[1], device=order.device).expand(len(order), -1)
             order = torch.cat([order, behind], dim=1)  # asked for more than are re-ranked: the rest as the index has it
@@ -114,11 +114,11 @@ class Retriever(nn.Module):
         if torch.is_grad_enabled() and self.passage_encoder.trains:
             passage_emb = self.encode_rows(rows)
             if not self.passage_encoder.noisy:
-                self.fresh.add(rows, passage_emb)
+                self.embedding_cache.add(rows, passage_emb)
         else:
             passage_emb = self.encode_once(rows)
         # index_select, not indexing: its gradient adds the shares of a passage up in the same order at every run.
-        each = passage_emb.index_select(0, sent(places.flatten(), passage_emb.device)).unflatten(0, places.shape)
+        each = passage_emb.index_select(0, to_device(places.flatten(), passage_emb.device)).unflatten(0, places.shape)
         return self._scores(question_emb, each, retrieved)
 
     def take_candidates(self) -> Tensor:
@@ -129,7 +129,7 @@ class Retriever(nn.Module):
     def _scores(self, question_emb: Tensor, passage_emb: Tensor, retrieved: Retrieved) -> Tensor:
         with torch.autocast(question_emb.device.type, enabled=False):
             scores = torch.einsum("bd,bkd->bk", question_emb.float(), passage_emb.float()) / self.temperature
-        return torch.where(sent(retrieved.mask, scores.device), scores, -torch.inf)
+        return torch.where(to_device(retrieved.mask, scores.device), scores, -torch.inf)
 
     @property
     def _device(self) -> torch.device:
@@ -149,13 +149,13 @@ class Retriever(nn.Module):
         Rows are on the CPU."""
         if not len(rows):
             return torch.empty(0, self.passage_encoder.dim, device=self._device)
-        wanted = self.fresh.missing(rows)
+        wanted = self.embedding_cache.missing(rows)
         if len(wanted):
             mode = self.passage_encoder.training
             self.passage_encoder.eval()
-            self.fresh.add(wanted, self.encode_rows(wanted))
+            self.embedding_cache.add(wanted, self.encode_rows(wanted))
             self.passage_encoder.train(mode)
-        return self.fresh.get(rows)
+        return self.embedding_cache.get(rows)
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Embeddings [n, dim] of passages by row, in the mode and with the gradient the passage encoder has now. Rows
@@ -176,6 +176,6 @@ class Retriever(nn.Module):
         parts = []
         for positions in passes:
             ids, mask = passage_inputs(self.tokens, chosen[positions], self.special, self.max_passage_tokens)
-            parts.append(encode(sent(ids, device), sent(mask, device)))
+            parts.append(encode(to_device(ids, device), to_device(mask, device)))
         back = np.argsort(np.concatenate(passes))
-        return torch.cat(parts)[sent(torch.from_numpy(back), device)]
+        return torch.cat(parts)[to_device(torch.from_numpy(back), device)]

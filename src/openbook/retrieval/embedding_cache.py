@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openbook.batch import sent
+from openbook.batch import to_device
 
 _MOST = 65536
 """Passages kept at most, so that an evaluation over a large corpus does not fill the memory."""
 
 
-class FreshEmbeddings:
+class EmbeddingCache:
     """Embeddings by row, without gradient. Rows are on the CPU. Whoever changes the weights says so with `outdate`.
 
     What is outdated is never found again, but can still be taken for an index in which ages differ: it is as fresh as
@@ -46,7 +46,7 @@ class FreshEmbeddings:
         places = torch.tensor([self._place[row] for row in rows.tolist()], dtype=torch.int64)
         if len(self._parts) > 1:
             self._parts = [torch.cat(self._parts)]
-        return self._parts[0][sent(places, self._parts[0].device)]
+        return self._parts[0][to_device(places, self._parts[0].device)]
 
     def take(self) -> tuple[Tensor, Tensor]:
         """All there is, rows [n] rising and embeddings [n, dim], the newest of each; then nothing is here any more."""

@@ -30,7 +30,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Parts:
-    """Data ready to be read: no model among them yet."""
+    """Data parts to be read: no model among them yet."""
 
     files: Files
     corpus: Corpus
@@ -92,14 +92,14 @@ def parts(config: Config) -> Parts:
     return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer)
 
 
-def data(config: Config, ready: Parts) -> QuestionAnswerData:
+def data(config: Config, parts: Parts) -> QuestionAnswerData:
     """The DataModule."""
     return QuestionAnswerData(
-        train=ready.files.train,
-        validation=ready.files.validation,
-        test=ready.files.test,
-        question_tokenizer=ready.question_tokenizer,
-        generator_tokenizer=ready.generator_tokenizer,
+        train=parts.files.train,
+        validation=parts.files.validation,
+        test=parts.files.test,
+        question_tokenizer=parts.question_tokenizer,
+        generator_tokenizer=parts.generator_tokenizer,
         batch_size=config.trainer.batch_size,
         evaluation_batch_size=config.evaluate.batch_size,
         max_question_tokens=config.data.max_question_tokens,

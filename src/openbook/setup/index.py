@@ -14,7 +14,7 @@ from openbook.data.inputs import special_ids
 from openbook.index.faiss_factory import search_device
 from openbook.index.shard_index import IndexOptions
 from openbook.index.vector_store import VectorStore
-from openbook.refresh.manager import IndexUpkeep, RefreshOptions
+from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.setup.data import Parts
 from openbook.setup.models import (
@@ -24,17 +24,17 @@ from openbook.setup.preflight import passage_dim
 
 
 def index_refresh(
-    config: Config, ready: Parts, questions: QuestionAnswerData | None, autocast: torch.dtype | None
+    config: Config, parts: Parts, questions: QuestionAnswerData | None, autocast: torch.dtype | None
 ) -> IndexRefresh:
     """The callback that owns the index; without questions it cannot compare one index with the next."""
     index, refresh = config.index, config.refresh
     device = search_device(index.device, index.factory, passage_dim(config))
     family = IndexOptions(index.factory, device, index.nprobe, index.ef_search, index.gpu_temp_memory, config.seed)
     corpus = CorpusOptions(
-        ready.corpus.tokens("encoder"),
-        special_ids(ready.passage_tokenizer),
+        parts.corpus.tokens("encoder"),
+        special_ids(parts.passage_tokenizer),
         config.data.max_passage_tokens,
-        ready.corpus.fingerprint,
+        parts.corpus.fingerprint,
         tokens_per_pass(config),
         autocast or torch.float32,
         config.seed,
@@ -45,4 +45,4 @@ def index_refresh(
     )
     probes = questions.probe_questions(refresh.probes) if questions else None
     store = VectorStore(Path(config.data.cache) / "vectors", index.keep_vectors) if index.keep_vectors else None
-    return IndexRefresh(IndexUpkeep(options, family, corpus, probes, store), refresh.fresh_test)
+    return IndexRefresh(RefreshManager(options, family, corpus, probes, store), refresh.fresh_test)

@@ -26,8 +26,8 @@ from openbook.models.generator import Generator
 from openbook.models.pretrained import model_folder
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
-from openbook.objectives.by_name import READS
-from openbook.retrieval.bm25 import LexicalIndex, LexicalRetriever, passage_texts
+from openbook.objectives.by_name import LIKELIHOOD_OF
+from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
 from openbook.retrieval.dense import Retriever
 from openbook.setup.data import Parts, files
 from openbook.training.dpr_module import DprModule
@@ -69,25 +69,25 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
     )
 
 
-def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModule | DprModule:
+def module(config: Config, parts: Parts, reader_folder: Path | None) -> RagModule | DprModule:
     """The LightningModule with its models loaded. reader_folder: the warmed-up reader, where there was a warm-up."""
     if config.objective == "dpr":
-        return dpr_module(config, ready, None)
-    used: Retriever | LexicalRetriever | None = None
+        return dpr_module(config, parts, None)
+    used: Retriever | BM25Retriever | None = None
     if config.objective != "closed_book":
-        used = retriever(config, ready) if config.retriever.kind == "dense" else lexical_retriever(config, ready.corpus)
+        used = retriever(config, parts) if config.retriever.kind == "dense" else bm25_retriever(config, parts.corpus)
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
-    special = special_ids(ready.generator_tokenizer)
+    special = special_ids(parts.generator_tokenizer)
     contexts = ContextBuilder(
-        ready.corpus.tokens("generator"), special, config.data.max_context_tokens, tokens_per_pass(config)
+        parts.corpus.tokens("generator"), special, config.data.max_context_tokens, tokens_per_pass(config)
     )
     return RagModule(
         used,
         generator,
         contexts,
-        answering(config, ready, generator, contexts),
+        answering(config, parts, generator, contexts),
         config.objective,
         config.retriever.n_docs,
         config.optim,
@@ -100,16 +100,16 @@ def module(config: Config, ready: Parts, reader_folder: Path | None) -> RagModul
     )
 
 
-def answering(config: Config, ready: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:
+def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:
     """How answers are decoded and what is measured of them."""
     wanted, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
     answers = Answering(
         generator,
         contexts,
-        ready.corpus,
-        lambda texts: targets(ready.generator_tokenizer, texts, config.data.max_target_tokens),
-        detokenizer(config, ready),
-        READS[config.objective],
+        parts.corpus,
+        lambda texts: targets(parts.generator_tokenizer, texts, config.data.max_target_tokens),
+        detokenizer(config, parts),
+        LIKELIHOOD_OF[config.objective],
         wanted.n_docs or config.retriever.n_docs,
         replace(config.decode, max_tokens=max_tokens),
         wanted.task,
@@ -122,11 +122,11 @@ def answering(config: Config, ready: Parts, generator: Generator, contexts: Cont
     return answers
 
 
-def dpr_module(config: Config, ready: Parts, passages: TrainingPassages | None) -> DprModule:
+def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) -> DprModule:
     """The retriever's warm-up, without a generator. passages: what its questions are trained on."""
     return DprModule(
-        retriever(config, ready),
-        ready.corpus,
+        retriever(config, parts),
+        parts.corpus,
         passages,
         config.optim,
         config.trainer.max_steps,
@@ -137,12 +137,12 @@ def dpr_module(config: Config, ready: Parts, passages: TrainingPassages | None) 
     )
 
 
-def training_passages(config: Config, ready: Parts, questions: QuestionAnswerData) -> TrainingPassages:
+def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData) -> TrainingPassages:
     """Positives and hard negatives for the training questions, which are all looked through once."""
     dpr = config.dpr
     passages = TrainingPassages(
-        ready.corpus,
-        lexical_index(ready.corpus) if dpr.bm25_negatives else None,
+        parts.corpus,
+        bm25_index(parts.corpus) if dpr.bm25_negatives else None,
         dpr.bm25_negatives,
         dpr.index_negatives,
         dpr.depth,
@@ -160,7 +160,7 @@ def tokens_per_pass(config: Config) -> int:
     return config.trainer.tokens_per_pass or (4096 if on_cpu else 65536)
 
 
-def retriever(config: Config, ready: Parts) -> Retriever:
+def retriever(config: Config, parts: Parts) -> Retriever:
     """Both encoders over the corpus; one encoder for both sides where they are tied."""
     wanted = config.retriever
     encoders = [
@@ -176,8 +176,8 @@ def retriever(config: Config, ready: Parts) -> Retriever:
     return Retriever(
         encoders[0],
         encoders[-1],
-        ready.corpus.tokens("encoder"),
-        special_ids(ready.passage_tokenizer),
+        parts.corpus.tokens("encoder"),
+        special_ids(parts.passage_tokenizer),
         config.data.max_passage_tokens,
         wanted.temperature,
         wanted.train_question_encoder,
@@ -188,22 +188,22 @@ def retriever(config: Config, ready: Parts) -> Retriever:
     )
 
 
-def lexical_index(corpus: Corpus) -> LexicalIndex:
+def bm25_index(corpus: Corpus) -> BM25Index:
     """BM25 over the corpus, built anew each time: a pure function of it."""
     started = time.perf_counter()
-    index = LexicalIndex(passage_texts(corpus))
+    index = BM25Index(passage_texts(corpus))
     say(f"BM25 index of {corpus.n_passages:,} passages built in {time.perf_counter() - started:.1f} s")
     return index
 
 
-def lexical_retriever(config: Config, corpus: Corpus) -> LexicalRetriever:
+def bm25_retriever(config: Config, corpus: Corpus) -> BM25Retriever:
     """BM25 scores as the logits of p(z|x)."""
-    return LexicalRetriever(lexical_index(corpus), config.retriever.temperature)
+    return BM25Retriever(bm25_index(corpus), config.retriever.temperature)
 
 
-def detokenizer(config: Config, ready: Parts) -> Callable[[list[int]], str]:
+def detokenizer(config: Config, parts: Parts) -> Callable[[list[int]], str]:
     """Answer ids to text. WordPiece wants its spaces mended; other tokenizers know their own."""
-    tokenizer = ready.generator_tokenizer
+    tokenizer = parts.generator_tokenizer
     if config.generator.model == MINILM:
         return lambda ids: detokenize(tokenizer, ids)
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)).strip()

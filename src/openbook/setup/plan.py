@@ -18,7 +18,7 @@ from openbook.index.faiss_factory import search_device
 from openbook.index.plan import PLANNING_PASSES, Plan, lines
 from openbook.index.plan_fit import check_fits
 from openbook.models.contexts import answer_hidden
-from openbook.refresh.manager import IndexUpkeep
+from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import Retriever
 from openbook.setup.preflight import passage_dim
 from openbook.setup.timing import time_encoding, time_step
@@ -46,28 +46,28 @@ def check_early(config: Config, corpus: Corpus) -> None:
         _check(plan, config)
 
 
-def plan_of(config: Config, upkeep: IndexUpkeep, module: RagModule | DprModule) -> Plan:
+def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModule) -> Plan:
     """Everything but the seconds."""
     retriever = module.dense_retriever
     assert retriever is not None
-    refresh, schedule = config.refresh, upkeep.options.schedule
+    refresh, schedule = config.refresh, manager.options.schedule
     shortest = min((span.every for span in schedule.spans if span.every), default=0)
     encoder = retriever.passage_encoder
-    encoder_bytes = sum(value.numel() for value in encoder.parameters()) * upkeep.corpus.dtype.itemsize
+    encoder_bytes = sum(value.numel() for value in encoder.parameters()) * manager.corpus.dtype.itemsize
     weights = sum(value.numel() * value.itemsize for value in module.state_dict().values())
     trained = sum(value.numel() * value.itemsize for value in module.parameters() if value.requires_grad)
     kept = sum(value.numel() * value.itemsize for value in encoder.parameters()) if encoder.trains else 0
     return Plan(
-        n_passages=upkeep.corpus.n_passages,
+        n_passages=manager.corpus.n_passages,
         dim=encoder.dim,
         factory=config.index.factory,
         mode=refresh.mode,
-        device=upkeep.index.device,
+        device=manager.index.device,
         **_ranks(config),
         trains=encoder.trains,
         every=None if schedule.watches_staleness else shortest,
         refresh_share=refresh.share,
-        slice_passages=upkeep.corpus.tokens_per_pass,
+        slice_passages=manager.corpus.tokens_per_pass,
         encoder_bytes=encoder_bytes,
         bookkeeping=PLANNING_PASSES,
         models_on="gpu" if next(encoder.parameters()).is_cuda else "cpu",
@@ -78,10 +78,10 @@ def plan_of(config: Config, upkeep: IndexUpkeep, module: RagModule | DprModule) 
     )
 
 
-def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | DprModule, batch: Batch) -> Plan:
+def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule | DprModule, batch: Batch) -> Plan:
     """The plan with its seconds, from a few passes of passages and a few steps on `batch`; about as long as four steps.
     Weights, gradients and random states are left as they were."""
-    retriever, corpus = module.dense_retriever, upkeep.corpus
+    retriever, corpus = module.dense_retriever, manager.corpus
     assert retriever is not None
     batch = batch.to(next(retriever.parameters()).device)
     forward = _dpr_pass(module, batch) if isinstance(module, DprModule) else _rag_pass(config, retriever, module, batch)
@@ -92,7 +92,7 @@ def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | D
             with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
                 loss = forward()
             loss.backward()
-        retriever.fresh.outdate()
+        retriever.embedding_cache.outdate()
 
     seconds = time_encoding(
         corpus.coder(retriever.passage_encoder),
@@ -105,7 +105,7 @@ def timed(plan: Plan, config: Config, upkeep: IndexUpkeep, module: RagModule | D
     )
     step_seconds = time_step(steps)
     module.zero_grad(set_to_none=True)
-    retriever.fresh.take()
+    retriever.embedding_cache.take()
     return replace(plan, refresh_seconds=seconds, step_seconds=step_seconds)
 
 

@@ -30,34 +30,34 @@ class Prepared:
     """Data that has passed its checks, and what the models will run on; no model is loaded yet."""
 
     config: Config
-    ready: setup_data.Parts
+    parts: setup_data.Parts
     questions: QuestionAnswerData
     on: Literal["cpu", "gpu"]
     autocast: torch.dtype | None
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of the corpus and of the test questions, where there are any: what summary.json says of its data."""
-        test = self.ready.files.test
-        return {"corpus": self.ready.corpus.fingerprint} | ({"test": file_fingerprint(test)} if test else {})
+        test = self.parts.files.test
+        return {"corpus": self.parts.corpus.fingerprint} | ({"test": file_fingerprint(test)} if test else {})
 
     def module(self) -> RagModule | DprModule:
         """With the warmed-up reader where the experiment wants one."""
         if self.config.objective == "dpr":
             return setup_models.dpr_module(
-                self.config, self.ready, setup_models.training_passages(self.config, self.ready, self.questions)
+                self.config, self.parts, setup_models.training_passages(self.config, self.parts, self.questions)
             )
-        return setup_models.module(self.config, self.ready, setup_models.reader(self.config, self.on, self.autocast))
+        return setup_models.module(self.config, self.parts, setup_models.reader(self.config, self.on, self.autocast))
 
     def refresh(self, probes: bool = True) -> IndexRefresh:
         """The callback that owns the index; without probes one index is not compared with the next."""
-        return setup_index.index_refresh(self.config, self.ready, self.questions if probes else None, self.autocast)
+        return setup_index.index_refresh(self.config, self.parts, self.questions if probes else None, self.autocast)
 
     def plan(self, module: RagModule | DprModule, refresh: IndexRefresh) -> Plan:
         """Timed, said and checked; for rank 0. The module goes to the device that it will train on."""
         if self.on == "gpu":
             module.to(torch.device("cuda", torch.cuda.current_device()))
-        plan = planning.plan_of(self.config, refresh.upkeep, module)
-        plan = planning.timed(plan, self.config, refresh.upkeep, module, next(iter(self.questions.train_dataloader())))
+        plan = planning.plan_of(self.config, refresh.manager, module)
+        plan = planning.timed(plan, self.config, refresh.manager, module, next(iter(self.questions.train_dataloader())))
         planning.announce(plan, self.config)
         return plan
 
@@ -70,9 +70,9 @@ def prepare(config: Config, stage: str | None = None) -> Prepared:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))
     use_threads(set_threads(config.trainer.devices))
     L.seed_everything(config.seed, verbose=False)
-    ready = setup_data.parts(config)
-    check_corpus(config, ready.corpus)
-    planning.check_early(config, ready.corpus)
-    questions = setup_data.data(config, ready)
+    parts = setup_data.parts(config)
+    check_corpus(config, parts.corpus)
+    planning.check_early(config, parts.corpus)
+    questions = setup_data.data(config, parts)
     questions.setup(stage)
-    return Prepared(config, ready, questions, on, autocast_dtype(config.trainer.precision, on))
+    return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on))

@@ -28,7 +28,7 @@ class Bar(TQDMProgressBar):
 
 
 def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
-    """Checkpoints come from openbook.callbacks.Resumable, the sharing of data over ranks from the DataModule."""
+    """Checkpoints come from openbook.callbacks.Checkpointing, the sharing of data over ranks from the DataModule."""
     settings = config.trainer
     on = accelerator(settings.accelerator)
     several = settings.world_size > 1

@@ -48,7 +48,7 @@ def without_effect(key: str) -> bool:
     return any(key == other or (other.endswith(".") and key.startswith(other)) for other in WITHOUT_EFFECT)
 
 
-def essence(config: Config) -> dict[str, Any]:
+def identity_of(config: Config) -> dict[str, Any]:
     """{key: value} of everything that decides a run's figures; equal for two runs that should give the same.
 
     Ranks times batch is one number: two ranks of 8 questions train as one of 16. A run that starts from another run's
@@ -73,7 +73,7 @@ def _experiment_of(start: str) -> str:
 
 @dataclass
 class FoundRun:
-    """A run folder with what it says of itself; values: its essence, defaults filled in for keys it does not know."""
+    """A run folder with what it says of itself; values: its identity, defaults filled in for keys it does not know."""
 
     path: Path
     config: Config
@@ -161,7 +161,7 @@ def _short(value: str) -> str:
 
 
 def changes_nothing(override: str, values: Mapping[str, Any]) -> bool:
-    """Whether an override leaves the figures of a run of these values (`essence`) as they are."""
+    """Whether an override leaves the figures of a run of these values (`identity_of`) as they are."""
     key, _, text = override.partition("=")
     if key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"]):
         return True
@@ -193,7 +193,7 @@ class Runs:
         origin: the run whose encoders it must have started from, known by its experiment and its name, so that runs may
         be moved together; None: any.
         """
-        values = essence(wanted)
+        values = identity_of(wanted)
         same = [run for run in self.of(wanted.experiment) if run.values == values]
         if origin is not None:
             same = [run for run in same if Path(run.config.retriever.start_from).parts[-2:] == origin.parts[-2:]]
@@ -226,7 +226,7 @@ class Runs:
     def _one(self, file: Path) -> FoundRun | None:
         try:
             config = load_resolved(file, training=False)
-            values = essence(config)
+            values = identity_of(config)
         except (OpenBookError, OSError) as error:
             self.unreadable[file.parent] = str(error)
             return None

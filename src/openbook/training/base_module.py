@@ -14,7 +14,7 @@ from openbook.batch import Batch
 from openbook.config.training import OptimConfig
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
-from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.bm25 import BM25Retriever
 from openbook.retrieval.dense import Retriever
 from openbook.training.optimizer import learning_rate_schedule, parameter_groups
 from openbook.utils.distributed import gather_objects
@@ -29,7 +29,7 @@ class QuestionModule(L.LightningModule):
 
     def __init__(
         self,
-        retriever: Retriever | LexicalRetriever | None,
+        retriever: Retriever | BM25Retriever | None,
         optim: OptimConfig,
         max_steps: int,
         resamples: int,
@@ -101,8 +101,8 @@ class QuestionModule(L.LightningModule):
         optim, dense = self.optim, self.dense_retriever
         optimizer = torch.optim.AdamW(parameter_groups(self.parts(), optim.weight_decay), fused=True)
         if dense is not None:
-            fresh = dense.fresh
-            optimizer.register_step_post_hook(lambda *_: fresh.outdate())
+            embedding_cache = dense.embedding_cache
+            optimizer.register_step_post_hook(lambda *_: embedding_cache.outdate())
         schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

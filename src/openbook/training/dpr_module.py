@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Batch, sent
+from openbook.batch import MISSING_ROW, Batch, to_device
 from openbook.config.training import OptimConfig
 from openbook.data.corpus import Corpus
 from openbook.inference.evidence import best_passages, found_passages, summarize_found
@@ -62,13 +62,13 @@ class DprModule(QuestionModule):
         negatives = self.passages.hard_negatives(batch, positives, self._index_rows(question_emb))
         rows, device = _of_all_ranks([row for row in positives if row != MISSING_ROW] + negatives), batch.weight.device
         positive = torch.tensor(positives)
-        columns = sent(torch.searchsorted(rows, positive.clamp(min=0)).clamp(max=len(rows) - 1), device)
-        mask = sent(self.passages.competing(batch.examples, rows.tolist()), device)
+        columns = to_device(torch.searchsorted(rows, positive.clamp(min=0)).clamp(max=len(rows) - 1), device)
+        mask = to_device(self.passages.competing(batch.examples, rows.tolist()), device)
         scores = dpr_scores(question_emb, self._passage_emb(rows), columns, mask, self.retriever.temperature)
         return (
             nll_of(scores, columns),
             in_batch_hits(scores.detach(), columns),
-            batch.weight * sent(positive != MISSING_ROW, device),
+            batch.weight * to_device(positive != MISSING_ROW, device),
         )
 
     def _index_rows(self, question_emb: Tensor) -> Tensor | None:
@@ -91,7 +91,7 @@ class DprModule(QuestionModule):
         # gradient of zero, which DistributedDataParallel waits for.
         passage_emb = self.retriever.encode_rows(chosen if len(chosen) else rows[:1])[: len(chosen)]
         if len(chosen) and not self.retriever.passage_encoder.noisy:
-            self.retriever.fresh.add(chosen, passage_emb)
+            self.retriever.embedding_cache.add(chosen, passage_emb)
         return gather_rows_with_gradient(passage_emb)
 
     def _mean(self, nll: Tensor, weight: Tensor) -> Tensor:

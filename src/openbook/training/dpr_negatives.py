@@ -18,7 +18,7 @@ from openbook.data.corpus import Corpus
 from openbook.data.sampler import stream_key
 from openbook.errors import OpenBookError
 from openbook.metrics.matching import has_answer
-from openbook.retrieval.bm25 import LexicalIndex, passage_texts
+from openbook.retrieval.bm25 import BM25Index, passage_texts
 
 _CHUNK = 256  # questions BM25 is asked at once
 
@@ -37,7 +37,7 @@ class TrainingPassages:
     def __init__(
         self,
         corpus: Corpus,
-        lexical: LexicalIndex | None,
+        lexical: BM25Index | None,
         bm25_negatives: int = 1,
         index_negatives: int = 0,
         depth: int = 50,
@@ -152,9 +152,9 @@ class TrainingPassages:
     def _holds_answer(self, row: int, example: Example) -> bool:
         return has_answer(self.corpus.passage(row).text, example.answers, self.regex)
 
-    def _bm25(self) -> LexicalIndex:
+    def _bm25(self) -> BM25Index:
         if self.lexical is None:
-            self.lexical = LexicalIndex(passage_texts(self.corpus))
+            self.lexical = BM25Index(passage_texts(self.corpus))
         return self.lexical
 
     def _find(self, examples: Sequence[Example]) -> int:

@@ -14,9 +14,9 @@ from openbook.inference.answering import Answering
 from openbook.metrics.summary import summarize
 from openbook.models.contexts import ContextBuilder, answer_hidden, closed_book_rows
 from openbook.models.generator import Generator
-from openbook.objectives.by_name import OBJECTIVES, READS, loss_of
+from openbook.objectives.by_name import LIKELIHOOD_OF, OBJECTIVES, loss_of
 from openbook.objectives.fused import FusedLoss, fused_marginal_nll
-from openbook.retrieval.bm25 import LexicalRetriever
+from openbook.retrieval.bm25 import BM25Retriever
 from openbook.retrieval.dense import Retriever
 from openbook.training.base_module import QuestionModule
 from openbook.utils.distributed import sum_over_ranks, world_size
@@ -26,14 +26,14 @@ class RagModule(QuestionModule):
     """End-to-end RAG training (Lewis et al. 2020, section 2). `training_step` is the method.
 
     retriever is None for the closed-book objective. objective: what trains; `reads` is the likelihood that is reported
-    and that answers are decoded by (openbook.objectives.READS). n_docs passages are marginalised in training,
+    and that answers are decoded by (openbook.objectives.LIKELIHOOD_OF). n_docs passages are marginalised in training,
     answering.n_docs at evaluation. reduction: the loss is a mean per "question" or per target "token", over the batches
     of all ranks. resamples: of the bootstrap behind the test's intervals.
     """
 
     def __init__(
         self,
-        retriever: Retriever | LexicalRetriever | None,
+        retriever: Retriever | BM25Retriever | None,
         generator: Generator,
         contexts: ContextBuilder,
         answering: Answering,
@@ -52,7 +52,7 @@ class RagModule(QuestionModule):
         self.contexts = contexts
         self.answering = answering
         self.objective = objective
-        self.reads = READS[objective]
+        self.likelihood = LIKELIHOOD_OF[objective]
         self.loss = loss_of(objective, distill_temperature)
         self.n_docs = n_docs
         self.reduction = reduction
@@ -72,8 +72,8 @@ class RagModule(QuestionModule):
         there = torch.ones_like(retrieved.mask) if self.retriever is None else retrieved.mask
         loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, there, share)  # -log p(y|x)
         nll = losses
-        if self.reads != self.objective:  # what is minimised is no likelihood
-            nll = OBJECTIVES[self.reads](token_logprobs, doc_scores.detach(), batch.target_mask)
+        if self.likelihood != self.objective:  # what is minimised is no likelihood
+            nll = OBJECTIVES[self.likelihood](token_logprobs, doc_scores.detach(), batch.target_mask)
         self._log(nll, losses, batch)
         seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
         return {"loss": loss, **seen, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
@@ -126,7 +126,7 @@ class RagModule(QuestionModule):
         sums = [torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()]
         sums += [torch.where(minimised > 0, losses, 0.0).sum(), minimised.sum()]
         total, questions, n_tokens, loss, n_minimised = sum_over_ranks(torch.stack(sums)).tolist()
-        if self.reads != self.objective:
+        if self.likelihood != self.objective:
             self.log("train/loss", loss / max(n_minimised, 1.0), rank_zero_only=True)
         if not questions:  # none has found a passage, as happens with BM25
             return

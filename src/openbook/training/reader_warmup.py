@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import sent
+from openbook.batch import to_device
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import decoder_inputs, special_ids, targets
 from openbook.data.question_file import QuestionFile
@@ -141,7 +141,7 @@ class _GoldPassages:
 
     def inputs(self, gold: list[_Gold], device: torch.device) -> tuple[Tensor, Tensor]:
         ids, mask = self.contexts([one.question for one in gold], torch.tensor([[one.row] for one in gold]))
-        return sent(ids, device), sent(mask, device)
+        return to_device(ids, device), to_device(mask, device)
 
 
 def _train(

@@ -135,17 +135,17 @@ def shards_on_rank_zero(rows: np.ndarray, n: int) -> np.ndarray | None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_on_all_ranks() -> Iterator[None]:
     """What one rank raises inside is raised on all of them, after the block."""
     error: Exception | None = None
     try:
         yield
     except Exception as caught:  # exchanged before it is raised: a rank alone would leave the others waiting
         error = caught
-    raise_together(error)
+    raise_if_any_rank_failed(error)
 
 
-def raise_together(error: Exception | None) -> None:
+def raise_if_any_rank_failed(error: Exception | None) -> None:
     """Raise on every rank when one rank has failed, so that no rank waits for another that is gone."""
     failures = [(who, text) for who, text in enumerate(gather_objects(repr(error) if error else None)) if text]
     if error is not None:
