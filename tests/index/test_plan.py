@@ -96,8 +96,8 @@ def test_it_says_what_the_index_itself_says(factory: str) -> None:
 
 TWO_INDEXES = """
 import numpy as np
-from openbook.families import ShardIndex
-from openbook.memory import current_memory
+from openbook.index.shard_index import ShardIndex
+from openbook.utils.host_memory import current_memory
 
 before, snapshots = current_memory(), []
 for _ in range(2):

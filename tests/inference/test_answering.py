@@ -555,7 +555,7 @@ def test_settings_reach_the_answers(small_system: SmallSystem, tmp_path: Path) -
     )
     module: Any = setup_models.module(config, setup_data.parts(config), None)
     answering = module.answering
-    assert (answering.reads, answering.n_docs, module.n_docs, answering.utility) == ("rag_token", 11, 3, False)
+    assert (answering.likelihood, answering.n_docs, module.n_docs, answering.utility) == ("rag_token", 11, 3, False)
     assert (answering.decode.beams, answering.decode.n_best, answering.labels) == (3, 2, ("xi", "nu"))
     assert answering.decode.max_tokens == config.data.max_target_tokens
     assert answering.targets(["alpha"]).tolist()[0][-1] == module.generator.eos_token_id

@@ -291,7 +291,7 @@ def alike(found: Gradients, expected: Gradients, share: float) -> None:
 @pytest.mark.parametrize("kind", ["bart", "t5"])
 def test_gradients_are_those_of_transformers(kind: str, absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, by_them = learnt(f"{kind} eager")
-    monkeypatch.setattr("openbook.models.generator.absorbing_pays", lambda *_: absorbs)
+    monkeypatch.setattr("openbook.models.seq2seq.absorbing_pays", lambda *_: absorbs)
     hidden, by_us = learnt(f"{kind} own", keys=0 if absorbs else 2)
     close(hidden, expected)
     alike(by_us, by_them, 1e-4)
@@ -302,7 +302,7 @@ def test_gradients_under_autocast(absorbs: bool, monkeypatch: pytest.MonkeyPatch
     """No further from fp32 than transformers' own function is under the same autocast, but for half as much again."""
     expected, exact = learnt("bart eager")
     _, by_them = learnt("bart eager", torch.bfloat16)
-    monkeypatch.setattr("openbook.models.generator.absorbing_pays", lambda *_: absorbs)
+    monkeypatch.setattr("openbook.models.seq2seq.absorbing_pays", lambda *_: absorbs)
     hidden, by_us = learnt("bart own", torch.bfloat16, keys=0 if absorbs else 2)
     assert (hidden.float() - expected).abs().mean() < 0.05 < expected.abs().mean()
     ours, theirs = (
@@ -317,7 +317,7 @@ def test_gradients_under_autocast(absorbs: bool, monkeypatch: pytest.MonkeyPatch
 def test_a_context_of_padding_alone_has_a_finite_gradient(
     kind: str, absorbs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openbook.models.generator.absorbing_pays", lambda *_: absorbs)
+    monkeypatch.setattr("openbook.models.seq2seq.absorbing_pays", lambda *_: absorbs)
     generator, inputs = build(kind), tokens()[::BEAMS]
     ids, mask = contexts()
     mask = mask.clone()
@@ -380,7 +380,7 @@ def test_absorbing_pays_for_short_answers_to_long_contexts() -> None:
 @pytest.mark.parametrize("absorbs", [False, True])
 def test_dropped_weights_are_no_mean_any_more(absorbs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A weight that is dropped reads nothing, neither a state nor a bias: the mean over many draws is the plain one."""
-    monkeypatch.setattr("openbook.models.generator.absorbing_pays", lambda *_: absorbs)
+    monkeypatch.setattr("openbook.models.seq2seq.absorbing_pays", lambda *_: absorbs)
     generator, inputs = build("bart own"), tokens()[::BEAMS]
     ids, mask = contexts()
     read: list[Tensor] = []

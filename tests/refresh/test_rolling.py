@@ -190,7 +190,7 @@ def test_write_back_stores_what_training_encoded_before_its_step() -> None:
 
 def test_nothing_is_written_back_under_dropout() -> None:
     rolling, retriever = rolling_of(dropout=0.3)
-    assert retriever.passage_encoder.noisy
+    assert retriever.passage_encoder.has_dropout
     stale = rolling.index.vectors(ROWS)
     trained(rolling, retriever, torch.tensor([3, 4]), 5)
     assert np.array_equal(rolling.index.vectors(ROWS), stale) and not rolling.made_at.any()

@@ -113,7 +113,7 @@ class Retriever(nn.Module):
         rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
         if torch.is_grad_enabled() and self.passage_encoder.trains:
             passage_emb = self.encode_rows(rows)
-            if not self.passage_encoder.noisy:
+            if not self.passage_encoder.has_dropout:
                 self.embedding_cache.add(rows, passage_emb)
         else:
             passage_emb = self.encode_once(rows)

@@ -90,7 +90,7 @@ class DprModule(QuestionModule):
         # With more ranks than passages somebody has none; it encodes one for nothing, so that its weights get their
         # gradient of zero, which DistributedDataParallel waits for.
         passage_emb = self.retriever.encode_rows(chosen if len(chosen) else rows[:1])[: len(chosen)]
-        if len(chosen) and not self.retriever.passage_encoder.noisy:
+        if len(chosen) and not self.retriever.passage_encoder.has_dropout:
             self.retriever.embedding_cache.add(chosen, passage_emb)
         return gather_rows_with_gradient(passage_emb)
 

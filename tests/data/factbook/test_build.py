@@ -183,7 +183,7 @@ def test_the_default_suits_two_cores(built: FactbookFiles, passages: dict[str, d
 @needs_book
 def test_a_second_build_writes_the_same_bytes_under_another_hash_seed(built: FactbookFiles, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from openbook.factbook import *; "
+        "import sys; from pathlib import Path; from openbook.data.factbook.build import *; "
         "print(build_factbook(FactbookOptions(), Path(sys.argv[1])).folder)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
