@@ -56,7 +56,7 @@ WAITS = {
 
 class Gpu(TorchFunctionMode):
     """A GPU's rules on a CPU: it knows which tensors would be on the GPU (the storages given, what is made of them,
-    what is made with `device=` and what `sent` has sent), lists the calls that would wait for one of them, and refuses
+    what is made with `device=` and what `to_device` has to_device), lists the calls that would wait for one of them, and refuses
     those that mix them with the host's."""
 
     def __init__(self, *tensors: Tensor):
@@ -172,7 +172,7 @@ def test_a_step_waits_for_the_search_and_for_the_loss(
         *module.parameters(), *module.buffers(), batch.question_ids, batch.question_mask, batch.labels, batch.weight
     )
     for name in ("retriever", "contexts", "fresh", "fused_loss", "mips", "lexical"):
-        monkeypatch.setattr(f"openbook.{name}.sent", gpu.sent)
+        monkeypatch.setattr(f"openbook.{name}.to_device", gpu.to_device)
     with gpu:
         outputs = module.training_step(batch, 0)
         waits, gpu.waits = gpu.waits, []
