@@ -22,7 +22,7 @@ from benchmarks.common import synthetic
 from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import now, prepare_machine
 from benchmarks.index.families import ASKED, DIM, TOP_K, built, questions
-from openbook.index.shard_index import SHIPPED_BLAS_THRESHOLD
+from openbook.index.shard_index import shipped_blas_threshold
 from openbook.refresh.drift import overlap_at_k
 
 ALWAYS = 1
@@ -91,7 +91,7 @@ def at_size(n: int, rounds: int) -> dict[str, Value]:
     asked = questions(vectors, ASKED * rounds).astype(np.float32)
     plain = faiss.IndexFlatIP(DIM)
     plain.add(vectors)
-    sides = {"faiss": bare(plain, SHIPPED_BLAS_THRESHOLD), "faiss_blas": bare(plain, ALWAYS)}
+    sides = {"faiss": bare(plain, shipped_blas_threshold()), "faiss_blas": bare(plain, ALWAYS)}
     found: dict[str, Value] = {}
     for name, factory in factories(n).items():
         index, found[f"search.{name}.{n}.build_seconds"] = built(factory, vectors)

@@ -32,7 +32,7 @@ from openbook.config.load import load_experiment
 from openbook.data.collate import token_ids
 from openbook.data.inputs import question_inputs, special_ids
 from openbook.data.question_file import QuestionFile
-from openbook.index.shard_index import SHIPPED_BLAS_THRESHOLD, ShardIndex
+from openbook.index.shard_index import ShardIndex, shipped_blas_threshold
 from openbook.index.snapshot import Snapshot
 from openbook.models.contexts import ContextBuilder
 from openbook.setup import data as setup_data
@@ -125,14 +125,14 @@ def ours(on: Host, asked: Asked) -> Tensor:
 
 def theirs(on: Host, asked: Asked) -> Tensor:
     """As transformers' RagModel calls it."""
-    with blas_from(SHIPPED_BLAS_THRESHOLD):
+    with blas_from(shipped_blas_threshold()):
         return on.peer(asked.ids, asked.embeddings.numpy(), n_docs=N_DOCS, return_tensors="pt")["context_input_ids"]
 
 
 def check(on: Host, asked: Asked) -> None:
     """Both sides find the same passages and read the same words, or the comparison is none."""
     rows = on.snapshot.search(asked.embeddings, N_DOCS).rows.numpy()
-    with blas_from(SHIPPED_BLAS_THRESHOLD):
+    with blas_from(shipped_blas_threshold()):
         found = on.peer.retrieve(asked.embeddings.numpy(), N_DOCS)[1]
     mine, other = (on.tokenizer.batch_decode(side(on, asked), skip_special_tokens=True) for side in (ours, theirs))
     words, others = ([sorted(text.replace("/", " ").split()) for text in texts] for texts in (mine, other))

@@ -15,10 +15,12 @@ import torch
 from openbook.batch import MISSING_ROW
 from openbook.errors import OpenBookError
 from openbook.index import flat_gpu as gpu_flat
-from openbook.index import shard_index as families
+from openbook.index import storage
 from openbook.index.faiss_factory import bytes_per_passage
-from openbook.index.flat_gpu import GPU_MOST, gpu_resources
-from openbook.index.shard_index import SPARE, IndexOptions, ShardIndex
+from openbook.index.flat_cpu import CodesOnCpu
+from openbook.index.flat_gpu import GPU_MOST, FlatOnGpu, gpu_resources
+from openbook.index.shard_index import IndexOptions, ShardIndex
+from openbook.index.storage import SPARE
 from tests.references import search
 
 N_PASSAGES, DIM, BATCH, TOP_K = 1009, 26, 23, 7
@@ -144,8 +146,8 @@ def test_embeddings_that_are_not_finite_are_refused_and_not_stored(factory: str,
     spoilt[17, 2] = spoilt[40, 0] = spoilt[40, 3] = broken
     with pytest.raises(OpenBookError, match=r"2 of 183 with NaN or infinity, first row 117.*Has training diverged"):
         index.write(np.arange(100, 283), spoilt)
-    if index.codes is not None:
-        assert not index.codes[100:].any()
+    if isinstance(index.storage, CodesOnCpu):
+        assert not index.stored()[100:].any()
     index.write(np.arange(100, 283), PASSAGES[100:283])
     whole = filled(PASSAGES[:283], IndexOptions(factory), [np.arange(100), np.arange(100, 283)])
     for mine, right in zip(index.finish().search(QUESTIONS, TOP_K), whole.search(QUESTIONS, TOP_K), strict=True):
@@ -157,7 +159,7 @@ def test_bytes_are_those_that_faiss_keeps(factory: str) -> None:
     """Against the file FAISS would write, and the row numbers that are kept beside it."""
     index = filled(random_vectors(5000), IndexOptions(factory))
     rows = 0 if factory in PLAIN_CODES else 8 * 5000
-    assert index.nbytes == pytest.approx(faiss.serialize_index(index._index).nbytes + rows, rel=0.1)
+    assert index.nbytes == pytest.approx(faiss.serialize_index(index.storage.index).nbytes + rows, rel=0.1)
     assert index.nbytes == pytest.approx(5000 * bytes_per_passage(factory, DIM), abs=1)
 
 
@@ -276,7 +278,7 @@ def test_a_score_is_of_its_pair_alone(factory: str) -> None:
 
 
 def test_candidates_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families, "_CHUNK", 2 * (TOP_K + SPARE) * DIM)
+    monkeypatch.setattr(storage, "_CHUNK", 2 * (TOP_K + SPARE) * DIM)
     scores, rows = shuffled("Flat").search(QUESTIONS, TOP_K)
     assert rows.tolist() == EXACT_ROWS.tolist() and scores.tolist() == EXACT_SCORES.tolist()
 
@@ -285,7 +287,7 @@ def test_candidates_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_which_families_are_replaceable(factory: str) -> None:
     index = shuffled(factory)
     assert index.replaceable == (factory in IN_PLACE)
-    assert (index.codes is not None) == (factory in PLAIN_CODES)
+    assert isinstance(index.storage, CodesOnCpu) == (factory in PLAIN_CODES)
     if factory not in PLAIN_CODES:
         with pytest.raises(OpenBookError, match=rf"keeps no vectors \(index\.factory\): got {factory}"):
             index.vectors(np.arange(3))
@@ -373,7 +375,7 @@ def on_gpu(factory: str, passages: np.ndarray = PASSAGES, **options: int) -> Sha
 @pytest.mark.parametrize("factory", ["Flat", "SQfp16"])
 def test_vectors_on_a_gpu_give_what_the_cpu_gives(gpu: SimpleNamespace, factory: str) -> None:
     index, right = on_gpu(factory, gpu_temp_memory=97), shuffled(factory)
-    assert gpu.memory == [97 << 20] and index.codes is None
+    assert gpu.memory == [97 << 20] and isinstance(index.storage, FlatOnGpu)
     assert index.replaceable and index.nbytes == right.nbytes and index.n_to_train_on == 0
     if factory == "SQfp16":  # half way between two fp16 numbers FAISS rounds up and torch to the even one
         apart = index.stored().view(np.int16).astype(int) - right.stored().view(np.int16)

@@ -459,7 +459,7 @@ def test_an_amortized_refresh_that_fails_leaves_the_old_index_and_the_next_one_w
         if factory == "Flat":
             assert close(stored(retriever), known[keeper.made_at]), f"call {call}"
         else:
-            assert sorted(retriever.snapshot.index._row_of.tolist()) == list(range(N))
+            assert sorted(retriever.snapshot.index.storage.row_of.tolist()) == list(range(N))
             assert keeper._encoder_then is not None
     assert failures
 

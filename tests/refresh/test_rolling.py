@@ -304,12 +304,12 @@ def test_renewing_makes_it_fresh_in_the_same_memory(mode: Any) -> None:
         nudge(retriever, step)
         keeper.after_step(retriever, step)
     assert retriever.snapshot is not None and keeper.rolling is not None
-    index, codes = retriever.snapshot.index, retriever.snapshot.index.codes
+    index, codes = retriever.snapshot.index, retriever.snapshot.index.stored()
     assert codes is not None and not retriever.index_is_fresh()
     place, generation = codes.ctypes.data, retriever.snapshot.generation
     keeper.refresh(retriever, 3)
     assert retriever.index_is_fresh() and retriever.snapshot.index is index
-    assert index.codes is not None and index.codes.ctypes.data == place
+    assert index.stored().ctypes.data == place
     np.testing.assert_allclose(index.vectors(ROWS), encoded(retriever), atol=1e-5)
     assert (keeper.rolling.made_at == 3).all() and keeper.age(3) == 0
     assert retriever.snapshot.generation == generation + 1 == keeper.generation

@@ -1,20 +1,68 @@
-"""Exact search on a CPU by torch's matmul, over the memory that FAISS's flat index owns.
+"""Plain codes on a CPU: FAISS's own memory written in place, searched by FAISS or, where faster, by torch's matmul.
 
 FAISS multiplies with the BLAS it was built with. Where torch multiplies by oneDNN (`hardware.set_threads`) that is up
-to twice as fast, and what follows the matmul costs little: only the best groups of passages are looked into.
+to twice as fast, and what follows the matmul costs little: only the best groups of passages are considered.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from openbook.index.storage import PlainCodes
+
 LEAST_QUERIES = 6
-"""Fewer queries than this FAISS serves as fast or faster: reading the vectors is nearly all there is to do."""
+"""With fewer queries FAISS is as fast or faster: reading the vectors is nearly all there is to do."""
 
 _GROUP = 16  # passages whose best score stands for all of them
 _NUMBERS = 1 << 22  # scores at once, 16 MiB
+
+
+class CodesOnCpu(PlainCodes):
+    """Families whose codes lie side by side (Flat, SQfp16, SQ8, PQ, ...): their memory is taken once, at the start, and
+    written in any order.
+
+    index: FAISS's, still empty. Where it has quantisers to train, a row cannot be written again (`replaceable`). codes:
+    [n_passages, bytes] uint8, FAISS's own memory.
+    """
+
+    rounding = 1e-5  # more than a fp32 sum over any dim can be off by
+
+    def __init__(self, index: Any, n_passages: int, is_flat: bool):
+        self.dim, self.most, self.index = index.d, n_passages, index
+        self.replaceable = bool(index.is_trained)
+        codes: Any = faiss.downcast_index(index)
+        codes.codes.resize(n_passages * codes.code_size)
+        codes.ntotal = n_passages
+        view = faiss.rev_swig_ptr(codes.codes.data(), n_passages * codes.code_size) if n_passages else np.empty(0)
+        self.codes = view.view(np.uint8).reshape(n_passages, codes.code_size)
+        self.table = self.codes.view(np.float32) if is_flat else None
+
+    def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
+        self.codes[rows] = self.index.sa_encode(embeddings)
+
+    def finish(self, nprobe: int, ef_search: int) -> None:
+        """Nothing to do: plain codes have no search depth."""
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        return self.table[rows] if self.table is not None else self.index.sa_decode(self.codes[rows])
+
+    def stored(self) -> np.ndarray:
+        return self.codes
+
+    def restore(self, codes: np.ndarray) -> None:
+        self.codes[:] = codes
+
+    def candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray | None, np.ndarray]:
+        if self.table is not None and preferred(len(queries)):
+            best = best_of(self.table, np.ascontiguousarray(queries, dtype=np.float32), depth)
+            if best is not None:
+                return best
+        return None, self.index.search(queries, depth)[1]
 
 
 def preferred(n_queries: int) -> bool:

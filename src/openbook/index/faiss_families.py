@@ -1,0 +1,66 @@
+"""FAISS index families that are added to in the order of writing (IVF, HNSW, ...), and everything on a GPU but flat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from openbook.batch import MISSING_ROW
+from openbook.errors import OpenBookError
+from openbook.index.faiss_factory import moved_to_gpu
+from openbook.index.flat_gpu import gpu_resources
+
+
+class AddedFamily:
+    """An index that numbers its passages by the order in which they are added; row_of translates back.
+
+    temp_memory: MiB for FAISS's work on this rank's GPU, to which `finish` moves the index; None: it stays on the CPU.
+    """
+
+    replaceable = False
+
+    def __init__(self, index: Any, n_passages: int, factory: str, temp_memory: int | None):
+        self.index, self.factory, self.temp_memory = index, factory, temp_memory
+        self.row_of = np.empty(n_passages, dtype=np.int64)
+        self._added = 0
+
+    def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
+        self.index.add(embeddings)
+        self.row_of[self._added : self._added + len(rows)] = rows
+        self._added += len(rows)
+
+    def finish(self, nprobe: int, ef_search: int) -> None:
+        _set_depth(self.index, nprobe, ef_search)
+        if self.temp_memory is not None:
+            self.index = moved_to_gpu(self.index, self.factory, gpu_resources(self.temp_memory))
+
+    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, places = self.index.search(queries, top_k)
+        hit = places >= 0
+        rows = np.full(places.shape, MISSING_ROW, dtype=np.int64)
+        rows[hit] = self.row_of[places[hit]]
+        return np.where(hit, scores, -np.inf), rows
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        raise OpenBookError("the index keeps no vectors", where="index.factory", got=self.factory)
+
+    def stored(self) -> np.ndarray:
+        return self.vectors(self.row_of)
+
+    def restore(self, codes: np.ndarray) -> None:
+        self.vectors(self.row_of)
+
+
+def _set_depth(index: Any, nprobe: int, ef_search: int) -> None:
+    """Search depth, also where a transform or a re-ranking wraps the family."""
+    if isinstance(index, faiss.IndexPreTransform):
+        index = index.index
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        index = faiss.downcast_index(index.base_index)
+    if isinstance(index, faiss.IndexIVF):
+        index.nprobe = nprobe
+    elif isinstance(index, faiss.IndexHNSW):
+        index.hnsw.efSearch = ef_search

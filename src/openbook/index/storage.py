@@ -1,0 +1,94 @@
+"""What every index storage offers, and exact top-k where the code of each passage can be read back."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+SPARE = 8
+"""Candidates considered beyond top-k, so that rounding in FAISS's sums decides nothing."""
+
+_SEEN = 4
+"""Times the largest error seen among the candidates: where torch multiplies fp32 in less than that, more is hidden."""
+
+_CHUNK = 1 << 24  # numbers of candidates' vectors held in fp64 at once: 128 MiB
+
+
+class Storage(Protocol):
+    """How the passages of one shard are stored and searched.
+
+    replaceable: whether a row can be written again. Only storages of plain codes can read back what they store
+    (`vectors`, `stored`, `restore`).
+    """
+
+    @property
+    def replaceable(self) -> bool: ...
+
+    def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
+        """Store finite embeddings [n, dim] fp32 at rows [n]."""
+
+    def finish(self, nprobe: int, ef_search: int) -> None:
+        """Every row is written: set the search depth and move the index to where it is searched."""
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        """[n, dim] fp32 on the host: what is stored at rows [n], decoded."""
+
+    def stored(self) -> np.ndarray:
+        """[n_passages, bytes] uint8 on the host: the codes."""
+
+    def restore(self, codes: np.ndarray) -> None:
+        """Store the codes [n_passages, bytes] uint8 of a storage of the same family."""
+
+    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores fp32 and rows int64, both [n, at most top_k], of queries [n, dim] fp32, highest first; the row is
+        MISSING_ROW where there was no hit."""
+
+
+class PlainCodes:
+    """Exact top-k over a storage whose codes can be decoded: FAISS or torch give candidates, whose scores are summed
+    again in fp64.
+
+    A score is then a function of one question and one passage, whatever else is in the index or the batch, and equal
+    scores are ordered by row. rounding: how far a candidate's score can be off, as a share of |query| |passage|. most:
+    candidates that one search can return.
+    """
+
+    dim: int
+    most: int
+    rounding: float
+
+    def vectors(self, rows: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """Rows [n, depth] in no order, and their scores where torch summed them, in whatever precision it has."""
+        raise NotImplementedError
+
+    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        k, depth, todo = min(top_k, self.most), top_k + SPARE, np.arange(len(queries))
+        scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
+        while len(todo):
+            depth = min(depth, self.most)
+            found, places, last, hidden = self._best(queries[todo], depth)
+            scores[todo], rows[todo] = found[:, :k], places[:, :k]
+            # What lies beyond the candidates could still belong in front where the last of them ties with the k-th.
+            todo = todo[:0] if depth == self.most else todo[last >= found[:, k - 1] - hidden]
+            depth *= 4
+        return scores, rows
+
+    def _best(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The depth candidates in order, scores and rows; each query's lowest score, and what rounding may hide."""
+        found, rows = self.candidates(queries, depth)
+        scores, largest = np.empty(rows.shape, dtype=np.float32), np.empty(len(rows))
+        step = max(1, _CHUNK // (depth * self.dim))
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            vectors = self.vectors(rows[part].reshape(-1)).reshape(*rows[part].shape, self.dim).astype(np.float64)
+            scores[part] = (vectors * queries[part, None]).sum(-1)
+            largest[part] = np.sqrt(np.einsum("nkd,nkd->nk", vectors, vectors).max(1))
+        order = np.lexsort((rows, -scores), axis=1)
+        hidden = self.rounding * largest * np.linalg.norm(queries, axis=1)
+        if found is not None:
+            hidden = np.maximum(hidden, _SEEN * np.abs(found - scores).max(1))
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1), scores.min(1), hidden
