@@ -72,7 +72,9 @@ def system(
     retriever = Retriever(passages, passages, tokens, SPECIAL, 8, temperature=0.05)
     options = RefreshOptions(RefreshSchedule.read(str(every)), mode, spread)  # type: ignore[arg-type]
     probes = torch.from_numpy(questions(n, 32)), torch.ones(32, 6, dtype=torch.bool)
-    return retriever, RefreshManager(options, index, CorpusOptions(tokens, SPECIAL, 8, f"synthetic {n}"), probes)
+    return retriever, RefreshManager(
+        options=options, index=index, corpus=CorpusOptions(tokens, SPECIAL, 8, f"synthetic {n}"), probes=probes
+    )
 
 
 def questions(n: int, how_many: int, seed: int = 1) -> np.ndarray:

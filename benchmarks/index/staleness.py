@@ -27,7 +27,7 @@ from openbook.data.inputs import question_inputs, special_ids
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.refresh.manager import HOT_DEPTH
-from openbook.refresh.rolling import Rolling
+from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.corpus_encoder import CorpusOptions, encode_passes
 from openbook.setup import data as setup_data
 from openbook.setup.prepare import prepare
@@ -56,7 +56,7 @@ class Kept:
         index.write(np.arange(len(first)), first.numpy())
         self.snapshot = Snapshot(index.finish(), 0, "", corpus.fingerprint, corpus.n_passages)
         assert module.retriever is not None
-        self.rolling = Rolling(corpus, self.snapshot, corpus.coder(module.retriever.passage_encoder), mode)
+        self.rolling = RollingRefresh(corpus, self.snapshot, corpus.coder(module.retriever.passage_encoder), mode)
         self.waiting = torch.empty(0, dtype=torch.int64), torch.empty(0, first.shape[1])  # what the step has encoded
 
 

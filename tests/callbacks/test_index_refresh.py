@@ -15,8 +15,8 @@ from openbook.commands.train import train
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.index.snapshot import Snapshot
 from openbook.refresh.manager import RefreshManager
-from openbook.refresh.rebuild import Refresh
-from openbook.refresh.rolling import Rolling
+from openbook.refresh.rebuild import Rebuild
+from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.dense import Retriever
 from openbook.setup import data as setup_data
 from openbook.setup import index as setup_index
@@ -39,13 +39,13 @@ def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def refreshed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many passages each refresh has encoded."""
     encoded: list[int] = []
-    original = Refresh.finish
+    original = Rebuild.finish
 
-    def finish(self: Refresh) -> tuple[Snapshot, dict[str, float]]:
+    def finish(self: Rebuild) -> tuple[Snapshot, dict[str, float]]:
         encoded.append(self.encoded)
         return original(self)
 
-    monkeypatch.setattr(Refresh, "finish", finish)
+    monkeypatch.setattr(Rebuild, "finish", finish)
     return encoded
 
 
@@ -111,7 +111,7 @@ def test_its_state_is_plain_and_saved_with_the_run(mode: str, small_system: Smal
     ready = setup_data.parts(config)
     other = setup_index.index_refresh(config, ready, None, None)
     other.load_state_dict(state)
-    assert (other.manager.generation, other.manager.encoded) == (state["generation"], state["encoded"])
+    assert (other.manager.generation, other.manager.rebuild.encoded) == (state["generation"], state["encoded"])
 
 
 def test_with_accumulation_a_step_is_an_optimizer_step(small_system: SmallSystem, tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_both_halves_of_an_accumulated_step_are_written_back(
 ) -> None:
     read: list[set[int]] = [set()]
     written: list[set[int]] = []
-    score, write_back = Retriever.score, Rolling.write_back
+    score, write_back = Retriever.score, RollingRefresh.write_back
 
     def scored(self: Retriever, question_emb: torch.Tensor, retrieved):  # type: ignore[no-untyped-def]
         if self.training:
             read[-1] |= set(retrieved.rows.flatten().tolist())
         return score(self, question_emb, retrieved)
 
-    def back(self: Rolling, rows: torch.Tensor, embeddings: torch.Tensor, step: int) -> None:
+    def back(self: RollingRefresh, rows: torch.Tensor, embeddings: torch.Tensor, step: int) -> None:
         written.append(set(rows.tolist()))
         read.append(set())
         write_back(self, rows, embeddings, step)
@@ -146,7 +146,7 @@ def test_both_halves_of_an_accumulated_step_are_written_back(
 
     monkeypatch.setattr(RefreshManager, "prepare", prepared)
     monkeypatch.setattr(Retriever, "score", scored)
-    monkeypatch.setattr(Rolling, "write_back", back)
+    monkeypatch.setattr(RollingRefresh, "write_back", back)
     train(
         small_system.config(
             tmp_path / "run", "trainer.accumulate=2", "trainer.batch_size=2", *QUICK, *SLOWLY, "refresh.mode=rolling"

@@ -17,14 +17,13 @@ from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore
 from openbook.models.encoders import TextEncoder
-from openbook.refresh import look, rolling
-from openbook.refresh import manager as manager
+from openbook.refresh import measure, rolling
 from openbook.refresh import rebuild as refresh
 from openbook.refresh.drift import overlap_at_k, rank_correlation
 from openbook.refresh.manager import RefreshManager, RefreshOptions
-from openbook.refresh.measure import Comparison, Sample
-from openbook.refresh.rebuild import Refresh
-from openbook.refresh.rolling import Rolling
+from openbook.refresh.measure import IndexMeasure, Sample, StalenessProbe
+from openbook.refresh.rebuild import Rebuild
+from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval import corpus_encoder as encode_corpus
 from openbook.retrieval.corpus_encoder import Encoding, PassageCoder
 from openbook.retrieval.dense import Retriever
@@ -46,7 +45,9 @@ def kept(
     schedule: RefreshSchedule | None = None,
 ) -> RefreshManager:
     options = RefreshOptions(schedule or RefreshSchedule.read(every), mode, spread, share, 5, look_every)
-    return RefreshManager(options, IndexOptions(factory), CORPUS, tiny_probes(), store)
+    return RefreshManager(
+        options=options, index=IndexOptions(factory), corpus=CORPUS, probes=tiny_probes(), store=store
+    )
 
 
 def fresh_vectors(retriever: Retriever) -> np.ndarray:
@@ -103,7 +104,7 @@ def test_blocking_swaps_at_its_step_with_that_steps_weights() -> None:
         assert retriever.index_is_fresh() == (step % 4 == 0)
     assert generations == [0, 0, 0, 1, 1, 1, 1, 2, 2]
     assert measured == {}
-    assert keeper.generation == 2 and keeper.encoded == 3 * N
+    assert keeper.generation == 2 and keeper.rebuild.encoded == 3 * N
 
 
 def test_amortized_swaps_later_with_the_weights_of_its_start() -> None:
@@ -115,7 +116,7 @@ def test_amortized_swaps_later_with_the_weights_of_its_start() -> None:
         if step in (4, 8):
             wanted = fresh_vectors(retriever)
         assert (retriever.snapshot is not before) == (step in (7, 11))
-        assert (keeper.under_way is not None) == (step in (4, 5, 6, 8, 9, 10))
+        assert (keeper.rebuild.under_way is not None) == (step in (4, 5, 6, 8, 9, 10))
         assert ("refresh/overlap_at_k" in measured) == (step in (7, 11))
         if step in (7, 11):
             assert close(stored(retriever), wanted)
@@ -151,7 +152,7 @@ def test_a_frozen_passage_encoder_is_encoded_once(mode: str, monkeypatch: pytest
     monkeypatch.setattr(PassageCoder, "start", lambda *_: pytest.fail("encoded again"))
     for step in range(1, 10):
         assert keeper.after_step(retriever, step) == {}
-    assert keeper.rolling is None and keeper.encoded == N
+    assert keeper.rolling is None and keeper.rebuild.encoded == N
     assert keeper.state_dict()["passage_encoder"] is None
 
 
@@ -174,7 +175,7 @@ def hand_look(retriever: Retriever, k: int) -> tuple[float, float]:
 @pytest.mark.parametrize("mode", ["blocking", "rolling"])
 def test_a_look_measures_what_a_whole_matrix_says(mode: str) -> None:
     keeper, retriever = prepared(mode, every="0", look_every=2)
-    sample = Sample.of(range(N), manager.SAMPLE, DIM, CORPUS.seed).rows
+    sample = Sample.of(range(N), measure.SAMPLE, DIM, CORPUS.seed).rows
     for step in range(1, 7):
         nudge(retriever, step, 0.2)
         before = stored(retriever)
@@ -207,18 +208,18 @@ def test_staleness_decides_between_floor_and_ceiling(mode: str, monkeypatch: pyt
     told = {4: 0.9, 6: 0.69, 10: 0.1, 14: 0.8, 16: 0.8, 24: 0.7}
     looks: list[int] = []
 
-    def measured(self: RefreshManager, retriever: Retriever) -> dict[str, float]:
+    def measured(self: StalenessProbe, retriever: Retriever) -> dict[str, float]:
         looks.append(step)
         return {"staleness/overlap_at_k": told.get(step, 1.0)}
 
-    monkeypatch.setattr(RefreshManager, "_look", measured)
+    monkeypatch.setattr(StalenessProbe, "measure", measured)
     schedule = RefreshSchedule.read("staleness", 0.7, 3, 8)
     keeper, retriever = prepared(mode, schedule=schedule, look_every=2, spread=2)
     begun, step = [], 0
     for step in range(1, 31):
         nudge(retriever, step)
         keeper.after_step(retriever, step)
-        if keeper.under_way is not None if mode == "amortized" else retriever.index_is_fresh():
+        if keeper.rebuild.under_way is not None if mode == "amortized" else retriever.index_is_fresh():
             begun.append(step)
     begun = [step for step in begun if step - 1 not in begun]
     assert begun == [6, 10, 18, 26]  # 10: the floor is 3; 18 and 26: the ceiling; 24: at .7 exactly, not under
@@ -259,7 +260,7 @@ def test_a_state_gives_the_index_that_was_searched_and_the_ones_to_come(
         assert np.array_equal(stored(other), stored(retriever)), step
         assert other.snapshot.generation == retriever.snapshot.generation
         assert other.snapshot.encoder_fingerprint == retriever.snapshot.encoder_fingerprint
-        assert (again.age(step), again.encoded) == (keeper.age(step), keeper.encoded)
+        assert (again.age(step), again.rebuild.encoded) == (keeper.age(step), keeper.rebuild.encoded)
         one, two = (run(k, r, range(step + 1, step + 2))[step + 1] for k, r in ((keeper, retriever), (again, other)))
         for timed in ("refresh/seconds", "refresh/passages_per_second"):
             one.pop(timed, None), two.pop(timed, None)
@@ -343,7 +344,7 @@ def is_the_swap(retriever: Retriever, name: str, value: object) -> bool:
 
 
 POINTS: dict[str, tuple[Any, ...]] = {
-    "embed the questions": (manager, "embedded"),
+    "embed the questions": (StalenessProbe, "embed"),
     "choose a sample": (Sample, "of"),
     "search the old index": (Snapshot, "search"),
     "fingerprint the weights": (TextEncoder, "fingerprint"),
@@ -356,13 +357,13 @@ POINTS: dict[str, tuple[Any, ...]] = {
     "start a pass": (PassageCoder, "start"),
     "wait for a pass": (Encoding, "result"),
     "keep what is compared": (Sample, "see"),
-    "compare": (Comparison, "see"),
+    "compare": (IndexMeasure, "see"),
     "learn": (ShardIndex, "train"),
     "write": (ShardIndex, "write"),
     "finish the index": (ShardIndex, "finish"),
     "make the snapshot": (refresh, "Snapshot"),
     "search inside a family": (ShardIndex, "search"),
-    "measure": (Comparison, "finish"),
+    "measure": (IndexMeasure, "finish"),
     "write the store": (VectorStore, "save"),
     "swap": (Retriever, "__setattr__", is_the_swap),
 }
@@ -457,16 +458,16 @@ def test_an_amortized_refresh_that_fails_leaves_the_old_index_and_the_next_one_w
             go()
         assert keeper.generation > generation and retriever.snapshot is not old
         if factory == "Flat":
-            assert close(stored(retriever), known[keeper.made_at]), f"call {call}"
+            assert close(stored(retriever), known[keeper.rebuild.made_at]), f"call {call}"
         else:
             assert sorted(retriever.snapshot.index.storage.row_of.tolist()) == list(range(N))
-            assert keeper._encoder_then is not None
+            assert keeper.rebuild.encoder_state is not None
     assert failures
 
 
 ROLLING_POINTS: dict[str, tuple[Any, ...]] = {
     "copy the weights": (PassageCoder, "take"),
-    "choose the oldest": (Rolling, "_oldest"),
+    "choose the oldest": (RollingRefresh, "_oldest"),
     "start a pass": (PassageCoder, "start"),
     "wait for a pass": (Encoding, "result"),
     "write": (ShardIndex, "write"),
@@ -517,7 +518,7 @@ def test_a_failed_look_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> Non
     keeper, retriever = prepared(look_every=1)
     nudge(retriever, 1)
     old, before = retriever.snapshot, copied(keeper.state_dict())
-    for owner, name in ((look, "rank_correlation"), (Snapshot, "search"), (Retriever, "encode_rows")):
+    for owner, name in ((measure, "rank_correlation"), (Snapshot, "search"), (Retriever, "encode_rows")):
         with failing((owner, name), 0), pytest.raises(InterruptedHereError):
             keeper.after_step(retriever, 1)
         assert retriever.snapshot is old and same(keeper.state_dict(), before)
@@ -535,6 +536,6 @@ def test_a_first_index_that_fails_can_be_built_again() -> None:
 
 def test_nothing_is_left_to_do_where_an_index_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     keeper, retriever = prepared()
-    monkeypatch.setattr(Refresh, "__init__", lambda *_: pytest.fail("built again"))
+    monkeypatch.setattr(Rebuild, "__init__", lambda *_: pytest.fail("built again"))
     keeper.ensure(retriever, 5)
     keeper.prepare(retriever, 5)

@@ -14,8 +14,8 @@ from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore
 from openbook.models.encoders import TextEncoder
-from openbook.refresh.measure import Comparison, Sample
-from openbook.refresh.rebuild import Refresh
+from openbook.refresh.measure import IndexMeasure, Sample
+from openbook.refresh.rebuild import Rebuild
 from openbook.retrieval.corpus_encoder import CorpusOptions, PassageCoder
 from tests.small_system import DIM, tiny_corpus, tiny_encoder
 
@@ -31,10 +31,17 @@ def begin(
     store: VectorStore | None = None,
     old: Snapshot | None = None,
     seed: int = 0,
-) -> Refresh:
+) -> Rebuild:
     options = IndexOptions(factory, seed=seed, nprobe=1)  # so that what was learnt shows
     sample = Sample.of(corpus.my_rows(), 5, DIM, 0)
-    return Refresh(encoder, corpus, options, 3, Comparison(QUESTIONS, old, 5, sample, factory == "Flat"), store)
+    return Rebuild(
+        encoder,
+        corpus,
+        options,
+        generation=3,
+        measure=IndexMeasure(questions=QUESTIONS, old=old, k=5, sample=sample, exact=factory == "Flat"),
+        store=store,
+    )
 
 
 def whole(encoder: TextEncoder, factory: str = "Flat", corpus: CorpusOptions = CORPUS) -> Snapshot:
@@ -62,7 +69,7 @@ def assert_same(one: Snapshot, other: Snapshot) -> None:
         assert torch.equal(found.index_scores, wanted.index_scores)
 
 
-def sliced(refresh: Refresh, n: int, between: TextEncoder) -> Snapshot:
+def sliced(refresh: Rebuild, n: int, between: TextEncoder) -> Snapshot:
     """In n slices, while the encoder that trains moves on."""
     for number in range(n):
         refresh.advance(n - number)
@@ -252,7 +259,7 @@ def test_a_comparison_against_a_plain_reading() -> None:
     encoder = tiny_encoder()
     old = whole(encoder)
     refresh = begin(moved(encoder, 0.3), old=old)
-    refresh.comparison.old_sample.see(np.arange(N), torch.from_numpy(old.index.vectors(np.arange(N))))
+    refresh.measure.old_sample.see(np.arange(N), torch.from_numpy(old.index.vectors(np.arange(N))))
     refresh.run()
     new, measured = refresh.finish()
     before, after = (torch.from_numpy(s.index.vectors(np.arange(N))) for s in (old, new))
@@ -262,7 +269,7 @@ def test_a_comparison_against_a_plain_reading() -> None:
     assert measured["refresh/overlap_at_k"] == pytest.approx(sum(kept) / 7, abs=1e-6)
     drift = ((QUESTIONS @ after.T).gather(1, one.indices) - one.values).abs().mean()
     assert measured["refresh/score_drift"] == pytest.approx(drift.item(), abs=1e-5)
-    rows = refresh.comparison.sample.rows
+    rows = refresh.measure.sample.rows
     turned = 1 - torch.cosine_similarity(before[rows], after[rows]).mean()
     assert measured["refresh/cosine_drift"] == pytest.approx(turned.item(), abs=1e-5)
     assert "index/recall_of_family" not in measured

@@ -13,9 +13,9 @@ from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.data.inputs import passage_inputs
 from openbook.index.shard_index import IndexOptions
 from openbook.refresh.manager import RefreshManager, RefreshOptions
-from openbook.refresh.measure import Comparison, Sample
-from openbook.refresh.rebuild import Refresh
-from openbook.refresh.rolling import BACKGROUND, WINDOW, Rolling
+from openbook.refresh.measure import IndexMeasure, Sample
+from openbook.refresh.rebuild import Rebuild
+from openbook.refresh.rolling import BACKGROUND, WINDOW, RollingRefresh
 from openbook.retrieval import corpus_encoder
 from openbook.retrieval.corpus_encoder import CorpusOptions, PassageCoder
 from openbook.retrieval.dense import Retriever
@@ -28,14 +28,16 @@ ROWS = np.arange(N)
 
 def rolling_of(
     mode: Any = "rolling", corpus: CorpusOptions = CORPUS, factory: str = "Flat", dropout: float = 0.0
-) -> tuple[Rolling, Retriever]:
+) -> tuple[RollingRefresh, Retriever]:
     """Right after a whole refresh, at step 0."""
     retriever = tiny_retriever(corpus, dropout)
-    comparison = Comparison(torch.empty(0, DIM), None, 5, Sample.of(corpus.my_rows(), 0, DIM, 0), True)
-    whole = Refresh(retriever.passage_encoder, corpus, IndexOptions(factory), 0, comparison)
+    measure = IndexMeasure(
+        questions=torch.empty(0, DIM), old=None, k=5, sample=Sample.of(corpus.my_rows(), 0, DIM, 0), exact=True
+    )
+    whole = Rebuild(retriever.passage_encoder, corpus, IndexOptions(factory), generation=0, measure=measure)
     whole.run()
     retriever.snapshot, _ = whole.finish()
-    return Rolling(corpus, retriever.snapshot, corpus.coder(retriever.passage_encoder), mode), retriever
+    return RollingRefresh(corpus, retriever.snapshot, corpus.coder(retriever.passage_encoder), mode), retriever
 
 
 def encoded(retriever: Retriever, corpus: CorpusOptions = CORPUS) -> np.ndarray:
@@ -49,7 +51,7 @@ def encoded(retriever: Retriever, corpus: CorpusOptions = CORPUS) -> np.ndarray:
     return found.numpy()
 
 
-def passes(rolling: Rolling, retriever: Retriever, n: float, step: int) -> list[np.ndarray]:
+def passes(rolling: RollingRefresh, retriever: Retriever, n: float, step: int) -> list[np.ndarray]:
     """The rows of each forward pass of `advance`."""
     seen: list[np.ndarray] = []
     original = PassageCoder.start
@@ -73,7 +75,7 @@ def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int) -> None
     monkeypatch.setattr(corpus_encoder, "world_size", lambda: world_size)
 
 
-# Rolling
+# RollingRefresh
 
 
 @pytest.mark.parametrize("every", [1, 3, 7])
@@ -161,7 +163,9 @@ def test_the_snapshot_is_of_mixed_ages_and_counts_corpora() -> None:
 # What training encodes
 
 
-def trained(rolling: Rolling, retriever: Retriever, rows: torch.Tensor, step: int) -> tuple[np.ndarray, np.ndarray]:
+def trained(
+    rolling: RollingRefresh, retriever: Retriever, rows: torch.Tensor, step: int
+) -> tuple[np.ndarray, np.ndarray]:
     """One real optimizer step on rows; the embeddings before and after it."""
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=0.05)
     optimizer.register_step_post_hook(lambda *_: retriever.embedding_cache.outdate())
@@ -298,7 +302,7 @@ def test_a_hot_run_without_questions_rolls_through_the_oldest() -> None:
 @pytest.mark.parametrize("mode", ["rolling", "hot"])
 def test_renewing_makes_it_fresh_in_the_same_memory(mode: Any) -> None:
     options = RefreshOptions(RefreshSchedule.read("5"), mode, share=0.5)
-    keeper, retriever = RefreshManager(options, IndexOptions(), CORPUS), tiny_retriever(CORPUS)
+    keeper, retriever = RefreshManager(options=options, index=IndexOptions(), corpus=CORPUS), tiny_retriever(CORPUS)
     keeper.prepare(retriever, 0)
     for step in range(1, 4):
         nudge(retriever, step)

@@ -1,4 +1,4 @@
-"""What a refresh changes, and what the index family costs: measured on probe questions while the passages stream by."""
+"""How stale the index is and what a refresh changes, measured on probe questions; also what the index family costs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,22 @@ from torch import Tensor
 
 from openbook.batch import MISSING_ROW
 from openbook.index.snapshot import Snapshot, merged
-from openbook.refresh.drift import cosine_drift, overlap_at_k, rank_correlation, score_drift
-from openbook.utils.distributed import gather_rows, sum_over_ranks
+from openbook.refresh.drift import (
+    cosine_drift,
+    overlap_among_candidates,
+    overlap_at_k,
+    rank_correlation,
+    score_drift,
+)
+from openbook.retrieval.corpus_encoder import CorpusOptions
+from openbook.retrieval.dense import Retriever
+from openbook.utils.distributed import gather_rows, rank, sum_over_ranks, world_size
+
+SAMPLE = 64
+"""Passages per rank whose drift is measured."""
+
+PROBES_BETWEEN = 32
+"""Probe questions used between refreshes: all of their candidates are encoded."""
 
 
 @dataclass
@@ -35,16 +49,16 @@ class Sample:
             self.vectors[torch.from_numpy(places[hit])] = embeddings[torch.from_numpy(hit)]
 
 
-class Comparison:
-    """Between the snapshot that is searched and the one that is being built.
+class IndexMeasure:
+    """Compares the snapshot that is searched with the one that is being built.
 
     questions: [n, dim] probe embeddings, the same on all ranks. k: of overlap@k; three times as many of the old
-    index's hits are scored anew. sample: the passages whose drift is measured. exact: the new family finds what exact
-    search finds, so nothing need be compared with it. `see` every passage of this rank once, then `finish`; the
+    index's hits are scored again. sample: the passages whose drift is measured. exact: the new family finds what exact
+    search finds, so its recall need not be measured. `see` every passage of this rank once, then `finish`; the
     constructor and `finish` are called by all ranks together.
     """
 
-    def __init__(self, questions: Tensor, old: Snapshot | None, k: int, sample: Sample, exact: bool):
+    def __init__(self, *, questions: Tensor, old: Snapshot | None, k: int, sample: Sample, exact: bool):
         self.questions, self.k, self.exact = questions, k, exact
         self.old = old.search(questions, 3 * k) if old is not None else None
         self.old_sample, self.sample = sample, Sample(sample.rows, sample.vectors.clone())
@@ -86,3 +100,63 @@ class Comparison:
             total, n = sum_over_ranks(drift * len(self.sample.rows)).tolist()
             measured["refresh/cosine_drift"] = total / max(n, 1.0)
         return measured
+
+
+class StalenessProbe:
+    """Probe questions and a sample of passages by which successive indexes are compared.
+
+    questions: ids and mask [n, question_len] of the probe questions, None for none. k: of overlap@k. sample: as the
+    searched index holds it; None before the first index.
+    """
+
+    def __init__(self, questions: tuple[Tensor, Tensor] | None, corpus: CorpusOptions, k: int):
+        self.questions, self.corpus, self.k = questions, corpus, k
+        self.sample: Sample | None = None
+
+    @torch.inference_mode()
+    def embed(self, retriever: Retriever) -> Tensor:
+        """The questions' embeddings [n, dim] fp32 on the CPU by the current question encoder in eval mode, under the
+        corpus encoding's autocast dtype; n is 0 without probe questions."""
+        encoder, dtype = retriever.question_encoder, self.corpus.dtype
+        if self.questions is None:
+            return torch.empty(0, encoder.dim)
+        device, training = next(encoder.parameters()).device, encoder.training
+        encoder.eval()
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            questions = encoder(*(part.to(device) for part in self.questions)).float().cpu()
+        encoder.train(training)
+        return questions
+
+    def new_sample(self, dim: int) -> Sample:
+        """A seeded sample of this rank's passages, not encoded yet."""
+        return Sample.of(self.corpus.my_rows(), SAMPLE, dim, self.corpus.seed)
+
+    def against(self, old: Snapshot | None, questions: Tensor, dim: int, exact: bool) -> IndexMeasure:
+        """The measure of a new index of embeddings of dim against the old one."""
+        sample = self.sample or self.new_sample(dim)
+        return IndexMeasure(questions=questions, old=old, k=self.k, sample=sample, exact=exact)
+
+    def measure(self, retriever: Retriever) -> dict[str, float]:
+        """Between refreshes: overlap@k and rank correlation of stale and fresh scores among the index's first 3 k
+        passages, and the cosine drift of the sample, by the name each is logged under.
+
+        About as much work as a training step: the ranks share the questions. Called by all ranks together.
+        """
+        snapshot, sample, k = retriever.snapshot, self.sample, self.k
+        assert snapshot is not None and sample is not None
+        mine = self.embed(retriever)[:PROBES_BETWEEN][slice(rank(), None, world_size())]
+        stale = snapshot.search(mine, 3 * k)
+        rows, places = torch.unique(stale.rows.clamp(min=0), return_inverse=True)
+        fresh_scores = torch.einsum("bd,bkd->bk", mine, retriever.encode_once(rows).cpu()[places])
+        before = sample.vectors
+        if snapshot.index.replaceable:  # there they may have been replaced since
+            before = torch.from_numpy(snapshot.index.vectors(sample.rows - snapshot.first_row))
+        values = (
+            overlap_among_candidates(stale.index_scores, fresh_scores, stale.mask, k),
+            rank_correlation(stale.index_scores, fresh_scores, stale.mask),
+            cosine_drift(before, retriever.encode_once(torch.from_numpy(sample.rows)).cpu()),
+        )
+        weights = torch.tensor([len(mine), len(mine), len(sample.rows)], dtype=torch.float64)
+        sums = sum_over_ranks(torch.stack([torch.tensor(values, dtype=torch.float64) * weights, weights]))
+        names = ("staleness/overlap_at_k", "staleness/rank_correlation", "staleness/cosine_drift")
+        return dict(zip(names, (sums[0] / sums[1].clamp(min=1)).tolist(), strict=True))

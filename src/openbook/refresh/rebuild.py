@@ -1,6 +1,11 @@
-"""One re-encoding of the corpus: weights as they were at its start, a new index beside the old one, then a snapshot."""
+"""Refreshing by rebuilding: a new index is made beside the old one, then all ranks switch to it at the same step.
+
+`RebuildRefresh` keeps what a run must remember of it; `Rebuild` is one encoding of the corpus.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +15,107 @@ from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore, passage_keys, store_name
 from openbook.models.encoders import TextEncoder
-from openbook.refresh.measure import Comparison
+from openbook.refresh.measure import IndexMeasure, StalenessProbe
 from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, encode_passes
-from openbook.utils.console import progress
-from openbook.utils.distributed import raise_on_all_ranks
+from openbook.retrieval.dense import Retriever
+from openbook.utils.console import progress, say
+from openbook.utils.distributed import raise_on_all_ranks, sum_over_ranks
+
+State = dict[str, Tensor] | None
 
 
-class Refresh:
+class RebuildRefresh:
+    """The whole corpus encoded at once (`run`: blocking), or a slice after each of several steps (`start`, `advance`:
+    amortized), with the weights as they were at the start; then the retriever's snapshot is swapped.
+
+    generation: of the searched index, -1 for none. made_at: the step whose weights it was made from. encoded: passages
+    encoded so far, on all ranks. encoder_state: the weights that the searched index was made from, for a checkpoint;
+    None where the encoder does not train. All methods are called by all ranks together.
+    """
+
+    def __init__(self, corpus: CorpusOptions, index: IndexOptions, probe: StalenessProbe):
+        self.corpus, self.index, self.probe = corpus, index, probe
+        self.generation, self.made_at, self.encoded = -1, 0, 0
+        self.encoder_state: State = None
+        self.under_way: Rebuild | None = None
+        self._next_state: State = None
+
+    def run(self, retriever: Retriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
+        """Encode everything now and swap; returns what was measured, by the name it is logged under."""
+        self.under_way = self._next_state = None  # or there would be three indexes
+        rebuild = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever), store)
+        rebuild.run()
+        state = retriever.passage_encoder.copied_state()
+        return self._swap(retriever, rebuild, step, state)
+
+    def start(self, retriever: Retriever) -> None:
+        """Copy the weights; the slices follow."""
+        state = retriever.passage_encoder.copied_state()
+        self.under_way = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever))
+        self._next_state = state
+
+    def advance(self, retriever: Retriever, slices_left: int, started_at: int) -> dict[str, float]:
+        """The next of slices_left, and after the last one the swap, to an index of the weights of step started_at."""
+        rebuild, state = self.under_way, self._next_state
+        assert rebuild is not None
+        self.under_way = self._next_state = None  # a refresh that fails half-way is abandoned
+        rebuild.advance(slices_left)
+        if slices_left > 1:
+            self.under_way, self._next_state = rebuild, state
+            return {}
+        return self._swap(retriever, rebuild, started_at, state)
+
+    def restore(self, retriever: Retriever, store: VectorStore | None) -> None:
+        """The index that the checkpoint's run searched, made again from its weights."""
+        encoded, encoder = self.encoded, retriever.passage_encoder.with_state(self.encoder_state)
+        self.generation -= 1  # the same generation is made again
+        rebuild = self._begin(retriever, encoder, self.probe.embed(retriever), store)
+        rebuild.run("encoding the checkpoint's index again")
+        self._swap(retriever, rebuild, self.made_at, self.encoder_state)
+        self.encoded = encoded
+
+    def restore_next(self, retriever: Retriever, state: dict[str, Any], slices_left: range) -> None:
+        """What the checkpoint's run had encoded of the next index; slices_left: before each slice that was done."""
+        self._next_state = state["passage_encoder"]
+        encoder = retriever.passage_encoder.with_state(self._next_state)
+        self.under_way = self._begin(retriever, encoder, state["questions"])
+        for left in slices_left:
+            self.under_way.advance(left)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values and tensors; `next` is what `restore_next` needs, there while a refresh is under way."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in ("generation", "made_at", "encoded")}
+        state["passage_encoder"] = self.encoder_state
+        if self.under_way is not None:
+            state["next"] = {"passage_encoder": self._next_state, "questions": self.under_way.measure.questions}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generation, self.made_at, self.encoded = (int(state[k]) for k in ("generation", "made_at", "encoded"))
+        self.encoder_state = state["passage_encoder"]
+
+    def _begin(self, retriever: Retriever, encoder: TextEncoder, questions: Tensor, store: Any = None) -> Rebuild:
+        measure = self.probe.against(retriever.snapshot, questions, encoder.dim, self.index.exact)
+        generation = self.generation + 1
+        return Rebuild(encoder, self.corpus, self.index, generation=generation, measure=measure, store=store)
+
+    def _swap(self, retriever: Retriever, rebuild: Rebuild, made_at: int, state: State) -> dict[str, float]:
+        """Rebind the snapshot; from here on every search uses the new one."""
+        snapshot, measured = rebuild.finish()
+        encoded = int(sum_over_ranks(torch.tensor(rebuild.encoded)))
+        retriever.snapshot = snapshot
+        self.generation, self.made_at, self.encoder_state = snapshot.generation, made_at, state
+        self.probe.sample = rebuild.measure.sample
+        self.encoded += encoded
+        measured |= {"refresh/generation": float(snapshot.generation), "refresh/encoded_passages": float(self.encoded)}
+        if "refresh/overlap_at_k" in measured:
+            overlap, drift = (measured[f"refresh/{name}"] for name in ("overlap_at_k", "score_drift"))
+            what = f"overlap@{self.probe.k} with the previous one {overlap:.2f}, score drift {drift:.3f}"
+            say(f"index generation {snapshot.generation}: {what}")
+        return measured
+
+
+class Rebuild:
     """Makes the next snapshot of `encoder`, whole or slice by slice; nothing that is searched changes meanwhile.
 
     Passages are encoded in passes of one length, in a seeded order, so that the first of n slices costs what the last
@@ -29,12 +128,13 @@ class Refresh:
         encoder: TextEncoder,
         corpus: CorpusOptions,
         options: IndexOptions,
+        *,
         generation: int,
-        comparison: Comparison,
+        measure: IndexMeasure,
         store: VectorStore | None = None,
     ):
         self.corpus, self.options, self.generation = corpus, options, generation
-        self.comparison, self.store = comparison, store
+        self.measure, self.store = measure, store
         self.rows = corpus.my_rows()
         self.encoded = 0  # passages so far
         self._waiting: list[Encoding] = []
@@ -54,6 +154,7 @@ class Refresh:
         with raise_on_all_ranks(), progress(label, "passages") as done:
             for rows, embeddings in encode_passes(self.coder, self.passes):
                 self._take(rows, embeddings)
+                self.encoded += len(rows)
                 done(self.encoded, self.n_to_encode)
             self.passes = []
 
@@ -87,7 +188,7 @@ class Refresh:
             self.corpus.n_passages,
             self.rows.start,
         )
-        measured = self.comparison.finish(snapshot)
+        measured = self.measure.finish(snapshot)
         with raise_on_all_ranks():
             self._to_store()
         return snapshot, measured
@@ -97,13 +198,10 @@ class Refresh:
         waiting, self._waiting = self._waiting, []
         for encoding in waiting:
             self._take(encoding.rows, encoding.result())
+            self.encoded += len(encoding.rows)
 
     def _take(self, rows: np.ndarray, embeddings: Tensor) -> None:
-        self.encoded += len(rows)
-        self._index(rows, embeddings)
-
-    def _index(self, rows: np.ndarray, embeddings: Tensor) -> None:
-        self.comparison.see(rows, embeddings)
+        self.measure.see(rows, embeddings)
         if not self.n_to_learn_from:
             self.index.write(rows - self.rows.start, embeddings.numpy())
             return
@@ -139,7 +237,7 @@ class Refresh:
             known, vectors = self.store.find(self._store_name(), self._keys[places])
             unknown.append(places[~known])
             if known.any():
-                self._index(places[known] + self.rows.start, torch.from_numpy(vectors))
+                self._take(places[known] + self.rows.start, torch.from_numpy(vectors))
         return np.sort(np.concatenate(unknown)) + self.rows.start
 
     def _to_store(self) -> None:

@@ -1,4 +1,4 @@
-"""An index whose passages are of different ages: some are encoded anew at every step and replaced in place."""
+"""Refreshing in place (rolling, hot): after every step some passages are encoded again and replaced; ages differ."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from torch import Tensor
 from openbook.batch import MISSING_ROW
 from openbook.data.length_batches import by_length
 from openbook.index.calibration import Calibration
-from openbook.index.shard_index import ShardIndex
+from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.models.encoders import TextEncoder
 from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, PassageCoder, encode_passes
+from openbook.retrieval.dense import Retriever
 from openbook.utils.console import progress
 from openbook.utils.distributed import (
     gather_objects,
@@ -36,7 +37,7 @@ BACKGROUND = 0.25
 """Share of the budget of `hot` that goes to the oldest passages, asked for or not."""
 
 
-class Rolling:
+class RollingRefresh:
     """Replaces passages of this rank's shard between steps; a search never meets a half-written one.
 
     `rolling` encodes the oldest passages, group by group of one length (the groups are those of a refresh, so encoding
@@ -63,6 +64,49 @@ class Rolling:
         self.encoded = 0  # passages encoded for the index so far, on all ranks; write-back is not counted
         self._waiting: list[Encoding] = []
         self._waiting_step = 0
+
+    @classmethod
+    def restored(
+        cls,
+        *,
+        retriever: Retriever,
+        corpus: CorpusOptions,
+        options: IndexOptions,
+        mode: Literal["rolling", "hot"],
+        state: dict[str, Any],
+    ) -> RollingRefresh:
+        """The index that the checkpoint's run searched, from the vectors in its state; it becomes the retriever's."""
+        rows = corpus.my_rows()
+        index = ShardIndex(retriever.passage_encoder.dim, len(rows), options).finish()
+        snapshot = Snapshot(index, 0, "", corpus.fingerprint, corpus.n_passages, rows.start)
+        rolling = cls(corpus, snapshot, corpus.coder(retriever.passage_encoder), mode)
+        rolling.load_state_dict(state)
+        retriever.snapshot = rolling.snapshot(snapshot)
+        return rolling
+
+    def after_step(self, retriever: Retriever, step: int, n: float) -> dict[str, float]:
+        """Write back what optimizer step `step` encoded, and encode about n more passages of the corpus; returns what
+        was measured, by the name it is logged under."""
+        assert retriever.snapshot is not None
+        self.note(retriever.take_candidates())
+        self.write_back(*retriever.embedding_cache.take(), step)
+        if n:
+            self.advance(retriever.passage_encoder, n, step)
+        retriever.snapshot = self.snapshot(retriever.snapshot)
+        return {"refresh/mean_age": self.mean_age(step), "refresh/encoded_passages": float(self.encoded)}
+
+    def refresh(self, retriever: Retriever, step: int) -> None:
+        """Encode everything with the weights after optimizer step `step`; the snapshot is then of one age."""
+        assert retriever.snapshot is not None
+        self.renew(retriever.passage_encoder, step)
+        fingerprint = retriever.passage_encoder.fingerprint()
+        snapshot = self.snapshot(retriever.snapshot)
+        retriever.snapshot = replace(snapshot, encoder_fingerprint=fingerprint, calibrate=None)
+
+    @property
+    def generation(self) -> int:
+        """One for every corpus' worth of passages encoded."""
+        return self.encoded // max(self.corpus.n_passages, 1)
 
     def mean_age(self, step: int) -> float:
         """Optimizer steps, over the passages of all ranks."""
@@ -125,11 +169,10 @@ class Rolling:
         self.encoded += self.corpus.n_passages
 
     def snapshot(self, snapshot: Snapshot) -> Snapshot:
-        """The same index as a value of its own: of mixed ages, one generation for every corpus' worth of passages."""
-        generation = self.encoded // max(self.corpus.n_passages, 1)
-        return replace(snapshot, encoder_fingerprint="", generation=generation, calibrate=self._comparable)
+        """The same index as a value of its own, of mixed ages."""
+        return replace(snapshot, encoder_fingerprint="", generation=self.generation, calibrate=self._calibrate)
 
-    def _comparable(self, questions: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def _calibrate(self, questions: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> np.ndarray:
         ages = self.step - self.made_at[rows.clip(min=0)] if len(self.rows) else np.zeros(rows.shape)
         return np.where(rows == MISSING_ROW, -np.inf, self.calibration(questions, scores, ages))
 
@@ -176,7 +219,7 @@ class Rolling:
         if self.mode == "hot":
             n = min(max(0, int(left)), len(self.made_at))
             made_at = self.made_at[self._in_groups]
-            # Not sorted: of a large shard few are wanted. Of equally old ones, the first in the groups' order.
+            # Not sorted: of a large shard few are needed. Of equally old ones, the first in the groups' order.
             until = np.partition(made_at, n - 1)[n - 1] if n else -1
             older, as_old = np.flatnonzero(made_at < until), np.flatnonzero(made_at == until)
             oldest = self._in_groups[np.concatenate([older, as_old])[:n]]

@@ -45,4 +45,5 @@ def index_refresh(
     )
     probes = questions.probe_questions(refresh.probes) if questions else None
     store = VectorStore(Path(config.data.cache) / "vectors", index.keep_vectors) if index.keep_vectors else None
-    return IndexRefresh(RefreshManager(options, family, corpus, probes, store), refresh.fresh_test)
+    manager = RefreshManager(options=options, index=family, corpus=corpus, probes=probes, store=store)
+    return IndexRefresh(manager, refresh.fresh_test)
