@@ -94,7 +94,7 @@ lint: $(READY) ## ruff
 	$(PY) -m ruff format --check .
 
 types: $(READY) ## mypy, on the package as it is installed
-	rm -rf build/types && $(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/types .
+	rm -rf build/types build/lib && $(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/types .
 	$(PY) -m mypy --cache-dir build/mypy build/types/openbook
 
 clean: ## remove what make built (runs and data stay)

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 from openbook.refresh.manager import RefreshManager
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 
 
 class IndexRefresh(L.Callback):
@@ -30,7 +30,7 @@ class IndexRefresh(L.Callback):
         _log_first(trainer, self.manager.ensure(_retriever(pl_module), trainer.global_step))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        _retriever(pl_module).embedding_cache.take()  # not for the index: a resumed run would not have it
+        _retriever(pl_module).passages.cache.take()  # not for the index: a resumed run would not have it
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         retriever = _retriever(pl_module)
@@ -67,5 +67,5 @@ def _log_first(trainer: L.Trainer, measured: dict[str, float]) -> None:
         logger.log_metrics(found, step=max(trainer.global_step - 1, 0))
 
 
-def _retriever(module: L.LightningModule) -> Retriever:
+def _retriever(module: L.LightningModule) -> DenseRetriever:
     return module.retriever  # type: ignore[return-value]

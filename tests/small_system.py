@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds
 from openbook.models.encoders import TextEncoder
 from openbook.retrieval.corpus_encoder import CorpusOptions
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
+from openbook.setup.prepare import OwnParts
 
 DIM = 12
 
@@ -100,7 +103,7 @@ class StoppedError(Exception):
     pass
 
 
-def train_until(config: Config, steps: int) -> None:
+def train_until(config: Config, steps: int, **own: Any) -> None:
     """A run that dies at the start of the step after these, as if the machine had."""
 
     def stop(self: Throughput, trainer, module, batch, batch_idx) -> None:  # type: ignore[no-untyped-def]
@@ -110,7 +113,7 @@ def train_until(config: Config, steps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Throughput, "on_train_batch_start", stop)
         with pytest.raises(StoppedError):
-            train(config)
+            train(config, OwnParts(**own))
 
 
 def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> None:
@@ -192,19 +195,18 @@ def tiny_corpus(n: int = 41, tokens_per_pass: int = 64, seed: int = 0) -> Corpus
     return CorpusOptions(tiny_tokens(n), SpecialIds(1, 2, 3, 0), 17, f"corpus of {n}", tokens_per_pass, seed=seed)
 
 
-def tiny_retriever(corpus: CorpusOptions, dropout: float = 0.0, rerank: int = 0) -> Retriever:
-    return Retriever(
-        tiny_encoder(1), tiny_encoder(2, dropout), corpus.tokens, corpus.special, corpus.max_length, 0.5, rerank=rerank
-    )
+def tiny_retriever(corpus: CorpusOptions, dropout: float = 0.0, rerank: int = 0) -> DenseRetriever:
+    passages = PassageEmbedder(tiny_encoder(2, dropout), corpus.tokens, corpus.special, corpus.max_length)
+    return DenseRetriever(tiny_encoder(1), passages, temperature=0.5, rerank=rerank)
 
 
-def nudge(retriever: Retriever, seed: int, by: float = 0.1) -> None:
+def nudge(retriever: DenseRetriever, seed: int, by: float = 0.1) -> None:
     """What an optimizer step does to the passage encoder, as far as an index is concerned."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in retriever.passage_encoder.parameters():
             parameter.add_(by * torch.randn(parameter.shape, generator=draw))
-    retriever.embedding_cache.outdate()
+    retriever.passages.cache.outdate()
 
 
 def tiny_probes(n: int = 11, seed: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

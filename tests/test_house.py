@@ -43,7 +43,9 @@ def test_folders_import_from_lower_floors_only(module: tuple[str, ...]) -> None:
 
 
 def test_files_of_a_folder_import_each_other_in_one_direction() -> None:
-    TopologicalSorter({module: imported(path) for module, path in PATHS.items()}).prepare()  # raises on a cycle
+    TopologicalSorter(
+        {module: imported(path) - {module} for module, path in PATHS.items()}
+    ).prepare()  # raises on a cycle
 
 
 def test_folders_hold_at_most_12_files_and_files_at_most_250_lines() -> None:

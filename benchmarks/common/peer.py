@@ -231,10 +231,10 @@ class Sides:
                 kind(self.model),
                 contexts,
                 cast(Any, None),
-                case.objective,
-                case.n_docs,
-                OptimConfig(),
-                10**6,
+                objective=case.objective,
+                n_docs=case.n_docs,
+                optim=OptimConfig(),
+                max_steps=10**6,
             )
             for padded, kind in ((0, Seq2SeqGenerator), (PADDED, Padding))
         }

@@ -19,7 +19,8 @@ from openbook.index.shard_index import IndexOptions
 from openbook.models.encoders import TextEncoder
 from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.retrieval.corpus_encoder import CorpusOptions
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 
 SPECIAL = SpecialIds(start=0, sep=0, end=0, pad=0)
 CENTRES, OFFSETS = 1024, 4096
@@ -66,10 +67,10 @@ def encoder(dim: int, seed: int = 0) -> TextEncoder:
 
 def system(
     n: int, dim: int, index: IndexOptions, mode: str, every: int, spread: int = 10
-) -> tuple[Retriever, RefreshManager]:
+) -> tuple[DenseRetriever, RefreshManager]:
     """A retriever over n passages and the manager of its index; nothing is indexed yet."""
     tokens, passages = corpus(n), encoder(dim)
-    retriever = Retriever(passages, passages, tokens, SPECIAL, 8, temperature=0.05)
+    retriever = DenseRetriever(passages, PassageEmbedder(passages, tokens, SPECIAL, 8), temperature=0.05)
     options = RefreshOptions(RefreshSchedule.read(str(every)), mode, spread)  # type: ignore[arg-type]
     probes = torch.from_numpy(questions(n, 32)), torch.ones(32, 6, dtype=torch.bool)
     return retriever, RefreshManager(

@@ -16,8 +16,8 @@ from openbook.config.schema import Config
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.index.faiss_factory import use_threads
 from openbook.refresh.manager import RefreshManager
-from openbook.refresh.rebuild import Refresh
-from openbook.retrieval.dense import Retriever
+from openbook.refresh.rebuild import Rebuild
+from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from openbook.setup.prepare import prepare
@@ -40,7 +40,7 @@ class System:
     autocast: torch.dtype | None
 
     @property
-    def retriever(self) -> Retriever:
+    def retriever(self) -> DenseRetriever:
         assert self.module.retriever is not None
         return self.module.retriever
 
@@ -51,7 +51,7 @@ def system(quick: bool, *overrides: str) -> System:
     config = load_experiment("tiny" if quick else "rag_token", [never, "index.keep_vectors=0", *overrides])
     quiet()
     prepared = prepare(config)
-    module = setup_models.module(config, prepared.parts, None)
+    module = setup_models.rag_module(config, prepared.parts, None)
     return System(config, prepared.parts, prepared.questions, module, prepared.refresh().manager, prepared.autocast)
 
 
@@ -86,7 +86,7 @@ def train(on: System, steps: int, mode_of: Callable[[int], Mode] = lambda step: 
     trainer.limit_val_batches = 0
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()
-    with seconds_of(Refresh, "advance") as clock.advance:
+    with seconds_of(Rebuild, "advance") as clock.advance:
         trainer.fit(on.module, on.questions)
     return clock.steps
 

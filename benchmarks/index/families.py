@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from openbook.refresh.look import embedded
 
 from benchmarks.common import synthetic
 from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import now, prepare_machine, system
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.refresh.drift import overlap_at_k
-from openbook.refresh.look import embedded
 
 DIM, TOP_K, ASKED, SLICE = 384, 10, 32, 4096
 QUESTION_NOISE = 0.5

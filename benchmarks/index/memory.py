@@ -25,8 +25,8 @@ from benchmarks.common.system import now, prepare_machine, seconds_of
 from openbook.index.plan import PLANNING_PASSES, Plan
 from openbook.index.shard_index import IndexOptions
 from openbook.refresh.manager import RefreshManager
-from openbook.refresh.rebuild import Refresh
-from openbook.retrieval.dense import Retriever
+from openbook.refresh.rebuild import Rebuild
+from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.host_memory import current_memory, peak_memory, reset_peak_memory
 
 DIM = 384
@@ -75,7 +75,7 @@ def run(case: Case) -> Measured:
     give_back()
     _refreshed(*synthetic.system(3000, DIM, family, case.mode, EVERY, SPREAD), swaps=1)
     retriever, manager = synthetic.system(case.n, DIM, family, case.mode, EVERY, SPREAD)
-    asked = retriever.encode_questions(torch.from_numpy(synthetic.questions(case.n, ASKED)), None).detach()  # type: ignore[arg-type]
+    asked = retriever.question_encoder(torch.from_numpy(synthetic.questions(case.n, ASKED)), None).detach()  # type: ignore[arg-type]
     gc.collect()
     before = _held(current_memory())
 
@@ -116,7 +116,9 @@ def run(case: Case) -> Measured:
     )
 
 
-def _refreshed(retriever: Retriever, manager: RefreshManager, swaps: int) -> tuple[list[float], list[float], list[int]]:
+def _refreshed(
+    retriever: DenseRetriever, manager: RefreshManager, swaps: int
+) -> tuple[list[float], list[float], list[int]]:
     """So many whole refreshes by after_step alone: seconds of each, seconds of what is no encoding in each, and the
     memory held after each. Weights drift at every step."""
     manager.prepare(retriever, 0)
@@ -125,7 +127,7 @@ def _refreshed(retriever: Retriever, manager: RefreshManager, swaps: int) -> tup
     step = 0
     for _ in range(swaps):
         generation, started = manager.generation, now()
-        with seconds_of(Refresh, "finish") as finishing:
+        with seconds_of(Rebuild, "finish") as finishing:
             while manager.generation == generation:
                 retriever.passage_encoder.model.drift()  # type: ignore[operator]
                 step += 1

@@ -88,7 +88,7 @@ class Beside(L.Callback):
                 found = kept.snapshot.search(question_emb, HOT_DEPTH)
                 kept.rolling.note(found.rows.flatten())
                 rows = torch.unique(found.rows[:, : self.n_docs])
-                kept.waiting = rows, module.retriever.encode_once(rows)
+                kept.waiting = rows, module.retriever.passages.encode_once(rows)
             return search(question_emb, top_k)
 
         module.retriever.search = watched

@@ -34,7 +34,7 @@ from openbook.models.contexts import ContextBuilder
 from openbook.models.encoders import TextEncoder
 from openbook.models.seq2seq import Seq2SeqGenerator
 from openbook.retrieval.corpus_encoder import PassageCoder, encode_passes
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.training.rag_module import RagModule
 from openbook.utils.hardware import autocast_dtype
 
@@ -90,7 +90,7 @@ REFRESH_GRID = tuple(
 )
 
 
-class Drawn(Retriever):
+class Drawn(DenseRetriever):
     """Searches as it would, and then reads passages that were drawn beforehand, every one but once."""
 
     rows: Tensor
@@ -166,10 +166,10 @@ class Running:
             generator(sizes.generator, sizes.vocab),
             contexts,
             cast(Any, None),
-            "rag_token",
-            sizes.n_docs,
-            OptimConfig(),
-            10**6,
+            objective="rag_token",
+            n_docs=sizes.n_docs,
+            optim=OptimConfig(),
+            max_steps=10**6,
         ).to(self.device)
         self.optimizer: torch.optim.Optimizer = cast(Any, self.module.configure_optimizers())["optimizer"]
         for group in self.optimizer.param_groups:

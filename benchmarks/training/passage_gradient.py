@@ -26,7 +26,8 @@ from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import special_ids
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.encoders import load_encoder, load_tokenizer
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.utils.hardware import autocast_dtype
 
 PASSAGES, TOKENS_PER_BACKWARD = 64, 1024
@@ -63,11 +64,11 @@ def corpus(n: int, vocab: int) -> PassageTokens:
     )
 
 
-def step(system: Retriever, rows: Tensor, autocast: torch.dtype | None) -> None:
+def step(system: DenseRetriever, rows: Tensor, autocast: torch.dtype | None) -> None:
     """Embeddings, a loss in which each depends on the others, and its gradient."""
     system.zero_grad(set_to_none=True)
     with torch.autocast("cpu", autocast) if autocast else nullcontext():
-        passage_emb = system.encode_rows(rows)
+        passage_emb = system.passages.encode(rows)
         loss = -(passage_emb @ passage_emb[0]).log_softmax(0)[1]
     loss.backward()
 
@@ -77,16 +78,18 @@ def ways(tokens: PassageTokens) -> dict[str, Callable[[Tensor, torch.dtype | Non
     encoder.freeze_word_embeddings()
     special = special_ids(load_tokenizer("minilm"))
 
-    def system(tokens_per_backward: int) -> Retriever:
-        return Retriever(
-            encoder, encoder, tokens, special, 128, 0.05, tokens_per_pass=4096, tokens_per_backward=tokens_per_backward
-        ).train()
+    def system(tokens_per_backward: int) -> DenseRetriever:
+        passages = PassageEmbedder(
+            encoder, tokens, special, 128, tokens_per_pass=4096, tokens_per_backward=tokens_per_backward
+        )
+        return DenseRetriever(encoder, passages, temperature=0.05).train()
 
     plain, cached = system(0), system(TOKENS_PER_BACKWARD)
     other = load_encoder("minilm", "mean", True, 0.0)
     other.freeze_word_embeddings()
     checkpoint_layers(other)
-    layered = Retriever(other, other, tokens, special, 128, 0.05, tokens_per_pass=4096).train()
+    embedder = PassageEmbedder(other, tokens, special, 128, tokens_per_pass=4096)
+    layered = DenseRetriever(other, embedder, temperature=0.05).train()
 
     return {
         "plain": lambda rows, autocast: step(plain, rows, autocast),

@@ -17,7 +17,7 @@ from openbook.index.snapshot import Snapshot
 from openbook.refresh.manager import RefreshManager
 from openbook.refresh.rebuild import Rebuild
 from openbook.refresh.rolling import RollingRefresh
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import data as setup_data
 from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
@@ -50,19 +50,19 @@ def refreshed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.fixture
-def system(small_system: SmallSystem, tmp_path: Path) -> tuple[Retriever, RefreshManager, QuestionAnswerData]:
+def system(small_system: SmallSystem, tmp_path: Path) -> tuple[DenseRetriever, RefreshManager, QuestionAnswerData]:
     config = small_system.config(tmp_path / "run")
     ready = setup_data.parts(config)
     questions = setup_data.data(config, ready)
     questions.setup()
     return (
-        setup_models.retriever(config, ready),
+        setup_models.dense_retriever(config, ready),
         setup_index.index_refresh(config, ready, questions, None).manager,
         questions,
     )
 
 
-def test_a_refresh_swaps_and_measures(system: tuple[Retriever, RefreshManager, QuestionAnswerData]) -> None:
+def test_a_refresh_swaps_and_measures(system: tuple[DenseRetriever, RefreshManager, QuestionAnswerData]) -> None:
     retriever, manager, _ = system
     first = manager.refresh(retriever, 0)
     assert "refresh/overlap_at_k" not in first  # nothing to compare with
@@ -80,7 +80,9 @@ def test_a_refresh_swaps_and_measures(system: tuple[Retriever, RefreshManager, Q
     assert manager.seconds > 0
 
 
-def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, RefreshManager, QuestionAnswerData]) -> None:
+def test_overlap_is_the_share_of_the_old_top_k(
+    system: tuple[DenseRetriever, RefreshManager, QuestionAnswerData],
+) -> None:
     """Against sets, by hand."""
     retriever, manager, questions = system
     manager.refresh(retriever, 0)
@@ -92,7 +94,7 @@ def test_overlap_is_the_share_of_the_old_top_k(system: tuple[Retriever, RefreshM
     probes = questions.probe_questions(128)
     assert probes is not None and old is not None and retriever.snapshot is not None
     retriever.eval()
-    asked = retriever.encode_questions(*probes).detach()
+    asked = retriever.question_encoder(*probes).detach()
     pairs = zip(old.search(asked, 10).rows.tolist(), retriever.snapshot.search(asked, 10).rows.tolist(), strict=True)
     shares = [len(set(before) & set(after)) / 10 for before, after in pairs]
     assert measured == pytest.approx(sum(shares) / len(shares), abs=1e-6)
@@ -126,9 +128,9 @@ def test_both_halves_of_an_accumulated_step_are_written_back(
 ) -> None:
     read: list[set[int]] = [set()]
     written: list[set[int]] = []
-    score, write_back = Retriever.score, RollingRefresh.write_back
+    score, write_back = DenseRetriever.score, RollingRefresh.write_back
 
-    def scored(self: Retriever, question_emb: torch.Tensor, retrieved):  # type: ignore[no-untyped-def]
+    def scored(self: DenseRetriever, question_emb: torch.Tensor, retrieved):  # type: ignore[no-untyped-def]
         if self.training:
             read[-1] |= set(retrieved.rows.flatten().tolist())
         return score(self, question_emb, retrieved)
@@ -140,12 +142,12 @@ def test_both_halves_of_an_accumulated_step_are_written_back(
 
     prepare = RefreshManager.prepare
 
-    def prepared(self: RefreshManager, retriever: Retriever, step: int) -> dict[str, float]:
+    def prepared(self: RefreshManager, retriever: DenseRetriever, step: int) -> dict[str, float]:
         read[-1].clear()  # what was read to time a step
         return prepare(self, retriever, step)
 
     monkeypatch.setattr(RefreshManager, "prepare", prepared)
-    monkeypatch.setattr(Retriever, "score", scored)
+    monkeypatch.setattr(DenseRetriever, "score", scored)
     monkeypatch.setattr(RollingRefresh, "write_back", back)
     train(
         small_system.config(

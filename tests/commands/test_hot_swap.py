@@ -222,7 +222,7 @@ def test_bad_input_is_said(
     def no_models(*_: object) -> None:
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr("openbook.setup.models.module", no_models)
+    monkeypatch.setattr("openbook.setup.models.rag_module", no_models)
     names = {"facts": "test", "train": "train", "corpus": "passages"}
     override = override.format(**{name: small_system.data / f"{file}.jsonl" for name, file in names.items()})
     with pytest.raises(OpenBookError, match=expected):
@@ -235,7 +235,7 @@ def test_a_broken_second_corpus_is_found_before_a_model_answers(
     def no_models(*_: object) -> None:
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr("openbook.setup.models.module", no_models)
+    monkeypatch.setattr("openbook.setup.models.rag_module", no_models)
     (tmp_path / "broken.jsonl").write_text('{"id": "p0", "title": "t", "text": "x"}\n{"id": \n', encoding="utf-8")
     with pytest.raises(OpenBookError, match=r"broken.jsonl:2"):
         hot_swap(str(run), [*swap, f"hot_swap.corpus={tmp_path / 'broken.jsonl'}"])

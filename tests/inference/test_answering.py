@@ -24,10 +24,12 @@ from openbook.inference.answering import Answering
 from openbook.metrics.matching import exact_match
 from openbook.metrics.prediction import Prediction
 from openbook.metrics.summary import summarize
-from openbook.models.contexts import ContextBuilder, closed_book_rows
+from openbook.models.contexts import ContextBuilder, null_documents
 from openbook.models.generator import Generator
 from openbook.models.seq2seq import load_generator
 from openbook.objectives.by_name import OBJECTIVES
+from openbook.retrieval.base import Retriever
+from openbook.retrieval.closed_book import ClosedBookRetriever
 from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from tests.plain_loss import answer_logprobs
@@ -50,7 +52,7 @@ FOUND = {  # row -> (the index's score, the fresh one), in the index's order
 }
 
 
-class GivenRetriever:
+class GivenRetriever(Retriever[list[str]]):
     """Finds what it is told to."""
 
     temperature = 0.5
@@ -103,7 +105,7 @@ class System:
         return Collate(self.tokenizer, self.tokenizer, 32, MOST, 0, False)((BatchPlan(indices, 0, 0, 0), [*examples]))
 
     def answers(self, reads: str, decode: DecodeConfig | None = None, exact: bool = False, **more: Any) -> Any:
-        retriever = None if reads == "closed_book" else GivenRetriever()
+        retriever: Any = ClosedBookRetriever() if reads == "closed_book" else GivenRetriever()
         found = self.answering(reads, decode, **more)(self.batch(), retriever, exact)  # type: ignore[arg-type]
         return {one.id: one for one in found}
 
@@ -280,7 +282,7 @@ def test_gold_answers_are_as_likely_as_in_training(system: System, reads: str) -
             ("closed_book", answer_alone, one.closed_book_logprob),
         ):
             batch = system.batch((replace(QUESTIONS[name], answers=(text,)),))
-            rows, scores = closed_book_rows(batch), torch.zeros(1, 1)
+            rows, scores = null_documents(batch), torch.zeros(1, 1)
             if objective != "closed_book":
                 rows, prior = torch.tensor([read_of(name)[0]]), read_of(name)[1]
                 scores = torch.tensor([prior]).log()
@@ -322,7 +324,7 @@ def test_neighbours_in_a_batch_change_nothing(system: System, reads: str, beams:
     decode = DecodeConfig(beams=beams, n_best=beams)
     together = system.answers(reads, decode)
     for name in ("five", "one", "none", "three"):
-        retriever: Any = None if reads == "closed_book" else GivenRetriever()
+        retriever: Any = ClosedBookRetriever() if reads == "closed_book" else GivenRetriever()
         (alone,) = system.answering(reads, decode)(system.batch((QUESTIONS[name],)), retriever)
         _same(together[name].to_json(), alone.to_json())
 
@@ -455,7 +457,7 @@ def test_labels_that_begin_alike_are_refused(system: System, small_system: Small
         tmp_path / "run", "evaluate.task=labels", "evaluate.labels=a b,a c", "objective=closed_book"
     )
     with pytest.raises(OpenBookError, match="begin with the same token"):  # before training
-        setup_models.module(config, setup_data.parts(config), None)
+        setup_models.rag_module(config, setup_data.parts(config), None)
 
 
 def test_patterns_are_matched_and_have_no_likelihood(system: System) -> None:
@@ -553,14 +555,14 @@ def test_settings_reach_the_answers(small_system: SmallSystem, tmp_path: Path) -
         "evaluate.task=labels",
         "evaluate.labels=xi, nu",
     )
-    module: Any = setup_models.module(config, setup_data.parts(config), None)
+    module: Any = setup_models.rag_module(config, setup_data.parts(config), None)
     answering = module.answering
     assert (answering.likelihood, answering.n_docs, module.n_docs, answering.utility) == ("rag_token", 11, 3, False)
     assert (answering.decode.beams, answering.decode.n_best, answering.labels) == (3, 2, ("xi", "nu"))
     assert answering.decode.max_tokens == config.data.max_target_tokens
     assert answering.targets(["alpha"]).tolist()[0][-1] == module.generator.eos_token_id
     config = small_system.config(tmp_path / "run", "decode.max_tokens=3")
-    module = setup_models.module(config, setup_data.parts(config), None)
+    module = setup_models.rag_module(config, setup_data.parts(config), None)
     assert (module.answering.n_docs, module.answering.decode.max_tokens) == (3, 3)
 
 

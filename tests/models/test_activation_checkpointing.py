@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,7 +24,8 @@ from openbook.models.encoders import TextEncoder
 from openbook.models.seq2seq import Seq2SeqGenerator
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from tests.ranks import on_ranks
@@ -37,25 +38,23 @@ MASK = torch.ones_like(QUESTIONS, dtype=torch.bool)
 Gradients = dict[str, Tensor]
 
 
-def retriever(tokens_per_backward: int, dropout: float = 0.0, tied: bool = False, **settings: bool) -> Retriever:
+def retriever(tokens_per_backward: int, dropout: float = 0.0, tied: bool = False, **settings: bool) -> DenseRetriever:
     corpus = tiny_corpus()
     questions, passages = tiny_encoder(1, dropout), tiny_encoder(2, dropout)
-    return Retriever(
-        questions,
+    embedder = PassageEmbedder(
         questions if tied else passages,
         corpus.tokens,
         corpus.special,
         corpus.max_length,
-        0.5,
         tokens_per_pass=64,
         tokens_per_backward=tokens_per_backward,
-        **settings,
-    ).train()
+    )
+    return DenseRetriever(questions, embedder, temperature=0.5, **settings).train()
 
 
-def loss_of(system: Retriever, rows: Tensor = ROWS) -> Tensor:
+def loss_of(system: DenseRetriever, rows: Tensor = ROWS) -> Tensor:
     """Something in which every passage of a question depends on the others, as in the marginal likelihood."""
-    questions = system.encode_questions(QUESTIONS[: len(rows)], MASK[: len(rows)])
+    questions = system.question_encoder(QUESTIONS[: len(rows)], MASK[: len(rows)])
     scores = system.score(questions, Retrieved(rows, torch.zeros(rows.shape)))
     return -scores.log_softmax(-1)[:, 1].sum()
 
@@ -112,7 +111,7 @@ def test_passes_of_any_size_give_one_gradient(tokens: int, monkeypatch: pytest.M
 def test_autocast_is_what_it_was() -> None:
     plain, cached = retriever(0), retriever(64)
 
-    def loss(system: Retriever) -> Tensor:
+    def loss(system: DenseRetriever) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             return loss_of(system)
 
@@ -144,7 +143,7 @@ def test_each_pass_is_encoded_twice_and_only_where_there_is_a_gradient() -> None
     with torch.no_grad():
         loss_of(system)
     assert not seen  # the same weights: known from the step
-    system.embedding_cache.outdate()
+    system.passages.cache.outdate()
     with torch.no_grad():
         loss_of(system)
     assert 34 < max(seen) <= 64
@@ -174,7 +173,7 @@ def test_frozen_word_embeddings_stay_without_gradient() -> None:
 
 
 class _Loss(nn.Module):
-    def __init__(self, system: Retriever):
+    def __init__(self, system: DenseRetriever):
         super().__init__()
         self.system = system
 
@@ -200,7 +199,7 @@ def test_two_ranks_average_the_gradients_of_both(tmp_path: Path) -> None:
     parts = on_ranks(2, steps_of, tmp_path)
     # The same weights and passes without DistributedDataParallel and without making anything again.
     plain = retriever(0, 0.3, tied=True)
-    plain.tokens_per_pass = 23
+    plain.passages.tokens_per_pass = 23
     alone = [gradients(plain, partial(loss_of, plain, ROWS[rank : rank + 2]), rank) for rank in (0, 1)]
     for n_fired, n_weights, steps in parts:
         assert n_fired == 2 * n_weights
@@ -389,14 +388,15 @@ def test_both_keys_reach_the_models(objective: str, small_system: SmallSystem, t
     config = small_system.config(
         tmp_path / "run", f"objective={objective}", "trainer.checkpointing=true", "retriever.tokens_per_backward=61"
     )
-    module = setup_models.module(config, setup_data.parts(config), None)
-    dense = module.dense_retriever
-    assert dense is not None and dense.tokens_per_backward == 61
+    made: Any = setup_models.dpr_module if objective == "dpr" else setup_models.rag_module
+    module = made(config, setup_data.parts(config), None)
+    dense = cast(DenseRetriever, module.retriever)
+    assert dense.passages.tokens_per_backward == 61
     models = [dense.question_encoder.model, dense.passage_encoder.model]
     if objective != "dpr":
         models.append(module.generator.model)  # type: ignore[union-attr, arg-type]
     assert all(any(getattr(part, "gradient_checkpointing", False) for part in model.modules()) for model in models)
-    assert np.isfinite(dense.encode_rows(torch.tensor([3, 5])).detach().numpy()).all()
+    assert np.isfinite(dense.passages.encode(torch.tensor([3, 5])).detach().numpy()).all()
 
 
 def test_a_run_gives_the_same_numbers(

@@ -26,7 +26,8 @@ from openbook.refresh.rebuild import Rebuild
 from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval import corpus_encoder as encode_corpus
 from openbook.retrieval.corpus_encoder import Encoding, PassageCoder
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from tests.small_system import DIM, nudge, tiny_corpus, tiny_probes, tiny_retriever
 
 N = 41
@@ -50,13 +51,13 @@ def kept(
     )
 
 
-def fresh_vectors(retriever: Retriever) -> np.ndarray:
+def fresh_vectors(retriever: DenseRetriever) -> np.ndarray:
     """[N, DIM] of today's weights, by the encoder itself."""
     with torch.no_grad():
         return retriever.passage_encoder(*passage_inputs(CORPUS.tokens, range(N), CORPUS.special, 17)).numpy()
 
 
-def stored(retriever: Retriever) -> np.ndarray:
+def stored(retriever: DenseRetriever) -> np.ndarray:
     assert retriever.snapshot is not None
     return retriever.snapshot.index.vectors(np.arange(N)).copy()
 
@@ -65,7 +66,7 @@ def close(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.allclose(one, other, atol=1e-5))
 
 
-def run(keeper: RefreshManager, retriever: Retriever, steps: range) -> dict[int, dict[str, float]]:
+def run(keeper: RefreshManager, retriever: DenseRetriever, steps: range) -> dict[int, dict[str, float]]:
     """Optimizer steps, as far as an index sees them; what each measured."""
     measured = {}
     for step in steps:
@@ -75,14 +76,14 @@ def run(keeper: RefreshManager, retriever: Retriever, steps: range) -> dict[int,
     return measured
 
 
-def forward(retriever: Retriever, step: int) -> None:
+def forward(retriever: DenseRetriever, step: int) -> None:
     """What a training step asks of a retriever: three questions, two passages each."""
     first = step % 8
-    asked = retriever.train().encode_questions(*(part[first : first + 3] for part in tiny_probes()))
+    asked = retriever.train().question_encoder(*(part[first : first + 3] for part in tiny_probes()))
     retriever.score(asked, retriever.retrieve(asked, 2))
 
 
-def prepared(mode: Any = "blocking", **settings: Any) -> tuple[RefreshManager, Retriever]:
+def prepared(mode: Any = "blocking", **settings: Any) -> tuple[RefreshManager, DenseRetriever]:
     keeper, retriever = kept(mode, **settings), tiny_retriever(CORPUS)
     keeper.prepare(retriever, 0)
     return keeper, retriever
@@ -159,7 +160,7 @@ def test_a_frozen_passage_encoder_is_encoded_once(mode: str, monkeypatch: pytest
 # Staleness
 
 
-def hand_look(retriever: Retriever, k: int) -> tuple[float, float]:
+def hand_look(retriever: DenseRetriever, k: int) -> tuple[float, float]:
     """Overlap@k and rank correlation among the index's 3 k passages, from whole matrices."""
     retriever.question_encoder.eval()
     with torch.no_grad():
@@ -208,7 +209,7 @@ def test_staleness_decides_between_floor_and_ceiling(mode: str, monkeypatch: pyt
     told = {4: 0.9, 6: 0.69, 10: 0.1, 14: 0.8, 16: 0.8, 24: 0.7}
     looks: list[int] = []
 
-    def measured(self: StalenessProbe, retriever: Retriever) -> dict[str, float]:
+    def measured(self: StalenessProbe, retriever: DenseRetriever) -> dict[str, float]:
         looks.append(step)
         return {"staleness/overlap_at_k": told.get(step, 1.0)}
 
@@ -339,7 +340,7 @@ def failing(point: tuple[Any, ...], call: int) -> Iterator[list[int]]:
         yield calls
 
 
-def is_the_swap(retriever: Retriever, name: str, value: object) -> bool:
+def is_the_swap(retriever: DenseRetriever, name: str, value: object) -> bool:
     return name == "snapshot"
 
 
@@ -365,7 +366,7 @@ POINTS: dict[str, tuple[Any, ...]] = {
     "search inside a family": (ShardIndex, "search"),
     "measure": (IndexMeasure, "finish"),
     "write the store": (VectorStore, "save"),
-    "swap": (Retriever, "__setattr__", is_the_swap),
+    "swap": (DenseRetriever, "__setattr__", is_the_swap),
 }
 
 
@@ -518,7 +519,7 @@ def test_a_failed_look_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> Non
     keeper, retriever = prepared(look_every=1)
     nudge(retriever, 1)
     old, before = retriever.snapshot, copied(keeper.state_dict())
-    for owner, name in ((measure, "rank_correlation"), (Snapshot, "search"), (Retriever, "encode_rows")):
+    for owner, name in ((measure, "rank_correlation"), (Snapshot, "search"), (PassageEmbedder, "encode")):
         with failing((owner, name), 0), pytest.raises(InterruptedHereError):
             keeper.after_step(retriever, 1)
         assert retriever.snapshot is old and same(keeper.state_dict(), before)

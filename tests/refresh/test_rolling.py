@@ -18,7 +18,7 @@ from openbook.refresh.rebuild import Rebuild
 from openbook.refresh.rolling import BACKGROUND, WINDOW, RollingRefresh
 from openbook.retrieval import corpus_encoder
 from openbook.retrieval.corpus_encoder import CorpusOptions, PassageCoder
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from tests.small_system import DIM, nudge, tiny_corpus, tiny_retriever
 
 N = 41
@@ -28,7 +28,7 @@ ROWS = np.arange(N)
 
 def rolling_of(
     mode: Any = "rolling", corpus: CorpusOptions = CORPUS, factory: str = "Flat", dropout: float = 0.0
-) -> tuple[RollingRefresh, Retriever]:
+) -> tuple[RollingRefresh, DenseRetriever]:
     """Right after a whole refresh, at step 0."""
     retriever = tiny_retriever(corpus, dropout)
     measure = IndexMeasure(
@@ -40,7 +40,7 @@ def rolling_of(
     return RollingRefresh(corpus, retriever.snapshot, corpus.coder(retriever.passage_encoder), mode), retriever
 
 
-def encoded(retriever: Retriever, corpus: CorpusOptions = CORPUS) -> np.ndarray:
+def encoded(retriever: DenseRetriever, corpus: CorpusOptions = CORPUS) -> np.ndarray:
     """[n, DIM] of today's weights, by the encoder itself."""
     rows = range(corpus.n_passages)
     mode = retriever.passage_encoder.training
@@ -51,7 +51,7 @@ def encoded(retriever: Retriever, corpus: CorpusOptions = CORPUS) -> np.ndarray:
     return found.numpy()
 
 
-def passes(rolling: RollingRefresh, retriever: Retriever, n: float, step: int) -> list[np.ndarray]:
+def passes(rolling: RollingRefresh, retriever: DenseRetriever, n: float, step: int) -> list[np.ndarray]:
     """The rows of each forward pass of `advance`."""
     seen: list[np.ndarray] = []
     original = PassageCoder.start
@@ -164,16 +164,16 @@ def test_the_snapshot_is_of_mixed_ages_and_counts_corpora() -> None:
 
 
 def trained(
-    rolling: RollingRefresh, retriever: Retriever, rows: torch.Tensor, step: int
+    rolling: RollingRefresh, retriever: DenseRetriever, rows: torch.Tensor, step: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """One real optimizer step on rows; the embeddings before and after it."""
     optimizer = torch.optim.AdamW(retriever.parameters(), lr=0.05)
-    optimizer.register_step_post_hook(lambda *_: retriever.embedding_cache.outdate())
+    optimizer.register_step_post_hook(lambda *_: retriever.passages.cache.outdate())
     question = torch.nn.functional.normalize(torch.randn(1, DIM), dim=-1)
     before = encoded(retriever)
     retriever.score(question, Retrieved(rows[None], torch.zeros(1, len(rows)))).logsumexp(1).sum().backward()
     optimizer.step()
-    rolling.write_back(*retriever.embedding_cache.take(), step)
+    rolling.write_back(*retriever.passages.cache.take(), step)
     return before, encoded(retriever)
 
 
@@ -204,7 +204,7 @@ def test_rerankings_are_written_back_even_under_dropout() -> None:
     rolling, retriever = rolling_of(dropout=0.3)
     nudge(retriever, 1)
     before = encoded(retriever)
-    retriever.encode_once(torch.tensor([3, 4]))
+    retriever.passages.encode_once(torch.tensor([3, 4]))
     trained(rolling, retriever, torch.tensor([3, 4]), 5)
     np.testing.assert_allclose(rolling.index.vectors(ROWS[3:5]), before[3:5], atol=1e-5)
     assert rolling.made_at[3:5].tolist() == [4, 4]
@@ -223,7 +223,7 @@ def test_an_older_vector_never_replaces_a_newer_one() -> None:
 def test_nothing_encoded_is_nothing_written() -> None:
     rolling, retriever = rolling_of()
     before = rolling.index.vectors(ROWS)
-    rolling.write_back(*retriever.embedding_cache.take(), 5)
+    rolling.write_back(*retriever.passages.cache.take(), 5)
     assert np.array_equal(rolling.index.vectors(ROWS), before)
 
 

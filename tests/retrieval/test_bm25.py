@@ -55,7 +55,7 @@ def in_order(scores: list[float], top_k: int) -> list[int]:
 
 
 def retriever(temperature: float = 1.0) -> BM25Retriever:
-    return BM25Retriever(BM25Index(TEXTS), temperature)
+    return BM25Retriever(BM25Index(TEXTS), len(TEXTS), temperature)
 
 
 def test_scores_are_lucenes() -> None:

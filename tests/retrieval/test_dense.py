@@ -20,21 +20,25 @@ from openbook.index.snapshot import Snapshot
 from openbook.models.encoders import TextEncoder, load_encoder, load_tokenizer
 from openbook.models.pretrained import check_model_folder
 from openbook.retrieval.corpus_encoder import PassageCoder, encode_passes
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 
 BATCH, N_DOCS = 3, 5
 
 
-def retriever(encoder_folder: Path, small_data: Path, cache: Path, dropout: float = 0.0, **settings: bool) -> Retriever:
+def retriever(
+    encoder_folder: Path, small_data: Path, cache: Path, dropout: float = 0.0, **settings: bool
+) -> DenseRetriever:
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer}, cache)
     encoders = [load_encoder(str(encoder_folder), "mean", True, dropout) for _ in range(2)]
-    return Retriever(*encoders, corpus.tokens("encoder"), special_ids(tokenizer), 31, 0.1, **settings)
+    passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), special_ids(tokenizer), 31)
+    return DenseRetriever(encoders[0], passages, temperature=0.1, **settings)
 
 
-def encode(system: Retriever, tokens_per_pass: int = 200, rows: range = range(37)) -> torch.Tensor:
+def encode(system: DenseRetriever, tokens_per_pass: int = 200, rows: range = range(37)) -> torch.Tensor:
     """[n, dim] as an index would be made of, in the order of the rows."""
-    coder = PassageCoder(system.passage_encoder, system.tokens, system.special, 31)
+    coder = PassageCoder(system.passage_encoder, system.passages.tokens, system.passages.special, 31)
     found = torch.empty(len(rows), 24)
     for chosen, embeddings in encode_passes(coder, coder.passes(rows, tokens_per_pass)):
         found[torch.from_numpy(chosen) - rows.start] = embeddings
@@ -51,7 +55,7 @@ def test_any_batching_gives_the_embeddings_of_one_by_one(
     encoder_folder: Path, small_data: Path, tmp_path: Path
 ) -> None:
     system = retriever(encoder_folder, small_data, tmp_path).eval()
-    alone = torch.cat([system.encode_rows(torch.tensor([row])) for row in range(37)])
+    alone = torch.cat([system.passages.encode(torch.tensor([row])) for row in range(37)])
     for tokens_per_pass in (1, 97, 10_000):
         torch.testing.assert_close(encode(system, tokens_per_pass), alone, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encode(system, 97, range(11, 30)), alone[11:30], atol=1e-5, rtol=1e-4)
@@ -67,7 +71,7 @@ def test_encoding_leaves_mode_gradients_and_random_state(
     assert all(module.training for module in system.passage_encoder.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in system.passage_encoder.parameters())
     torch.testing.assert_close(first, second)  # dropout was off
-    assert not torch.allclose(system.encode_rows(torch.arange(37)), first, atol=1e-3)  # and is on in training
+    assert not torch.allclose(system.passages.encode(torch.arange(37)), first, atol=1e-3)  # and is on in training
 
 
 def test_scores_are_inner_products_over_the_temperature(encoder_folder: Path, small_data: Path, tmp_path: Path) -> None:
@@ -183,7 +187,7 @@ def test_passages_are_read_as_the_tokenizer_would_write_them(
     encoder_folder: Path, small_data: Path, tmp_path: Path
 ) -> None:
     system = retriever(encoder_folder, small_data, tmp_path)
-    ids, mask = passage_inputs(system.tokens, [0], system.special, 31)
+    ids, mask = passage_inputs(system.passages.tokens, [0], system.passages.special, 31)
     tokenizer = load_tokenizer(str(encoder_folder))
     assert tokenizer.decode(ids[0][mask[0]]).startswith("[CLS] beta alpha [SEP] the capital of beta alpha is")
 
@@ -233,4 +237,4 @@ def test_a_frozen_encoder_has_no_dropout(encoder_folder: Path, small_data: Path,
     system = retriever(encoder_folder, small_data, tmp_path, dropout=0.5, train_passage_encoder=False).train()
     assert system.question_encoder.training
     rows = torch.arange(7)
-    torch.testing.assert_close(system.encode_rows(rows), system.encode_rows(rows))
+    torch.testing.assert_close(system.passages.encode(rows), system.passages.encode(rows))

@@ -14,8 +14,9 @@ from openbook.data.inputs import passage_inputs
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.retrieval import embedding_cache as fresh
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.embedding_cache import EmbeddingCache
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from openbook.training.rag_module import RagModule
@@ -86,7 +87,7 @@ def test_a_full_cache_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def counted(retriever: Retriever) -> Iterator[list[int]]:
+def counted(retriever: DenseRetriever) -> Iterator[list[int]]:
     """How many passages each forward pass of the passage encoder has."""
     seen: list[int] = []
     handle = retriever.passage_encoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
@@ -94,7 +95,7 @@ def counted(retriever: Retriever) -> Iterator[list[int]]:
     handle.remove()
 
 
-def reranking(rerank: int, dropout: float = 0.0) -> Retriever:
+def reranking(rerank: int, dropout: float = 0.0) -> DenseRetriever:
     """Over an index that has nothing to do with the encoder."""
     retriever = tiny_retriever(CORPUS, dropout, rerank)
     index = ShardIndex(DIM, N, IndexOptions())
@@ -109,7 +110,7 @@ def asked(n: int, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(n, DIM, generator=draw), dim=-1)
 
 
-def encoded(retriever: Retriever) -> torch.Tensor:
+def encoded(retriever: DenseRetriever) -> torch.Tensor:
     """[N, DIM] of today's weights, nothing cached."""
     mode = retriever.passage_encoder.training
     retriever.passage_encoder.eval()
@@ -161,7 +162,7 @@ def test_training_encodes_with_gradient_whatever_is_kept_and_keeps_it() -> None:
     assert any(
         parameter.grad is not None and parameter.grad.any() for parameter in retriever.passage_encoder.parameters()
     )
-    kept_rows, kept = retriever.embedding_cache.take()
+    kept_rows, kept = retriever.passages.cache.take()
     assert set(found.rows[0].tolist()) <= set(kept_rows.tolist())
     torch.testing.assert_close(kept, encoded(retriever)[kept_rows], atol=1e-5, rtol=1e-4)
 
@@ -171,20 +172,19 @@ def test_under_dropout_only_what_was_encoded_without_it_is_kept() -> None:
     retriever.train()
     question, state = asked(1), torch.get_rng_state()
     retriever.score(question, Retrieved(rows(1, 2, 3)[None], torch.zeros(1, 3)))
-    assert len(retriever.embedding_cache.take()[0]) == 0
+    assert len(retriever.passages.cache.take()[0]) == 0
     torch.set_rng_state(state)
-    kept = retriever.encode_once(rows(1, 2))
+    kept = retriever.passages.encode_once(rows(1, 2))
     assert torch.equal(state, torch.get_rng_state()) and retriever.passage_encoder.training
     torch.testing.assert_close(kept, encoded(retriever)[1:3], atol=1e-5, rtol=1e-4)
     noisy = retriever.score(question, Retrieved(rows(1, 2)[None], torch.zeros(1, 2)))
     assert not torch.allclose(noisy, question @ kept.T / 0.5, atol=1e-3), "training was given eval embeddings"
-    assert torch.equal(retriever.encode_once(rows(1, 2)), kept)
+    assert torch.equal(retriever.passages.encode_once(rows(1, 2)), kept)
 
 
 def test_a_frozen_passage_encoders_passages_are_encoded_once() -> None:
-    retriever = Retriever(
-        tiny_encoder(1), tiny_encoder(2), CORPUS.tokens, CORPUS.special, 17, 0.5, train_passage_encoder=False
-    )
+    passages = PassageEmbedder(tiny_encoder(2), CORPUS.tokens, CORPUS.special, 17)
+    retriever = DenseRetriever(tiny_encoder(1), passages, temperature=0.5, train_passage_encoder=False)
     retriever.train()
     with counted(retriever) as seen:
         for _ in range(3):
@@ -199,7 +199,7 @@ def test_a_frozen_passage_encoders_passages_are_encoded_once() -> None:
 def module(small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RagModule:
     monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
     config = small_system.config(tmp_path / "run", "retriever.rerank=7")
-    return setup_models.module(config, setup_data.parts(config), None)
+    return setup_models.rag_module(config, setup_data.parts(config), None)
 
 
 def test_the_real_optimizer_outdates_what_is_kept(module: RagModule) -> None:
@@ -208,16 +208,16 @@ def test_the_real_optimizer_outdates_what_is_kept(module: RagModule) -> None:
     assert retriever is not None
     optimizer = module.configure_optimizers()["optimizer"]
     wanted = torch.arange(5)
-    before = retriever.encode_once(wanted)
-    retriever.encode_rows(wanted).sum().backward()
+    before = retriever.passages.encode_once(wanted)
+    retriever.passages.encode(wanted).sum().backward()
     with counted(retriever) as seen:
-        assert torch.equal(retriever.encode_once(wanted), before) and not seen
+        assert torch.equal(retriever.passages.encode_once(wanted), before) and not seen
         optimizer.step()
-        after = retriever.encode_once(wanted)
+        after = retriever.passages.encode_once(wanted)
         assert sum(seen) == 5
     assert not torch.allclose(after, before, atol=1e-3)
     retriever.passage_encoder.eval()
-    torch.testing.assert_close(after, retriever.encode_rows(wanted).detach(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(after, retriever.passages.encode(wanted).detach(), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -226,10 +226,10 @@ def test_loading_weights_outdates_what_is_kept(whole: bool, module: RagModule) -
     assert retriever is not None
     part = module if whole else retriever.passage_encoder
     state = {name: value.clone() for name, value in part.state_dict().items()}
-    kept = retriever.encode_once(torch.arange(5))
+    kept = retriever.passages.encode_once(torch.arange(5))
     for value in state.values():
         value.add_(0.05 * torch.randn_like(value)) if value.is_floating_point() else None
     part.load_state_dict(state)
     with counted(retriever) as seen:
-        found = retriever.encode_once(torch.arange(5))
+        found = retriever.passages.encode_once(torch.arange(5))
     assert sum(seen) == 5 and not torch.allclose(found, kept, atol=1e-3)

@@ -25,7 +25,7 @@ def refused(
     def no_models(*args: object) -> None:
         raise AssertionError("a model was loaded before the input was checked")
 
-    monkeypatch.setattr("openbook.setup.models.module", no_models)
+    monkeypatch.setattr("openbook.setup.models.rag_module", no_models)
     monkeypatch.setattr("openbook.setup.models.reader", no_models)
 
     def run(*overrides: str) -> str:

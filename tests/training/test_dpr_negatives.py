@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from openbook.batch import MISSING_ROW, Batch, Example
+from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
 from openbook.errors import OpenBookError
@@ -59,22 +60,22 @@ def batch_of(examples: Sequence[Example], weight: Sequence[float] = (), cursor: 
 
 
 def test_a_positive_is_drawn_anew_at_each_visit_and_the_same_for_the_same_visit(corpus: Corpus) -> None:
-    passages = TrainingPassages(corpus, None, seed=5)
+    passages = TrainingPassages(corpus, None, DprConfig(), seed=5)
     drawn = [passages.positives(batch_of([OMEGA, SIGMA], cursor=cursor)) for cursor in range(40)]
     assert {row for row, _ in drawn} == {0}
     assert {row for _, row in drawn} == {3, 4}
-    again = TrainingPassages(corpus, None, seed=5)
+    again = TrainingPassages(corpus, None, DprConfig(), seed=5)
     assert drawn == [again.positives(batch_of([OMEGA, SIGMA], cursor=cursor)) for cursor in range(40)]
-    other = TrainingPassages(corpus, None, seed=6)
+    other = TrainingPassages(corpus, None, DprConfig(), seed=6)
     assert drawn != [other.positives(batch_of([OMEGA, SIGMA], cursor=cursor)) for cursor in range(40)]
 
 
 def test_what_only_keeps_step_has_no_positive(corpus: Corpus) -> None:
-    assert TrainingPassages(corpus, None).positives(batch_of([OMEGA, SIGMA], [0, 1]))[0] == MISSING_ROW
+    assert TrainingPassages(corpus, None, DprConfig()).positives(batch_of([OMEGA, SIGMA], [0, 1]))[0] == MISSING_ROW
 
 
 def test_without_a_known_positive_bm25s_best_passage_with_an_answer_is_taken(corpus: Corpus) -> None:
-    passages = TrainingPassages(corpus, None, bm25_negatives=0)
+    passages = TrainingPassages(corpus, None, DprConfig(bm25_negatives=0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert passages.prepare([OMEGA, UNKNOWN, FOREIGN]) == 0
@@ -83,7 +84,7 @@ def test_without_a_known_positive_bm25s_best_passage_with_an_answer_is_taken(cor
 
 
 def test_questions_without_any_positive_are_left_out_with_one_warning(corpus: Corpus) -> None:
-    passages = TrainingPassages(corpus, None)
+    passages = TrainingPassages(corpus, None, DprConfig())
     with pytest.warns(UserWarning, match=r"1 of 3 training questions have neither .* BM25's best 50") as said:
         assert passages.prepare([OMEGA, HOPELESS, UNKNOWN]) == 1
     assert len(said) == 1
@@ -93,34 +94,38 @@ def test_questions_without_any_positive_are_left_out_with_one_warning(corpus: Co
 
 def test_a_corpus_that_answers_nothing_is_an_error(corpus: Corpus) -> None:
     with pytest.raises(OpenBookError, match=r"no training question has a positive passage \(data.train\): got 1 quest"):
-        TrainingPassages(corpus, None).prepare([HOPELESS])
+        TrainingPassages(corpus, None, DprConfig()).prepare([HOPELESS])
 
 
 def test_bm25s_negatives_hold_no_answer_and_are_no_positive(corpus: Corpus, lexical: BM25Index) -> None:
     for n_wanted in (1, 2, 3, 5):
-        passages = TrainingPassages(corpus, lexical, n_wanted)
+        passages = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=n_wanted))
         for example, gold in ((OMEGA, {0}), (SIGMA, {3, 4})):
             rows = passages.hard_negatives(batch_of([example]), [min(gold)])
             assert rows and len(rows) == len(set(rows)) <= n_wanted
             assert not gold & set(rows)
             assert not any(has_answer(TEXTS[row][1], example.answers) for row in rows)
-    best = TrainingPassages(corpus, lexical, 1).hard_negatives(batch_of([OMEGA]), [0])
+    best = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=1)).hard_negatives(batch_of([OMEGA]), [0])
     in_order = [row for row in lexical.search([OMEGA.question], 7)[0][0].tolist() if row not in (0, 1)]
     assert best == in_order[:1]
 
 
 def test_depth_bounds_where_negatives_are_looked_for(corpus: Corpus, lexical: BM25Index) -> None:
-    all_of_them = TrainingPassages(corpus, lexical, 5, depth=7).hard_negatives(batch_of([OMEGA]), [0])
+    all_of_them = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=5, depth=7)).hard_negatives(
+        batch_of([OMEGA]), [0]
+    )
     for depth in (1, 2, 3, 4):
         looked_at = lexical.search([OMEGA.question], depth)[0][0].tolist()
-        rows = TrainingPassages(corpus, lexical, 5, depth=depth).hard_negatives(batch_of([OMEGA]), [0])
+        rows = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=5, depth=depth)).hard_negatives(
+            batch_of([OMEGA]), [0]
+        )
         assert rows == [row for row in all_of_them if row in looked_at]
 
 
 def test_the_index_gives_negatives_that_bm25_has_not_given(corpus: Corpus, lexical: BM25Index) -> None:
     index_rows = torch.tensor([[0, 1, 2, 6, 5, 4], [3, 4, 2, 0, 1, MISSING_ROW]])
     batch = batch_of([OMEGA, SIGMA])
-    passages = TrainingPassages(corpus, lexical, 1, index_negatives=2)
+    passages = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=1, index_negatives=2))
     from_bm25 = passages.hard_negatives(batch, [0, 3])
     both = passages.hard_negatives(batch, [0, 3], index_rows)
     assert both[: len(from_bm25)] == from_bm25
@@ -128,11 +133,13 @@ def test_the_index_gives_negatives_that_bm25_has_not_given(corpus: Corpus, lexic
         row for row in (2, 0, 1) if row != from_bm25[1]
     ][:2]
     assert both[len(from_bm25) :] == wanted
-    alone = TrainingPassages(corpus, None, 0, index_negatives=2)
+    alone = TrainingPassages(corpus, None, DprConfig(bm25_negatives=0, index_negatives=2))
     assert alone.hard_negatives(batch, [0, 3], index_rows) == [2, 6, 2, 0]
     assert alone.hard_negatives(batch, [MISSING_ROW, 3], index_rows) == [2, 0]
     assert alone.hard_negatives(batch, [0, 3]) == []
-    assert TrainingPassages(corpus, None, 0, index_negatives=5).hard_negatives(batch, [0, 3], index_rows) == [
+    assert TrainingPassages(corpus, None, DprConfig(bm25_negatives=0, index_negatives=5)).hard_negatives(
+        batch, [0, 3], index_rows
+    ) == [
         2,
         6,
         5,
@@ -145,15 +152,17 @@ def test_the_index_gives_negatives_that_bm25_has_not_given(corpus: Corpus, lexic
 
 def test_false_negatives_do_not_compete(corpus: Corpus) -> None:
     rows = list(range(len(TEXTS)))
-    mask = TrainingPassages(corpus, None).competing([OMEGA, SIGMA], rows)
+    mask = TrainingPassages(corpus, None, DprConfig()).competing([OMEGA, SIGMA], rows)
     assert mask.tolist() == [
         [False, False, True, True, True, True, True],  # "alphabet" is not "alpha"
         [True, True, True, False, False, True, True],  # both gold passages
     ]
-    assert TrainingPassages(corpus, None, mask_false_negatives=False).competing([OMEGA], rows).all()
+    assert TrainingPassages(corpus, None, DprConfig(mask_false_negatives=False)).competing([OMEGA], rows).all()
 
 
 def test_answers_may_be_patterns(corpus: Corpus) -> None:
     pattern = Example("q", "what ?", (r"kappa is \w+",))
-    assert TrainingPassages(corpus, None, regex=True).competing([pattern], [4, 5]).tolist() == [[True, False]]
-    assert TrainingPassages(corpus, None).competing([pattern], [4, 5]).all()
+    assert TrainingPassages(corpus, None, DprConfig(), regex=True).competing([pattern], [4, 5]).tolist() == [
+        [True, False]
+    ]
+    assert TrainingPassages(corpus, None, DprConfig()).competing([pattern], [4, 5]).all()

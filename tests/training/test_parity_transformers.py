@@ -24,7 +24,8 @@ from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.encoders import load_encoder, load_tokenizer
 from openbook.models.seq2seq import Seq2SeqGenerator, load_generator
 from openbook.objectives.by_name import OBJECTIVES
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from tests.plain_loss import answer_logprobs
 
 BATCH, N_DOCS = 3, 5
@@ -39,11 +40,12 @@ def labels() -> Tensor:
 
 def system(
     encoder_folder: Path, generator_folder: Path, small_data: Path, cache: Path
-) -> tuple[Retriever, Seq2SeqGenerator, ContextBuilder]:
+) -> tuple[DenseRetriever, Seq2SeqGenerator, ContextBuilder]:
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer, "generator": tokenizer}, cache)
     encoders = [load_encoder(str(encoder_folder), pooling, False, 0.0) for pooling in ("mean", "cls")]
-    retriever = Retriever(*encoders, corpus.tokens("encoder"), special_ids(tokenizer), 31, 2.0)
+    passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), special_ids(tokenizer), 31)
+    retriever = DenseRetriever(encoders[0], passages, temperature=2.0)
     generator = load_generator(str(generator_folder), 0.0, 0)
     assert isinstance(generator, Seq2SeqGenerator)
     return retriever, generator, ContextBuilder(corpus.tokens("generator"), special_ids(tokenizer), 37)
@@ -73,7 +75,7 @@ def test_loss_and_all_gradients(
 
     def scores() -> Tensor:
         found = retriever.score(
-            retriever.encode_questions(batch.question_ids, batch.question_mask),
+            retriever.question_encoder(batch.question_ids, batch.question_mask),
             Retrieved(rows, torch.zeros(BATCH, N_DOCS)),
         )
         found.retain_grad()

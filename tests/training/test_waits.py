@@ -30,7 +30,9 @@ from openbook.models.seq2seq import load_generator
 from openbook.objectives.fused import fused_marginal_nll
 from openbook.objectives.marginal import rag_token_nll
 from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.closed_book import ClosedBookRetriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.training.rag_module import RagModule
 
 BATCH, N_DOCS = 3, 5
@@ -103,22 +105,16 @@ def system(
 ) -> tuple[RagModule, Batch]:
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer, "generator": tokenizer}, cache)
-    retriever: Retriever | BM25Retriever | None = None
+    retriever: Any = ClosedBookRetriever()
     if kind == "bm25":
-        retriever = BM25Retriever(BM25Index(passage_texts(corpus)))
+        retriever = BM25Retriever(BM25Index(passage_texts(corpus)), corpus.n_passages)
     elif kind != "closed book":
         encoders = [load_encoder(str(encoder_folder), pooling, False, 0.0) for pooling in ("mean", "cls")]
-        retriever = Retriever(
-            *encoders,
-            corpus.tokens("encoder"),
-            special_ids(tokenizer),
-            31,
-            20.0,
-            train_passage_encoder=kind != "frozen",
-        )
+        passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), special_ids(tokenizer), 31)
+        retriever = DenseRetriever(encoders[0], passages, temperature=20.0, train_passage_encoder=kind != "frozen")
         n_indexed = 4 if kind == "few passages" else corpus.n_passages
-        vectors = retriever.encode_once(torch.arange(n_indexed)).numpy()
-        retriever.embedding_cache.outdate()
+        vectors = retriever.passages.encode_once(torch.arange(n_indexed)).numpy()
+        retriever.passages.cache.outdate()
         index = ShardIndex(24, n_indexed)
         index.write(np.arange(n_indexed), vectors)
         retriever.snapshot = Snapshot(index.finish(), 0, "", "", n_indexed)
@@ -128,10 +124,10 @@ def system(
         load_generator(str(generator_folder), 0.0, 0),
         contexts,
         cast(Any, None),
-        objective,
-        1 if kind == "closed book" else N_DOCS,
-        OptimConfig(),
-        10,
+        objective=objective,
+        n_docs=1 if kind == "closed book" else N_DOCS,
+        optim=OptimConfig(),
+        max_steps=10,
     )
     ids = torch.tensor([[2, 7, 8, 9, 3], [2, 9, 10, 3, 0], [2, 11, 12, 13, 3]])
     labels = torch.tensor([[20, 21, 22, 3], [23, 3, IGNORED_LABEL, IGNORED_LABEL], [24, 25, 3, IGNORED_LABEL]])
@@ -180,7 +176,7 @@ def test_a_step_waits_for_the_search_and_for_the_loss(
         waits, gpu.waits = gpu.waits, []
         outputs["loss"].backward()
         assert gpu.waits == []
-    assert waits == (["cpu", "tolist"] if isinstance(module.retriever, Retriever) else ["tolist"])
+    assert waits == (["cpu", "tolist"] if isinstance(module.retriever, DenseRetriever) else ["tolist"])
     assert logged == pytest.approx(expected, rel=1e-5) and len(logged) == 2 + (objective == "emdr2")
     assert not gpu.has(outputs["rows"])
     if kind != "closed book":
@@ -254,12 +250,10 @@ def test_a_step_on_a_gpu_waits_twice(
     module, batch = system(kind, encoder_folder, generator_folder, small_data, tmp_path, objective)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     on_cpu = module.training_step(batch, 0)["loss"].item()
-    if module.dense_retriever is not None:
-        module.dense_retriever.embedding_cache.outdate()
+    module.retriever.weights_changed()
     module, batch = module.cuda(), batch.to("cuda")
     assert module.training_step(batch, 0)["loss"].item() == pytest.approx(on_cpu, rel=1e-2)  # libraries are loaded
-    if module.dense_retriever is not None:
-        module.dense_retriever.embedding_cache.outdate()
+    module.retriever.weights_changed()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -269,6 +263,6 @@ def test_a_step_on_a_gpu_waits_twice(
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [str(one.message) for one in seen if "synchronizing CUDA operation" in str(one.message)]
-    assert 1 <= len(waits) <= (2 if module.dense_retriever is not None else 1), waits
+    assert 1 <= len(waits) <= (2 if isinstance(module.retriever, DenseRetriever) else 1), waits
     outputs["loss"].backward()
     assert math.isfinite(outputs["loss"].item()) and outputs["rows"].device.type == "cpu"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
 
-from openbook.config.checks import has_index
+from openbook.callbacks import IndexRefresh
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.reporting.report import results_table
-from openbook.setup import models as setup_models
-from openbook.setup.prepare import Prepared, prepare
+from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared, prepare
 from openbook.setup.trainer import make_trainer
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder, write_json
@@ -21,27 +21,27 @@ from openbook.training.rag_module import RagModule
 from openbook.utils.console import console, say
 
 
-def evaluate(folder: str, overrides: list[str]) -> Path:
+def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN) -> Path:
     """Load a run's last checkpoint, encode the corpus with it, answer the test questions; returns the result's file.
 
     Results go to `evaluations/<number>/` in the run folder: summary.json (as the run's, with the overrides) and
     predictions.jsonl. The run's own files are left as they are. A run that was tested on a stale index is tested on
     that index again, unless the corpus is another one.
     """
-    run = RunFolder.existing(folder)
-    config = run.load_config(overrides, training=False)
+    run = RunFolder.existing(str(folder))
+    config = run.load_config(list(overrides), training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
-    module, trainer, prepared = answer_test(run, config)
+    module, trainer, prepared = answer_test(run, config, own)
 
     number = 1 + max((int(p.name) for p in (run.path / "evaluations").glob("*") if p.name.isdigit()), default=0)
     target = run.path / "evaluations" / str(number)
     if trainer.is_global_zero:
         os.makedirs(target)
         run.write_predictions(target, [prediction.to_json() for prediction in module.predictions])
-        # With other questions or another corpus the run's own figures are no comparison.
+        # With other questions or another corpus the run's own metrics are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
-        result = {"experiment": config.experiment, "overrides": overrides, "before_training": before}
+        result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
         result |= {"test": module.summary, "data": prepared.fingerprints()}
         write_json(target / "summary.json", result)
         console.print(results_table(result))
@@ -49,16 +49,27 @@ def evaluate(folder: str, overrides: list[str]) -> Path:
     return target / "summary.json"
 
 
-def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, L.Trainer, Prepared]:
+def answer_test(
+    run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN
+) -> tuple[RagModule | DprModule, L.Trainer, Prepared]:
     """The run's last checkpoint answers the test questions of a configuration; the predictions are in the module.
 
     Another corpus is another snapshot: of kept vectors only changed passages are encoded.
     """
+    module, prepared, refresh = load_trained(run, config, own)
+    trainer = make_trainer(config, [refresh] if refresh else [], [])
+    trainer.test(module, prepared.questions, verbose=False, weights_only=True)
+    return module, trainer, prepared
+
+
+def load_trained(
+    run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN, stage: str = "test"
+) -> tuple[RagModule | DprModule, Prepared, IndexRefresh | None]:
+    """The run's models with the weights of its last checkpoint, and what builds their index; it is not built yet."""
+    own.check(config, run.read_summary(), needed=("retriever",))
     content = read_checkpoint(run.last)
-    prepared = prepare(config, "test")
-    parts, questions = prepared.parts, prepared.questions
-    module = setup_models.module(config, parts, reader_folder=None)
-    weights = content["state_dict"]
+    prepared = prepare(config, stage, own)
+    module, weights = prepared.module(training=False), content["state_dict"]
     if config.retriever.kind == "bm25":  # the generator of any run can read what BM25 finds
         weights = {name: value for name, value in weights.items() if not name.startswith("retriever.")}
     try:
@@ -72,13 +83,10 @@ def answer_test(run: RunFolder, config: Config) -> tuple[RagModule | DprModule, 
             expected="the models that the run has trained",
             action="Leave the keys of objective and models as they were.",
         ) from error
-    callbacks: list[L.Callback] = []
-    if has_index(config):
-        refresh = prepared.refresh(probes=False)
-        state = content["callbacks"].get(refresh.state_key, {})
-        if not config.refresh.fresh_test and state.get("corpus") == parts.corpus.fingerprint:
-            refresh.load_state_dict(state)
-        callbacks = [refresh]
-    trainer = make_trainer(config, callbacks, [])
-    trainer.test(module, questions, verbose=False, weights_only=True)
-    return module, trainer, prepared
+    if not prepared.is_dense:
+        return module, prepared, None
+    refresh = prepared.refresh(probes=False)
+    state = content["callbacks"].get(refresh.state_key, {})
+    if not config.refresh.fresh_test and state.get("corpus") == prepared.parts.corpus.fingerprint:
+        refresh.load_state_dict(state)
+    return module, prepared, refresh

@@ -6,7 +6,7 @@ The trainer must be made with `use_distributed_sampler=False`: the stream shares
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from openbook.batch import Batch
+from openbook.batch import Batch, Example
 from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker, token_ids
 from openbook.data.inputs import question_inputs, special_ids
 from openbook.data.question_file import QuestionFile
-from openbook.data.sampler import GlobalBatchSampler
+from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
@@ -171,19 +171,36 @@ class QuestionAnswerData(LightningDataModule):
         return ResumableLoader(
             self._examples(split),  # type: ignore[arg-type]  # one item of it becomes a batch in collate_fn
             batch_sampler=sampler,  # type: ignore[arg-type]  # a plan is not a list of indices; __getitems__ reads it
-            collate_fn=Collate(  # type: ignore[arg-type]  # it takes what __getitems__ gives, which is no list
-                self.question_tokenizer,
-                self.generator_tokenizer,
-                self.max_question_tokens,
-                self.max_target_tokens,
-                self.seed,
-                sample_answers=split == "train",
-            ),
+            collate_fn=self._collate(split == "train"),  # type: ignore[arg-type]  # __getitems__ gives no list
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             multiprocessing_context="spawn" if self.num_workers else None,  # a FAISS search hangs after a fork
             worker_init_fn=one_thread_per_worker if self.num_workers else None,
         )
+
+    def _collate(self, sample_answers: bool) -> Collate:
+        return Collate(
+            self.question_tokenizer,
+            self.generator_tokenizer,
+            self.max_question_tokens,
+            self.max_target_tokens,
+            self.seed,
+            sample_answers,
+        )
+
+    def batch_of(self, examples: Sequence[Example]) -> Batch:
+        """Examples that are in no file as one batch; OpenBookError for a question that is too long."""
+        asked = list(enumerate((example.question for example in examples), 1))
+        for tokenizer in (self.question_tokenizer, self.generator_tokenizer):
+            for number, n_tokens in _over(tokenizer, asked, self.max_question_tokens):
+                raise OpenBookError(
+                    "a question is longer than the limit",
+                    where=f"question {number}",
+                    got=f"{n_tokens} tokens",
+                    expected=f"at most {self.max_question_tokens}, because questions are never cut",
+                )
+        plan = BatchPlan(tuple(range(len(examples))), filler=0, epoch=0, cursor=0)
+        return self._collate(sample_answers=False)((plan, list(examples)))
 
     def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
         long_questions: list[tuple[int, int]] = []

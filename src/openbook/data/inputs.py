@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import IGNORED_LABEL, MISSING_ROW
+from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
@@ -127,8 +127,9 @@ def context_inputs(
     """As the generator reads them: (context_ids int64, mask bool), both [batch * n_docs, context_len], the contexts of
     one question side by side.
 
-    question_ids: [batch] token ids without special tokens. rows: [batch, n_docs]. A missing row gives a context with
-    the question and no passage; its doc_logprob is -inf, so that it counts for nothing. Raises OpenBookError on a
+    question_ids: [batch] token ids without special tokens. rows: [batch, n_docs]. A missing row, like
+    the null document, gives a context with the question and no passage; its doc_logprob is -inf, so that it counts for
+    nothing. Raises OpenBookError on a
     question that leaves no room for its special tokens, IndexError on a row that is not in the corpus.
     """
     rows = np.asarray(rows, dtype=np.int64)
@@ -138,7 +139,7 @@ def context_inputs(
     if question_lengths.size:
         check_question_length(int(question_lengths.max()), special, max_length)
     asked = np.repeat(question_lengths, n_docs)
-    present = flat_rows != MISSING_ROW
+    present = (flat_rows != MISSING_ROW) & (flat_rows != NULL_ROW)
     readable = np.where(present, flat_rows, 0)  # row 0 stands in only to be cut to no tokens on the next line
     lengths = np.where(present, _lengths(tokens, readable), 0)
     kept = np.minimum(lengths, max_length - special.n_in_context - asked)

@@ -23,12 +23,11 @@ from openbook.inference.rag_token import greedy, rag_token_beams
 from openbook.metrics.matching import exact_match, f1
 from openbook.metrics.prediction import Prediction, TokenProvenance
 from openbook.metrics.summary import Task
-from openbook.models.contexts import ContextBuilder, closed_book_rows
+from openbook.models.contexts import ContextBuilder, null_documents
 from openbook.models.generator import Generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.objectives.marginal import doc_logprobs, posterior, token_posterior
-from openbook.retrieval.bm25 import BM25Retriever
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.base import Retriever
 
 
 @dataclass(frozen=True)
@@ -55,20 +54,14 @@ class Answering:
     utility: bool = True
 
     @torch.inference_mode()
-    def __call__(
-        self, batch: Batch, retriever: Retriever | BM25Retriever | None, index_is_exact: bool = False
-    ) -> list[Prediction]:
+    def __call__(self, batch: Batch, retriever: Retriever[Any], index_is_exact: bool = False) -> list[Prediction]:
         """One Prediction per example of the batch, padding examples (weight 0) left out.
 
         The index gives the top 20 for recall; the first n_docs of them are read, ordered (unless the retriever's
         rerank is -1) and weighted by freshly computed scores, or by the index's own where index_is_exact says that
-        they are the same (up to the dtype the corpus was encoded in). Without a retriever the generator reads the
-        question alone and nothing is retrieved. The caller puts the modules in eval mode.
+        they are the same (up to the dtype the corpus was encoded in). The caller puts the modules in eval mode.
         """
-        if retriever is None:
-            top, doc_scores = closed_book_rows(batch), torch.zeros(len(batch.examples), 1, device=batch.labels.device)
-        else:
-            top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact)
+        top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact)
         ids, mask = self._contexts(batch, top[:, : self.n_docs])
         encoded: Any = EncodedOnce(self.generator)
         memory = encoded.encode(ids, mask)
@@ -82,7 +75,7 @@ class Answering:
         labels = _stacked([[one, *others] for one, others in zip(produced, gold, strict=True)]).to(mask.device)
         token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
         nll = _nll(self.likelihood, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
-        alone = self._closed_book_nll(batch, labels) if scores_gold and retriever is not None else None
+        alone = self._closed_book_nll(batch, labels) if scores_gold and retriever.has_passages else None
         first = token_logprobs[:, :, 0]
         after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.likelihood)
         predictions = found_passages(batch, top, doc_scores, self.corpus, self.regex, after)
@@ -144,7 +137,7 @@ class Answering:
         ]
 
     def _closed_book_nll(self, batch: Batch, labels: Tensor) -> Tensor:
-        ids, mask = self._contexts(batch, closed_book_rows(batch))
+        ids, mask = self._contexts(batch, null_documents(batch))
         token_logprobs = target_logprobs(self.generator, self.generator.encode(ids, mask), mask, labels)
         return _nll("closed_book", token_logprobs, torch.zeros(len(labels), 1, device=labels.device), labels)
 

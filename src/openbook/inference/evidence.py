@@ -9,45 +9,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Batch
+from openbook.batch import Batch, Retrieved
 from openbook.data.corpus import Corpus
 from openbook.metrics.prediction import Prediction, ReadPassage
 from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, relevant_passages
 from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
-from openbook.retrieval.bm25 import BM25Retriever
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.base import Retriever
 
 OF_ANSWERS = ("exact_match", "f1")
 """Measures that need an answer: null where there is none."""
 
 
 @torch.inference_mode()
-def best_passages(
-    batch: Batch, retriever: Retriever | BM25Retriever, n_docs: int, index_is_exact: bool
-) -> tuple[Tensor, Tensor]:
+def best_passages(batch: Batch, retriever: Retriever[Any], n_docs: int, index_is_exact: bool) -> tuple[Tensor, Tensor]:
     """Rows [batch, top_k] (on the CPU) of the 20 best passages at least, and doc_scores [batch, n_docs] of the first.
 
     Those that are read are ordered (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by
     the index's own where index_is_exact says that they are the same.
     """
-    questions: Any = retriever.represent(batch)
-    look = retriever.search if index_is_exact else retriever.retrieve
-    found = look(questions, max(n_docs, *RECALL_AT))
-    first = type(found)(found.rows[:, :n_docs], found.index_scores[:, :n_docs])
-    exact = first.index_scores / retriever.temperature if index_is_exact else retriever.score(questions, first)
+    queries = retriever.represent(batch)
+    search = retriever.search if index_is_exact else retriever.retrieve
+    top = search(queries, max(n_docs, *RECALL_AT))
+    read = Retrieved(top.rows[:, :n_docs], top.index_scores[:, :n_docs])
+    rows, behind = read.rows, top.rows[:, n_docs:]
+    doc_scores = read.index_scores / retriever.temperature if index_is_exact else retriever.score(queries, read)
     if retriever.rerank >= 0 and not index_is_exact:  # their fresh scores are known anyway
-        order = exact.argsort(dim=1, descending=True, stable=True)
-        first, exact = (
-            type(found)(first.rows.gather(1, order.cpu()), first.index_scores.gather(1, order)),
-            exact.gather(1, order),
-        )
-    return torch.cat([first.rows, found.rows[:, n_docs:]], dim=1), exact
+        order = doc_scores.argsort(dim=1, descending=True, stable=True)
+        rows, doc_scores = rows.gather(1, order.cpu()), doc_scores.gather(1, order)
+    return torch.cat([rows, behind], dim=1), doc_scores
 
 
 def reading_order(rows: Sequence[int], prior: Sequence[float]) -> list[int]:
-    """Places of the passages that are read, those there are, highest prior first: the order of Prediction.passages."""
-    return sorted((place for place in range(len(prior)) if rows[place] != MISSING_ROW), key=lambda n: -prior[n])
+    """Places of the passages that are read, highest prior first: the order of Prediction.passages."""
+    return sorted((place for place in range(len(prior)) if rows[place] >= 0), key=lambda n: -prior[n])
 
 
 @torch.inference_mode()
@@ -70,7 +65,7 @@ def found_passages(
     for number, (example, top, prior) in enumerate(zip(batch.examples, rows.tolist(), priors.tolist(), strict=True)):
         if batch.weight[number] == 0:
             continue
-        present = [place for place, row in enumerate(top) if row != MISSING_ROW]
+        present = [place for place, row in enumerate(top) if row >= 0]
         passages = [corpus.passage(top[place]) for place in present]
         # Ids of another corpus say nothing about this one: then, as without ids, a passage with an answer counts.
         known = tuple(identity for identity in example.positive_ids if corpus.row_of(identity) is not None)
@@ -85,9 +80,9 @@ def found_passages(
         for place, hit in zip(present, relevant, strict=True):
             if place < len(hits):
                 hits[place] = hit
-        looked_at = passages[: max(RECALL_AT)]
-        with_answer, positive = answer_hits(example.answers, looked_at, regex), gold_hits(known, looked_at)
-        if not looked_at and len(top) > 1:  # looked for and not found is a miss; a closed book looked for none
+        first = passages[: max(RECALL_AT)]
+        with_answer, positive = answer_hits(example.answers, first, regex), gold_hits(known, first)
+        if not first and len(top) > 1:  # searched for and not found is a miss; a closed book does not search
             with_answer, positive = (False,), (False,) if known else ()
         predictions.append(
             Prediction(

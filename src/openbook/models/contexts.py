@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Batch, to_device
+from openbook.batch import NULL_ROW, Batch, to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
@@ -35,9 +35,9 @@ class ContextBuilder:
         return context_inputs(questions, self.tokens, rows, self.special, self.max_length)
 
 
-def closed_book_rows(batch: Batch) -> Tensor:
-    """Rows [batch, 1] that stand for no passage at all: the generator reads the question only."""
-    return torch.full((len(batch.examples), 1), MISSING_ROW)
+def null_documents(batch: Batch) -> Tensor:
+    """Rows [batch, 1] of the null document: the context is the question alone."""
+    return torch.full((len(batch.examples), 1), NULL_ROW)
 
 
 def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder) -> Tensor:

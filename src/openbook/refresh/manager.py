@@ -22,7 +22,7 @@ from openbook.refresh.measure import StalenessProbe
 from openbook.refresh.rebuild import RebuildRefresh
 from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.corpus_encoder import CorpusOptions
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.distributed import from_rank_zero
 
 HOT_DEPTH = 50
@@ -86,7 +86,7 @@ class RefreshManager:
         """Of the searched snapshot; -1 before the first."""
         return self.rolling.generation if self.rolling is not None else self.rebuild.generation
 
-    def ensure(self, retriever: Retriever, step: int) -> dict[str, float]:
+    def ensure(self, retriever: DenseRetriever, step: int) -> dict[str, float]:
         """Build the snapshot where there is none: as a checkpoint kept it, else from the current weights; returns what
         was measured in the latter case."""
         if retriever.snapshot is not None:
@@ -114,7 +114,7 @@ class RefreshManager:
         self._resumed = {}
         return {}
 
-    def prepare(self, retriever: Retriever, step: int) -> dict[str, float]:
+    def prepare(self, retriever: DenseRetriever, step: int) -> dict[str, float]:
         """`ensure`, and what the first training step needs."""
         measured = self.ensure(retriever, step)
         if self.options.in_place and retriever.passage_encoder.trains and self.rolling is None:
@@ -125,7 +125,7 @@ class RefreshManager:
         retriever.depth = HOT_DEPTH if self.rolling and self.options.mode == "hot" else 0
         return measured
 
-    def after_step(self, retriever: Retriever, step: int) -> dict[str, float]:
+    def after_step(self, retriever: DenseRetriever, step: int) -> dict[str, float]:
         """Once after every optimizer step; returns what was measured, by the name it is logged under."""
         if not retriever.passage_encoder.trains:
             return {}
@@ -137,7 +137,7 @@ class RefreshManager:
                 measured = self.rolling.after_step(retriever, step, n)
             if self._probes_now(step):
                 measured |= self.probe.measure(retriever)
-                retriever.embedding_cache.take()  # of no training step: a resumed run would not have it
+                retriever.passages.cache.take()  # of no training step: a resumed run would not have it
             if self.rolling is None:
                 if self.rebuild.under_way is not None:
                     left = self.options.spread - (step - self._started_at) + 1
@@ -149,7 +149,7 @@ class RefreshManager:
         """Optimizer steps since the weights that the index was made from; the mean where passages differ."""
         return self.rolling.mean_age(step) if self.rolling is not None else float(step - self.rebuild.made_at)
 
-    def refresh(self, retriever: Retriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
+    def refresh(self, retriever: DenseRetriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
         """Encode everything at once, measure, swap; returns what was measured, by the name it is logged under."""
         started = time.perf_counter()
         with self._timed():
@@ -185,7 +185,7 @@ class RefreshManager:
             return idle and options.schedule.needs_look(step, self._started_at, options.look_every)
         return options.look_every > 0 and step % options.look_every == 0
 
-    def _start_if_due(self, retriever: Retriever, step: int, overlap: float | None) -> dict[str, float]:
+    def _start_if_due(self, retriever: DenseRetriever, step: int, overlap: float | None) -> dict[str, float]:
         since, schedule = step - self._started_at, self.options.schedule
         if self.rebuild.under_way or not from_rank_zero(schedule.due(step, self._started_at, overlap)):
             return {}

@@ -18,7 +18,7 @@ from openbook.refresh.drift import (
     score_drift,
 )
 from openbook.retrieval.corpus_encoder import CorpusOptions
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.distributed import gather_rows, rank, sum_over_ranks, world_size
 
 SAMPLE = 64
@@ -114,7 +114,7 @@ class StalenessProbe:
         self.sample: Sample | None = None
 
     @torch.inference_mode()
-    def embed(self, retriever: Retriever) -> Tensor:
+    def embed(self, retriever: DenseRetriever) -> Tensor:
         """The questions' embeddings [n, dim] fp32 on the CPU by the current question encoder in eval mode, under the
         corpus encoding's autocast dtype; n is 0 without probe questions."""
         encoder, dtype = retriever.question_encoder, self.corpus.dtype
@@ -136,7 +136,7 @@ class StalenessProbe:
         sample = self.sample or self.new_sample(dim)
         return IndexMeasure(questions=questions, old=old, k=self.k, sample=sample, exact=exact)
 
-    def measure(self, retriever: Retriever) -> dict[str, float]:
+    def measure(self, retriever: DenseRetriever) -> dict[str, float]:
         """Between refreshes: overlap@k and rank correlation of stale and fresh scores among the index's first 3 k
         passages, and the cosine drift of the sample, by the name each is logged under.
 
@@ -147,14 +147,14 @@ class StalenessProbe:
         mine = self.embed(retriever)[:PROBES_BETWEEN][slice(rank(), None, world_size())]
         stale = snapshot.search(mine, 3 * k)
         rows, places = torch.unique(stale.rows.clamp(min=0), return_inverse=True)
-        fresh_scores = torch.einsum("bd,bkd->bk", mine, retriever.encode_once(rows).cpu()[places])
+        fresh_scores = torch.einsum("bd,bkd->bk", mine, retriever.passages.encode_once(rows).cpu()[places])
         before = sample.vectors
         if snapshot.index.replaceable:  # there they may have been replaced since
             before = torch.from_numpy(snapshot.index.vectors(sample.rows - snapshot.first_row))
         values = (
             overlap_among_candidates(stale.index_scores, fresh_scores, stale.mask, k),
             rank_correlation(stale.index_scores, fresh_scores, stale.mask),
-            cosine_drift(before, retriever.encode_once(torch.from_numpy(sample.rows)).cpu()),
+            cosine_drift(before, retriever.passages.encode_once(torch.from_numpy(sample.rows)).cpu()),
         )
         weights = torch.tensor([len(mine), len(mine), len(sample.rows)], dtype=torch.float64)
         sums = sum_over_ranks(torch.stack([torch.tensor(values, dtype=torch.float64) * weights, weights]))

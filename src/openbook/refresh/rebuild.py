@@ -17,7 +17,7 @@ from openbook.index.vector_store import VectorStore, passage_keys, store_name
 from openbook.models.encoders import TextEncoder
 from openbook.refresh.measure import IndexMeasure, StalenessProbe
 from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, encode_passes
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.console import progress, say
 from openbook.utils.distributed import raise_on_all_ranks, sum_over_ranks
 
@@ -40,7 +40,7 @@ class RebuildRefresh:
         self.under_way: Rebuild | None = None
         self._next_state: State = None
 
-    def run(self, retriever: Retriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
+    def run(self, retriever: DenseRetriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
         """Encode everything now and swap; returns what was measured, by the name it is logged under."""
         self.under_way = self._next_state = None  # or there would be three indexes
         rebuild = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever), store)
@@ -48,13 +48,13 @@ class RebuildRefresh:
         state = retriever.passage_encoder.copied_state()
         return self._swap(retriever, rebuild, step, state)
 
-    def start(self, retriever: Retriever) -> None:
+    def start(self, retriever: DenseRetriever) -> None:
         """Copy the weights; the slices follow."""
         state = retriever.passage_encoder.copied_state()
         self.under_way = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever))
         self._next_state = state
 
-    def advance(self, retriever: Retriever, slices_left: int, started_at: int) -> dict[str, float]:
+    def advance(self, retriever: DenseRetriever, slices_left: int, started_at: int) -> dict[str, float]:
         """The next of slices_left, and after the last one the swap, to an index of the weights of step started_at."""
         rebuild, state = self.under_way, self._next_state
         assert rebuild is not None
@@ -65,7 +65,7 @@ class RebuildRefresh:
             return {}
         return self._swap(retriever, rebuild, started_at, state)
 
-    def restore(self, retriever: Retriever, store: VectorStore | None) -> None:
+    def restore(self, retriever: DenseRetriever, store: VectorStore | None) -> None:
         """The index that the checkpoint's run searched, made again from its weights."""
         encoded, encoder = self.encoded, retriever.passage_encoder.with_state(self.encoder_state)
         self.generation -= 1  # the same generation is made again
@@ -74,7 +74,7 @@ class RebuildRefresh:
         self._swap(retriever, rebuild, self.made_at, self.encoder_state)
         self.encoded = encoded
 
-    def restore_next(self, retriever: Retriever, state: dict[str, Any], slices_left: range) -> None:
+    def restore_next(self, retriever: DenseRetriever, state: dict[str, Any], slices_left: range) -> None:
         """What the checkpoint's run had encoded of the next index; slices_left: before each slice that was done."""
         self._next_state = state["passage_encoder"]
         encoder = retriever.passage_encoder.with_state(self._next_state)
@@ -94,12 +94,12 @@ class RebuildRefresh:
         self.generation, self.made_at, self.encoded = (int(state[k]) for k in ("generation", "made_at", "encoded"))
         self.encoder_state = state["passage_encoder"]
 
-    def _begin(self, retriever: Retriever, encoder: TextEncoder, questions: Tensor, store: Any = None) -> Rebuild:
+    def _begin(self, retriever: DenseRetriever, encoder: TextEncoder, questions: Tensor, store: Any = None) -> Rebuild:
         measure = self.probe.against(retriever.snapshot, questions, encoder.dim, self.index.exact)
         generation = self.generation + 1
         return Rebuild(encoder, self.corpus, self.index, generation=generation, measure=measure, store=store)
 
-    def _swap(self, retriever: Retriever, rebuild: Rebuild, made_at: int, state: State) -> dict[str, float]:
+    def _swap(self, retriever: DenseRetriever, rebuild: Rebuild, made_at: int, state: State) -> dict[str, float]:
         """Rebind the snapshot; from here on every search uses the new one."""
         snapshot, measured = rebuild.finish()
         encoded = int(sum_over_ranks(torch.tensor(rebuild.encoded)))

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openbook.batch import MISSING_ROW
+from openbook.config.retrieval import RefreshMode
 from openbook.data.length_batches import by_length
 from openbook.index.calibration import Calibration
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.models.encoders import TextEncoder
 from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, PassageCoder, encode_passes
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.console import progress
 from openbook.utils.distributed import (
     gather_objects,
@@ -48,7 +49,7 @@ class RollingRefresh:
     The order follows from the ages and the hits alone, so a run continues on any number of ranks.
     """
 
-    def __init__(self, corpus: CorpusOptions, snapshot: Snapshot, coder: PassageCoder, mode: Literal["rolling", "hot"]):
+    def __init__(self, corpus: CorpusOptions, snapshot: Snapshot, coder: PassageCoder, mode: RefreshMode):
         self.corpus, self.coder, self.mode = corpus, coder, mode
         self.index: ShardIndex = snapshot.index
         self.rows = corpus.my_rows()
@@ -69,10 +70,10 @@ class RollingRefresh:
     def restored(
         cls,
         *,
-        retriever: Retriever,
+        retriever: DenseRetriever,
         corpus: CorpusOptions,
         options: IndexOptions,
-        mode: Literal["rolling", "hot"],
+        mode: RefreshMode,
         state: dict[str, Any],
     ) -> RollingRefresh:
         """The index that the checkpoint's run searched, from the vectors in its state; it becomes the retriever's."""
@@ -84,18 +85,18 @@ class RollingRefresh:
         retriever.snapshot = rolling.snapshot(snapshot)
         return rolling
 
-    def after_step(self, retriever: Retriever, step: int, n: float) -> dict[str, float]:
+    def after_step(self, retriever: DenseRetriever, step: int, n: float) -> dict[str, float]:
         """Write back what optimizer step `step` encoded, and encode about n more passages of the corpus; returns what
         was measured, by the name it is logged under."""
         assert retriever.snapshot is not None
         self.note(retriever.take_candidates())
-        self.write_back(*retriever.embedding_cache.take(), step)
+        self.write_back(*retriever.passages.cache.take(), step)
         if n:
             self.advance(retriever.passage_encoder, n, step)
         retriever.snapshot = self.snapshot(retriever.snapshot)
         return {"refresh/mean_age": self.mean_age(step), "refresh/encoded_passages": float(self.encoded)}
 
-    def refresh(self, retriever: Retriever, step: int) -> None:
+    def refresh(self, retriever: DenseRetriever, step: int) -> None:
         """Encode everything with the weights after optimizer step `step`; the snapshot is then of one age."""
         assert retriever.snapshot is not None
         self.renew(retriever.passage_encoder, step)

@@ -1,4 +1,4 @@
-"""BM25 as the retriever: the comparison of Lewis et al. 2020, section 4.5 and table 6.
+"""BM25 instead of the trained retriever: the comparison of Lewis et al. 2020, section 4.5 and table 6.
 
     p(z|x) = softmax over the n_docs retrieved of BM25(x, z) / temperature          (the paper's temperature is 1)
 
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-import bm25s
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,22 @@ from torch import Tensor, nn
 from openbook.batch import MISSING_ROW, Batch, Retrieved, to_device
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
+from openbook.retrieval.base import Retriever
 
-logging.getLogger("bm25s").setLevel(logging.WARNING)  # it speaks at DEBUG unless told otherwise
+
+def _bm25s() -> Any:
+    """The library, imported where BM25 is used only."""
+    import bm25s
+
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at DEBUG by default
+    return bm25s
 
 
 class BM25Index:
     """BM25 over texts, a pure function of them; kept in memory: 8 bytes per distinct word of each text."""
 
     def __init__(self, texts: Iterable[str]):
+        bm25s = _bm25s()
         words = bm25s.tokenize(list(texts), stopwords="en", return_ids=True, show_progress=False)
         if not words.vocab:
             raise OpenBookError(
@@ -47,7 +55,7 @@ class BM25Index:
         """
         rows = np.full((len(questions), top_k), MISSING_ROW, dtype=np.int64)
         scores = np.full((len(questions), top_k), -np.inf, dtype=np.float32)
-        asked = bm25s.tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
+        asked = _bm25s().tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
         for place, words in enumerate(asked):
             known = self._bm25.get_tokens_ids(words)
             if not known:
@@ -58,43 +66,37 @@ class BM25Index:
         return rows, scores
 
 
-class BM25Retriever(nn.Module):
-    """BM25 in the place of openbook.retriever.Retriever: the same four calls, with question strings for embeddings.
+class BM25Retriever(nn.Module, Retriever[list[str]]):
+    """BM25 scores as the logits of p(z|x); queries are the question strings.
 
-    It has no parameters and no state; every process builds the same index from the corpus.
+    It has no parameters and no state; every process builds the same index from the corpus of n_passages.
     """
 
     _place: Tensor
 
-    def __init__(self, index: BM25Index, temperature: float = 1.0):
+    def __init__(self, index: BM25Index, n_passages: int, temperature: float = 1.0):
         super().__init__()
-        self.index = index
-        self.temperature = temperature
-        self.rerank = -1  # there are no fresher scores to put candidates in order by
+        self.index, self.n_passages, self.temperature = index, n_passages, temperature
         self.register_buffer("_place", torch.empty(0), persistent=False)  # knows the device that scores go to
 
     def represent(self, batch: Batch) -> list[str]:
-        """The questions as `retrieve` and `score` take them: their strings."""
         return [example.question for example in batch.examples]
 
-    def search(self, questions: list[str], top_k: int) -> Retrieved:
+    def retrieve(self, queries: list[str], top_k: int) -> Retrieved:
         """The top_k by BM25, scores without temperature; see BM25Index.search."""
-        rows, scores = self.index.search(questions, top_k)
+        rows, scores = self.index.search(queries, top_k)
         return Retrieved(torch.from_numpy(rows), to_device(torch.from_numpy(scores), self._place.device))
 
-    def retrieve(self, questions: list[str], top_k: int) -> Retrieved:
-        """`search`: there is nothing to re-rank by."""
-        return self.search(questions, top_k)
-
-    def score(self, questions: list[str], retrieved: Retrieved) -> Tensor:
-        """doc_scores [batch, n_docs] fp32 of what `retrieve` gave for these questions: its scores, which never go
-        stale, divided by the temperature; -inf where missing."""
+    def score(self, queries: list[str], retrieved: Retrieved) -> Tensor:
+        """doc_scores [batch, n_docs] fp32: the scores of `retrieve`, which never go stale, over the temperature."""
         scores = retrieved.index_scores / self.temperature
         return torch.where(to_device(retrieved.mask, scores.device), scores, -torch.inf)
 
     def index_is_exact(self) -> bool:
-        """True: nothing moves the scores after the index is built."""
         return True
+
+    def index_facts(self) -> dict[str, Any]:
+        return {"generation": 0, "n_passages": self.n_passages, "factory": "BM25"}
 
 
 def passage_texts(corpus: Corpus) -> Iterable[str]:

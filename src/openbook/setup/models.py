@@ -1,4 +1,4 @@
-"""From a configuration to parts: the only place, with `train`, where settings become arguments."""
+"""From a configuration to models: encoders, generator, retriever, LightningModule."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -27,8 +27,12 @@ from openbook.models.pretrained import model_folder
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.objectives.by_name import LIKELIHOOD_OF
+from openbook.objectives.marginal import Loss
+from openbook.retrieval.base import Retriever
 from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.closed_book import ClosedBookRetriever
+from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup.data import Parts, files
 from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import TrainingPassages
@@ -69,55 +73,61 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
     )
 
 
-def module(config: Config, parts: Parts, reader_folder: Path | None) -> RagModule | DprModule:
-    """The LightningModule with its models loaded. reader_folder: the warmed-up reader, where there was a warm-up."""
-    if config.objective == "dpr":
-        return dpr_module(config, parts, None)
-    used: Retriever | BM25Retriever | None = None
-    if config.objective != "closed_book":
-        used = retriever(config, parts) if config.retriever.kind == "dense" else bm25_retriever(config, parts.corpus)
+def rag_module(
+    config: Config,
+    parts: Parts,
+    reader_folder: Path | None,
+    retriever: Retriever[Any] | None = None,
+    loss: Loss | None = None,
+) -> RagModule:
+    """The LightningModule with its models loaded. reader_folder: the warmed-up small reader, where there was a warm-up.
+    retriever, loss: the caller's own, instead of those of the configuration."""
+    retriever = retriever or retriever_of(config, parts)
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
-    special = special_ids(parts.generator_tokenizer)
     contexts = ContextBuilder(
-        parts.corpus.tokens("generator"), special, config.data.max_context_tokens, tokens_per_pass(config)
+        parts.corpus.tokens("generator"),
+        special_ids(parts.generator_tokenizer),
+        config.data.max_context_tokens,
+        tokens_per_pass(config),
     )
     return RagModule(
-        used,
+        retriever,
         generator,
         contexts,
         answering(config, parts, generator, contexts),
-        config.objective,
-        config.retriever.n_docs,
-        config.optim,
-        config.trainer.max_steps,
-        config.trainer.reduction,
-        config.generator.label_smoothing,
-        config.seed,
-        config.distill_temperature,
-        config.evaluate.bootstrap,
+        objective=config.objective,
+        n_docs=config.retriever.n_docs,
+        optim=config.optim,
+        max_steps=config.trainer.max_steps,
+        reduction=config.trainer.reduction,
+        label_smoothing=config.generator.label_smoothing,
+        seed=config.seed,
+        distill_temperature=config.distill_temperature,
+        resamples=config.evaluate.bootstrap,
+        loss=loss,
     )
 
 
 def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:
     """How answers are decoded and what is measured of them."""
-    wanted, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
+    evaluation, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
     answers = Answering(
-        generator,
-        contexts,
-        parts.corpus,
-        lambda texts: targets(parts.generator_tokenizer, texts, config.data.max_target_tokens),
-        detokenizer(config, parts),
-        LIKELIHOOD_OF[config.objective],
-        wanted.n_docs or config.retriever.n_docs,
-        replace(config.decode, max_tokens=max_tokens),
-        wanted.task,
-        labels_of(wanted.labels),
-        wanted.regex_answers,
-        wanted.utility,
+        generator=generator,
+        contexts=contexts,
+        corpus=parts.corpus,
+        targets=lambda texts: targets(parts.generator_tokenizer, texts, config.data.max_target_tokens),
+        detokenize=detokenizer(config, parts),
+        likelihood=LIKELIHOOD_OF[config.objective],
+        n_docs=evaluation.n_docs or config.retriever.n_docs,
+        decode=replace(config.decode, max_tokens=max_tokens),
+        task=evaluation.task,
+        labels=labels_of(evaluation.labels),
+        regex=evaluation.regex_answers,
+        utility=evaluation.utility,
     )
-    if wanted.task == "labels":
+    if evaluation.task == "labels":
         answers.label_ids  # noqa: B018 - raises now, not after training, where labels cannot be told apart
     return answers
 
@@ -125,31 +135,22 @@ def answering(config: Config, parts: Parts, generator: Generator, contexts: Cont
 def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) -> DprModule:
     """The retriever's warm-up, without a generator. passages: what its questions are trained on."""
     return DprModule(
-        retriever(config, parts),
+        dense_retriever(config, parts),
         parts.corpus,
         passages,
-        config.optim,
-        config.trainer.max_steps,
-        config.evaluate.n_docs or config.retriever.n_docs,
-        config.evaluate.bootstrap,
-        config.evaluate.regex_answers,
-        config.seed,
+        optim=config.optim,
+        max_steps=config.trainer.max_steps,
+        n_docs=config.evaluate.n_docs or config.retriever.n_docs,
+        resamples=config.evaluate.bootstrap,
+        regex_answers=config.evaluate.regex_answers,
+        seed=config.seed,
     )
 
 
 def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData) -> TrainingPassages:
     """Positives and hard negatives for the training questions, which are all looked through once."""
-    dpr = config.dpr
-    passages = TrainingPassages(
-        parts.corpus,
-        bm25_index(parts.corpus) if dpr.bm25_negatives else None,
-        dpr.bm25_negatives,
-        dpr.index_negatives,
-        dpr.depth,
-        dpr.mask_false_negatives,
-        config.seed,
-        config.evaluate.regex_answers,
-    )
+    bm25 = bm25_index(parts.corpus) if config.dpr.bm25_negatives else None
+    passages = TrainingPassages(parts.corpus, bm25, config.dpr, config.seed, config.evaluate.regex_answers)
     passages.prepare(questions.questions["train"])
     return passages
 
@@ -160,45 +161,52 @@ def tokens_per_pass(config: Config) -> int:
     return config.trainer.tokens_per_pass or (4096 if on_cpu else 65536)
 
 
-def retriever(config: Config, parts: Parts) -> Retriever:
+def retriever_of(config: Config, parts: Parts) -> Retriever[Any]:
+    """The retriever that the configuration names."""
+    if config.objective == "closed_book":
+        return ClosedBookRetriever()
+    if config.retriever.kind == "bm25":
+        return BM25Retriever(bm25_index(parts.corpus), parts.corpus.n_passages, config.retriever.temperature)
+    return dense_retriever(config, parts)
+
+
+def dense_retriever(config: Config, parts: Parts) -> DenseRetriever:
     """Both encoders over the corpus; one encoder for both sides where they are tied."""
-    wanted = config.retriever
+    settings = config.retriever
+    folders = [settings.question_encoder, settings.passage_encoder]
     encoders = [
-        load_encoder(folder, wanted.pooling, wanted.normalize, wanted.dropout)
-        for folder in ([wanted.question_encoder] if wanted.tied else [wanted.question_encoder, wanted.passage_encoder])
+        load_encoder(folder, settings.pooling, settings.normalize, settings.dropout)
+        for folder in (folders[:1] if settings.tied else folders)
     ]
-    if not wanted.train_word_embeddings:
-        for encoder in encoders:
+    for encoder in encoders:
+        if not settings.train_word_embeddings:
             encoder.freeze_word_embeddings()
-    if config.trainer.checkpointing:
-        for encoder in encoders:
+        if config.trainer.checkpointing:
             checkpoint_layers(encoder)
-    return Retriever(
-        encoders[0],
+    passages = PassageEmbedder(
         encoders[-1],
         parts.corpus.tokens("encoder"),
         special_ids(parts.passage_tokenizer),
         config.data.max_passage_tokens,
-        wanted.temperature,
-        wanted.train_question_encoder,
-        wanted.train_passage_encoder,
-        tokens_per_pass(config),
-        wanted.rerank,
-        wanted.tokens_per_backward,
+        tokens_per_pass=tokens_per_pass(config),
+        tokens_per_backward=settings.tokens_per_backward,
+    )
+    return DenseRetriever(
+        encoders[0],
+        passages,
+        temperature=settings.temperature,
+        train_question_encoder=settings.train_question_encoder,
+        train_passage_encoder=settings.train_passage_encoder,
+        rerank=settings.rerank,
     )
 
 
 def bm25_index(corpus: Corpus) -> BM25Index:
-    """BM25 over the corpus, built anew each time: a pure function of it."""
+    """BM25 over the corpus, rebuilt each time: a pure function of it."""
     started = time.perf_counter()
     index = BM25Index(passage_texts(corpus))
     say(f"BM25 index of {corpus.n_passages:,} passages built in {time.perf_counter() - started:.1f} s")
     return index
-
-
-def bm25_retriever(config: Config, corpus: Corpus) -> BM25Retriever:
-    """BM25 scores as the logits of p(z|x)."""
-    return BM25Retriever(bm25_index(corpus), config.retriever.temperature)
 
 
 def detokenizer(config: Config, parts: Parts) -> Callable[[list[int]], str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from openbook.index.plan import PLANNING_PASSES, Plan, lines
 from openbook.index.plan_fit import check_fits
 from openbook.models.contexts import answer_hidden
 from openbook.refresh.manager import RefreshManager
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.preflight import passage_dim
 from openbook.setup.timing import time_encoding, time_step
 from openbook.training.dpr_module import DprModule
@@ -48,8 +48,7 @@ def check_early(config: Config, corpus: Corpus) -> None:
 
 def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModule) -> Plan:
     """Everything but the seconds."""
-    retriever = module.dense_retriever
-    assert retriever is not None
+    retriever = cast(DenseRetriever, module.retriever)
     refresh, schedule = config.refresh, manager.options.schedule
     shortest = min((span.every for span in schedule.spans if span.every), default=0)
     encoder = retriever.passage_encoder
@@ -81,8 +80,7 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
 def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule | DprModule, batch: Batch) -> Plan:
     """The plan with its seconds, from a few passes of passages and a few steps on `batch`; about as long as four steps.
     Weights, gradients and random states are left as they were."""
-    retriever, corpus = module.dense_retriever, manager.corpus
-    assert retriever is not None
+    retriever, corpus = cast(DenseRetriever, module.retriever), manager.corpus
     batch = batch.to(next(retriever.parameters()).device)
     forward = _dpr_pass(module, batch) if isinstance(module, DprModule) else _rag_pass(config, retriever, module, batch)
 
@@ -92,7 +90,7 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
             with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
                 loss = forward()
             loss.backward()
-        retriever.embedding_cache.outdate()
+        retriever.passages.cache.outdate()
 
     seconds = time_encoding(
         corpus.coder(retriever.passage_encoder),
@@ -105,23 +103,23 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
     )
     step_seconds = time_step(steps)
     module.zero_grad(set_to_none=True)
-    retriever.embedding_cache.take()
+    retriever.passages.cache.take()
     return replace(plan, refresh_seconds=seconds, step_seconds=step_seconds)
 
 
-def _rag_pass(config: Config, retriever: Retriever, module: RagModule, batch: Batch) -> Callable[[], Tensor]:
+def _rag_pass(config: Config, retriever: DenseRetriever, module: RagModule, batch: Batch) -> Callable[[], Tensor]:
     """A loss of one forward pass: any passages cost what retrieved ones do."""
     device, n_docs = batch.weight.device, module.n_docs
     rows = np.random.default_rng(config.seed).integers(
-        retriever.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
+        retriever.passages.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
     )
     candidates = torch.from_numpy(rows)
     found = Retrieved(candidates[:, :n_docs], torch.zeros(len(rows), n_docs, device=device))
 
     def forward() -> Tensor:
-        question_emb = retriever.encode_questions(batch.question_ids, batch.question_mask)
+        question_emb = retriever.question_encoder(batch.question_ids, batch.question_mask)
         if retriever.rerank > 0:
-            retriever.encode_once(torch.unique(candidates))
+            retriever.passages.encode_once(torch.unique(candidates))
         doc_scores = retriever.score(question_emb, found)
         hidden = answer_hidden(module.generator, batch, found.rows, module.contexts)
         return module.fused_loss(hidden, doc_scores, batch, found.mask, batch.weight).loss

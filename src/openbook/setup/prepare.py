@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
 
 from openbook.callbacks import IndexRefresh
+from openbook.config.checks import has_index
 from openbook.config.schema import Config
+from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.readers.checked_lines import file_fingerprint
+from openbook.errors import OpenBookError
 from openbook.index.faiss_factory import use_threads
 from openbook.index.plan import Plan
+from openbook.objectives.marginal import Loss
+from openbook.retrieval.base import Retriever
 from openbook.setup import data as setup_data
 from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
@@ -23,6 +29,54 @@ from openbook.setup.preflight import check, check_corpus
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.hardware import accelerator, autocast_dtype, set_threads
+
+NEEDED = ("objective", "retriever")
+"""The caller's own parts that a run cannot be resumed without."""
+
+
+@dataclass(frozen=True)
+class OwnParts:
+    """What the caller of `openbook.train` brings instead of a configuration's parts.
+
+    objective: (token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len])
+    -> loss per question [batch]. retriever: a Retriever, or a function of the Corpus that makes one. callbacks:
+    Lightning's; they run before the checkpoint is written.
+    """
+
+    objective: Loss | None = None
+    retriever: Retriever[Any] | Callable[[Corpus], Retriever[Any]] | None = None
+    callbacks: Sequence[L.Callback] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Which of those are given."""
+        return [name for name in NEEDED if getattr(self, name) is not None]
+
+    def check(self, config: Config, summary: Mapping[str, Any] | None = None, needed: Sequence[str] = NEEDED) -> None:
+        """Raise OpenBookError where the parts do not go with the configuration, or where the needed ones are not those
+        that the run of this summary was started with."""
+        if self.names and config.objective in ("dpr", "closed_book"):
+            raise OpenBookError(
+                f"{' and '.join(self.names)} of your own cannot be used here",
+                where="objective",
+                got=config.objective,
+                expected="rag_token or rag_sequence, by which answers are decoded",
+            )
+        recorded = self.names if summary is None else summary.get("own_parts", [])
+        if any((name in recorded) != (name in self.names) for name in needed):
+            raise OpenBookError(
+                "the run was trained with other parts of the caller's own",
+                got=", ".join(self.names) or "none",
+                expected=", ".join(recorded) or "none",
+                action="From Python, pass them again: resume(run, retriever=...), evaluate(run, retriever=...).",
+            )
+
+    def retriever_over(self, corpus: Corpus) -> Retriever[Any] | None:
+        given: Any = self.retriever
+        return given if given is None or hasattr(given, "retrieve") else given(corpus)
+
+
+NOTHING_OWN = OwnParts()
 
 
 @dataclass(frozen=True)
@@ -34,26 +88,34 @@ class Prepared:
     questions: QuestionAnswerData
     on: Literal["cpu", "gpu"]
     autocast: torch.dtype | None
+    own: OwnParts = NOTHING_OWN
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the retriever is the configuration's two encoders with an index that needs refreshing."""
+        return has_index(self.config) and self.own.retriever is None
 
     def fingerprints(self) -> dict[str, str]:
         """sha256 of the corpus and of the test questions, where there are any: what summary.json says of its data."""
         test = self.parts.files.test
         return {"corpus": self.parts.corpus.fingerprint} | ({"test": file_fingerprint(test)} if test else {})
 
-    def module(self) -> RagModule | DprModule:
-        """With the warmed-up reader where the experiment wants one."""
-        if self.config.objective == "dpr":
-            return setup_models.dpr_module(
-                self.config, self.parts, setup_models.training_passages(self.config, self.parts, self.questions)
-            )
-        return setup_models.module(self.config, self.parts, setup_models.reader(self.config, self.on, self.autocast))
+    def module(self, training: bool = True) -> RagModule | DprModule:
+        """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into."""
+        config, parts = self.config, self.parts
+        if config.objective == "dpr":
+            passages = setup_models.training_passages(config, parts, self.questions) if training else None
+            return setup_models.dpr_module(config, parts, passages)
+        reader = setup_models.reader(config, self.on, self.autocast) if training else None
+        own = self.own.retriever_over(parts.corpus)
+        return setup_models.rag_module(config, parts, reader, retriever=own, loss=self.own.objective)
 
     def refresh(self, probes: bool = True) -> IndexRefresh:
         """The callback that owns the index; without probes one index is not compared with the next."""
         return setup_index.index_refresh(self.config, self.parts, self.questions if probes else None, self.autocast)
 
     def plan(self, module: RagModule | DprModule, refresh: IndexRefresh) -> Plan:
-        """Timed, said and checked; for rank 0. The module goes to the device that it will train on."""
+        """Timed, printed and checked; for rank 0. The module goes to the device that it will train on."""
         if self.on == "gpu":
             module.to(torch.device("cuda", torch.cuda.current_device()))
         plan = planning.plan_of(self.config, refresh.manager, module)
@@ -62,8 +124,8 @@ class Prepared:
         return plan
 
 
-def prepare(config: Config, stage: str | None = None) -> Prepared:
-    """Everything that can be found wrong is found here. stage "test" looks at the test questions only."""
+def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OWN) -> Prepared:
+    """Everything that can be found wrong is found here. stage "test" reads the test questions only."""
     check(config)
     on = accelerator(config.trainer.accelerator)
     if on == "gpu":  # the plan looks at this rank's GPU before Lightning has chosen it
@@ -75,4 +137,4 @@ def prepare(config: Config, stage: str | None = None) -> Prepared:
     planning.check_early(config, parts.corpus)
     questions = setup_data.data(config, parts)
     questions.setup(stage)
-    return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on))
+    return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on), own)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.tracking import run_folder as runs
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder
@@ -89,7 +89,7 @@ def newest_finished(experiment: str, seed: int) -> RunFolder:
     return RunFolder(newest)
 
 
-def start_encoders(config: Config, retriever: Retriever) -> None:
+def start_encoders(config: Config, retriever: DenseRetriever) -> None:
     """Both encoders with the weights of the run that `resolve_start` named; nothing else of it is taken."""
     source = RunFolder(Path(config.retriever.start_from))
     content = read_checkpoint(source.last)

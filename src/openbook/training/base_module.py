@@ -1,4 +1,4 @@
-"""What the LightningModules have in common: questions answered at evaluation, figures gathered over the ranks, one
+"""What the LightningModules have in common: questions answered at evaluation, metrics gathered over the ranks, one
 optimizer with a learning rate for each part, and random states that a resumed run draws again."""
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from openbook.batch import Batch
 from openbook.config.training import OptimConfig
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
-from openbook.retrieval.bm25 import BM25Retriever
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.base import Retriever
 from openbook.training.optimizer import learning_rate_schedule, parameter_groups
 from openbook.utils.distributed import gather_objects
 
@@ -24,42 +23,28 @@ WATCHED = {"exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "u
 
 
 class QuestionModule(L.LightningModule):
-    """A retriever, or none, and the questions it is measured on. A child has training_step, validation_step, which adds
-    to `predictions`, and `summarized`; resamples: of the bootstrap behind the test's intervals."""
+    """A retriever and the questions it is measured on. A child has training_step, validation_step, which adds to
+    `predictions`, and `summarized`. max_steps: optimizer steps, of the learning-rate schedule. resamples: of the
+    bootstrap behind the test's intervals."""
 
-    def __init__(
-        self,
-        retriever: Retriever | BM25Retriever | None,
-        optim: OptimConfig,
-        max_steps: int,
-        resamples: int,
-        seed: int,
-    ):
+    def __init__(self, retriever: Retriever[Any], *, optim: OptimConfig, max_steps: int, resamples: int, seed: int):
         super().__init__()
         self.retriever = retriever
-        self.optim = optim
-        self.max_steps = max_steps
-        self.resamples = resamples
-        self.seed = seed
+        self.optim, self.max_steps, self.resamples, self.seed = optim, max_steps, resamples, seed
         self.predictions: list[Prediction] = []
         self.summary: dict[str, Any] = {}
         self.index_is_exact = False
 
     def summarized(self, resamples: int) -> dict[str, Any]:
-        """The figures of all ranks' `predictions`."""
+        """The metrics of all ranks' `predictions`."""
         raise NotImplementedError
-
-    @property
-    def dense_retriever(self) -> Retriever | None:
-        """The retriever whose index goes stale; None for BM25 and a closed book."""
-        return self.retriever if isinstance(self.retriever, Retriever) else None
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
         self.predictions = []
-        self.index_is_exact = self.retriever is not None and self.retriever.index_is_exact()
+        self.index_is_exact = self.retriever.index_is_exact()
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
@@ -88,32 +73,22 @@ class QuestionModule(L.LightningModule):
             self.log("train/grad_norm", norm, rank_zero_only=True)
 
     def parts(self) -> list[tuple[str, nn.Module, float]]:
-        """(name, module, peak learning rate) of what trains: the encoders."""
-        optim, dense = self.optim, self.dense_retriever
-        if dense is None:
-            return []
-        return [
-            ("question_encoder", dense.question_encoder, optim.lr_question_encoder or optim.lr),
-            ("passage_encoder", dense.passage_encoder, optim.lr_passage_encoder or optim.lr),
-        ]
+        """(name, module, peak learning rate) of what trains."""
+        return self.retriever.parts(self.optim)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optim, dense = self.optim, self.dense_retriever
+        optim, retriever = self.optim, self.retriever
         optimizer = torch.optim.AdamW(parameter_groups(self.parts(), optim.weight_decay), fused=True)
-        if dense is not None:
-            embedding_cache = dense.embedding_cache
-            optimizer.register_step_post_hook(lambda *_: embedding_cache.outdate())
+        optimizer.register_step_post_hook(lambda *_: retriever.weights_changed())
         schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def diverged(self) -> OpenBookError:
         """What is raised when the likelihood is not a number."""
-        return OpenBookError(
-            "the likelihood is not a number",
-            where=f"step {self.global_step}",
-            action="Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume "
-            "from an earlier checkpoint.",
+        action = (
+            "Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume from an earlier checkpoint."
         )
+        return OpenBookError("the likelihood is not a number", where=f"step {self.global_step}", action=action)
 
     def _summarize(self, resamples: int) -> None:
         gathered = gather_objects([prediction.to_json() for prediction in self.predictions])

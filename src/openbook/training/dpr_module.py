@@ -13,7 +13,7 @@ from openbook.config.training import OptimConfig
 from openbook.data.corpus import Corpus
 from openbook.inference.evidence import best_passages, found_passages, summarize_found
 from openbook.objectives.dpr import dpr_scores, in_batch_hits, nll_of
-from openbook.retrieval.dense import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.training.base_module import QuestionModule
 from openbook.training.dpr_negatives import TrainingPassages
 from openbook.utils.distributed import gather_rows, gather_rows_with_gradient, rank, shard, sum_over_ranks, world_size
@@ -27,25 +27,24 @@ class DprModule(QuestionModule):
     and all of them are every rank's candidates: several ranks give the gradient of one with the whole batch.
     """
 
-    retriever: Retriever
+    retriever: DenseRetriever
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: DenseRetriever,
         corpus: Corpus,
         passages: TrainingPassages | None,
+        *,
         optim: OptimConfig,
         max_steps: int,
         n_docs: int,
-        bootstrap: int = 0,
+        resamples: int = 0,
         regex_answers: bool = False,
         seed: int = 0,
     ):
-        super().__init__(retriever, optim, max_steps, bootstrap, seed)
-        self.corpus = corpus
-        self.passages = passages
-        self.eval_n_docs = n_docs
-        self.regex_answers = regex_answers
+        super().__init__(retriever, optim=optim, max_steps=max_steps, resamples=resamples, seed=seed)
+        self.corpus, self.passages = corpus, passages
+        self.eval_n_docs, self.regex_answers = n_docs, regex_answers
         self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -77,21 +76,20 @@ class DprModule(QuestionModule):
         assert self.passages is not None
         snapshot = self.retriever.snapshot
         waiting = snapshot is None or (snapshot.generation == 0 and self.retriever.passage_encoder.trains)
-        if not self.passages.index_negatives or waiting:
+        if not self.passages.options.index_negatives or waiting:
             return None
-        return self.retriever.search(question_emb.detach(), self.passages.depth).rows
+        return self.retriever.search(question_emb.detach(), self.passages.options.depth).rows
 
     def _passage_emb(self, rows: Tensor) -> Tensor:
         """[n, dim] of the rows [n] that all ranks have in common, each encoded on one rank."""
         mine = shard(len(rows), rank(), world_size())
         chosen = rows[mine.start : mine.stop]
         if not self.retriever.passage_encoder.trains:
-            return gather_rows(self.retriever.encode_once(chosen))[0]
+            return gather_rows(self.retriever.passages.encode_once(chosen))[0]
         # With more ranks than passages somebody has none; it encodes one for nothing, so that its weights get their
         # gradient of zero, which DistributedDataParallel waits for.
-        passage_emb = self.retriever.encode_rows(chosen if len(chosen) else rows[:1])[: len(chosen)]
-        if len(chosen) and not self.retriever.passage_encoder.has_dropout:
-            self.retriever.embedding_cache.add(chosen, passage_emb)
+        passages = self.retriever.passages
+        passage_emb = passages.encode_for_training(chosen) if len(chosen) else passages.encode(rows[:1])[:0]
         return gather_rows_with_gradient(passage_emb)
 
     def _mean(self, nll: Tensor, weight: Tensor) -> Tensor:

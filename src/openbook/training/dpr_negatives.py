@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from openbook.batch import MISSING_ROW, Batch, Example
+from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
 from openbook.data.sampler import stream_key
 from openbook.errors import OpenBookError
@@ -26,10 +27,9 @@ _CHUNK = 256  # questions BM25 is asked at once
 class TrainingPassages:
     """Chooses rows of the corpus for the questions of a batch; a pure function of (seed, cursor, questions, index).
 
-    lexical: BM25 over the corpus; made where it is None and wanted.
-    bm25_negatives, index_negatives: hard negatives per question from each source, as far as its best `depth` passages
-        have so many.
-    mask_false_negatives: a passage that is another gold passage of a question, or holds one of its answers
+    bm25: over the corpus; built where it is None and needed.
+    options: hard negatives per question from each source, as far as its best `depth` passages have so many; with
+        mask_false_negatives a passage that is another gold passage of a question, or holds one of its answers
         (`metrics.has_answer`, DPR's own matching), does not compete for it.
     seed: of the draws among several positives. regex: the answers are regular expressions.
     """
@@ -37,18 +37,12 @@ class TrainingPassages:
     def __init__(
         self,
         corpus: Corpus,
-        lexical: BM25Index | None,
-        bm25_negatives: int = 1,
-        index_negatives: int = 0,
-        depth: int = 50,
-        mask_false_negatives: bool = True,
+        bm25: BM25Index | None,
+        options: DprConfig,
         seed: int = 0,
         regex: bool = False,
     ):
-        self.corpus = corpus
-        self.bm25_negatives, self.index_negatives, self.depth = bm25_negatives, index_negatives, depth
-        self.mask_false_negatives, self.seed, self.regex = mask_false_negatives, seed, regex
-        self.lexical = lexical
+        self.corpus, self.bm25, self.options, self.seed, self.regex = corpus, bm25, options, seed, regex
         self._found: dict[str, int] = {}
 
     def prepare(self, examples: Iterable[Example]) -> int:
@@ -77,7 +71,7 @@ class TrainingPassages:
         if n_left_out:
             warnings.warn(
                 f"{n_left_out} of {total} training questions have neither a known positive passage nor an answer in "
-                f"BM25's best {self.depth} passages: they are left out of the retriever's training",
+                f"BM25's best {self.options.depth} passages: they are left out of the retriever's training",
                 stacklevel=2,
             )
         return n_left_out
@@ -101,11 +95,11 @@ class TrainingPassages:
         chosen: list[set[int]] = [set() for _ in asked]
         found: list[int] = []
         sources: list[tuple[int, np.ndarray]] = []
-        if self.bm25_negatives and asked:
-            best, _ = self._bm25().search([example.question for example in examples], self.depth)
-            sources.append((self.bm25_negatives, best))
-        if index_rows is not None and self.index_negatives and asked:
-            sources.append((self.index_negatives, index_rows.numpy()[asked]))
+        if self.options.bm25_negatives and asked:
+            best, _ = self._bm25().search([example.question for example in examples], self.options.depth)
+            sources.append((self.options.bm25_negatives, best))
+        if index_rows is not None and self.options.index_negatives and asked:
+            sources.append((self.options.index_negatives, index_rows.numpy()[asked]))
         for n_wanted, candidates in sources:
             for example, taken, rows in zip(examples, chosen, candidates.tolist(), strict=True):
                 new = self._first_negatives(example, [row for row in rows if row not in taken], n_wanted)
@@ -117,7 +111,7 @@ class TrainingPassages:
         """mask [batch, n] bool: which of the passages at `rows` compete for which question. The caller lets each
         question's own positive passage compete."""
         mask = torch.ones(len(examples), len(rows), dtype=torch.bool)
-        if self.mask_false_negatives:
+        if self.options.mask_false_negatives:
             texts = [self.corpus.passage(row).text for row in rows]
             for place, example in enumerate(examples):
                 gold = set(self.known_positives(example))
@@ -153,15 +147,15 @@ class TrainingPassages:
         return has_answer(self.corpus.passage(row).text, example.answers, self.regex)
 
     def _bm25(self) -> BM25Index:
-        if self.lexical is None:
-            self.lexical = BM25Index(passage_texts(self.corpus))
-        return self.lexical
+        if self.bm25 is None:
+            self.bm25 = BM25Index(passage_texts(self.corpus))
+        return self.bm25
 
     def _find(self, examples: Sequence[Example]) -> int:
         """Remember BM25's positives of these; how many have none."""
         if not examples:
             return 0
-        best, _ = self._bm25().search([example.question for example in examples], self.depth)
+        best, _ = self._bm25().search([example.question for example in examples], self.options.depth)
         n_without = 0
         for example, rows in zip(examples, best.tolist(), strict=True):
             row = next((row for row in rows if row != MISSING_ROW and self._holds_answer(row, example)), None)

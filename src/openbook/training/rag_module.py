@@ -8,16 +8,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import Batch, Retrieved
+from openbook.batch import Batch
 from openbook.config.training import OptimConfig
 from openbook.inference.answering import Answering
 from openbook.metrics.summary import summarize
-from openbook.models.contexts import ContextBuilder, answer_hidden, closed_book_rows
+from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.generator import Generator
 from openbook.objectives.by_name import LIKELIHOOD_OF, OBJECTIVES, loss_of
 from openbook.objectives.fused import FusedLoss, fused_marginal_nll
-from openbook.retrieval.bm25 import BM25Retriever
-from openbook.retrieval.dense import Retriever
+from openbook.objectives.marginal import Loss
+from openbook.retrieval.base import Retriever
 from openbook.training.base_module import QuestionModule
 from openbook.utils.distributed import sum_over_ranks, world_size
 
@@ -25,18 +25,20 @@ from openbook.utils.distributed import sum_over_ranks, world_size
 class RagModule(QuestionModule):
     """End-to-end RAG training (Lewis et al. 2020, section 2). `training_step` is the method.
 
-    retriever is None for the closed-book objective. objective: what trains; `reads` is the likelihood that is reported
+    objective: the name of what is minimised, or with `loss` a function of one's own, of the likelihood that is reported
     and that answers are decoded by (openbook.objectives.LIKELIHOOD_OF). n_docs passages are marginalised in training,
     answering.n_docs at evaluation. reduction: the loss is a mean per "question" or per target "token", over the batches
-    of all ranks. resamples: of the bootstrap behind the test's intervals.
+    of all ranks. loss: (token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch,
+    target_len]) -> loss per question [batch].
     """
 
     def __init__(
         self,
-        retriever: Retriever | BM25Retriever | None,
+        retriever: Retriever[Any],
         generator: Generator,
         contexts: ContextBuilder,
         answering: Answering,
+        *,
         objective: str,
         n_docs: int,
         optim: OptimConfig,
@@ -46,59 +48,52 @@ class RagModule(QuestionModule):
         seed: int = 0,
         distill_temperature: float = 1.0,
         resamples: int = 0,
+        loss: Loss | None = None,
     ):
-        super().__init__(retriever, optim, max_steps, resamples, seed)
-        self.generator = generator
-        self.contexts = contexts
-        self.answering = answering
-        self.objective = objective
+        super().__init__(retriever, optim=optim, max_steps=max_steps, resamples=resamples, seed=seed)
+        self.generator, self.contexts, self.answering = generator, contexts, answering
         self.likelihood = LIKELIHOOD_OF[objective]
-        self.loss = loss_of(objective, distill_temperature)
-        self.n_docs = n_docs
-        self.reduction = reduction
-        self.label_smoothing = label_smoothing
+        self.minimises_likelihood = loss is None and objective == self.likelihood
+        self.loss = loss or loss_of(objective, distill_temperature)
+        self.n_docs, self.reduction, self.label_smoothing = n_docs, reduction, label_smoothing
         self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        if self.retriever is None:
-            retrieved = Retrieved(closed_book_rows(batch), torch.zeros_like(batch.weight)[:, None])
-            doc_scores = retrieved.index_scores
-        else:
-            questions: Any = self.retriever.represent(batch)  # q(x)
-            retrieved = self.retriever.retrieve(questions, self.n_docs)  # z in top-k, by the index as it stands
-            doc_scores = self.retriever.score(questions, retrieved)  # d(z)^T q(x), with today's weights
+        queries = self.retriever.represent(batch)  # q(x)
+        retrieved = self.retriever.retrieve(queries, self.n_docs)  # z in top-k, by the index as it stands
+        doc_scores = self.retriever.score(queries, retrieved)  # d(z)^T q(x), with the current weights
         hidden = answer_hidden(self.generator, batch, retrieved.rows, self.contexts)  # of p(y_t | x, z, y_<t)
-        share = self._share(doc_scores, batch)
-        there = torch.ones_like(retrieved.mask) if self.retriever is None else retrieved.mask
-        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, there, share)  # -log p(y|x)
-        nll = losses
-        if self.likelihood != self.objective:  # what is minimised is no likelihood
+        loss_weight = self._loss_weight(doc_scores, batch)
+        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, retrieved.mask, loss_weight)
+        nll = losses  # -log p(y|x)
+        if not self.minimises_likelihood:
             nll = OBJECTIVES[self.likelihood](token_logprobs, doc_scores.detach(), batch.target_mask)
         self._log(nll, losses, batch)
-        seen = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
-        return {"loss": loss, **seen, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
+        measured = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
+        return {"loss": loss, **measured, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
 
-    def fused_loss(self, hidden: Tensor, doc_scores: Tensor, batch: Batch, there: Tensor, share: Tensor) -> FusedLoss:
+    def fused_loss(
+        self, hidden: Tensor, doc_scores: Tensor, batch: Batch, doc_mask: Tensor, loss_weight: Tensor
+    ) -> FusedLoss:
         """The objective on hidden [batch, n_docs, target_len, dim], through the vocabulary head without keeping its
-        logits; the loss is the sum of the questions', each times its share [batch]. there [batch, n_docs] bool on the
-        CPU: False where doc_scores are -inf."""
-        head, bias = self.generator.head_weight, self.generator.head_bias
+        logits; the loss is the sum over questions, each times its loss_weight [batch]. doc_mask [batch, n_docs] bool on
+        the CPU: False where doc_scores are -inf."""
         targets = torch.arange(hidden.shape[2]) < torch.tensor(batch.target_lengths)[:, None]
         return fused_marginal_nll(
             hidden,
-            head,
-            bias,
+            self.generator.head_weight,
+            self.generator.head_bias,
             batch.labels,
             doc_scores,
             self.loss,
-            share,
+            loss_weight,
             self.label_smoothing,
-            counted=targets[:, None] & there[:, :, None],
+            counted=targets[:, None] & doc_mask[:, :, None],
         )
 
-    def _share(self, doc_scores: Tensor, batch: Batch) -> Tensor:
-        """[batch]: what each question's nll counts in the mean over the questions (or target tokens) of all ranks'
-        batches; DDP averages the ranks' gradients, so each rank's share is scaled by the number of ranks. A question
+    def _loss_weight(self, doc_scores: Tensor, batch: Batch) -> Tensor:
+        """[batch]: the weight of each question's loss in the mean over the questions (or target tokens) of all ranks'
+        batches; DDP averages the ranks' gradients, so each rank's weights are scaled by the number of ranks. A question
         without any passage has no likelihood to learn from and is left out here; one whose likelihood is 0 for another
         reason counts, and adds nothing."""
         weight = batch.weight * (doc_scores != -torch.inf).any(-1)
@@ -126,7 +121,7 @@ class RagModule(QuestionModule):
         sums = [torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()]
         sums += [torch.where(minimised > 0, losses, 0.0).sum(), minimised.sum()]
         total, questions, n_tokens, loss, n_minimised = sum_over_ranks(torch.stack(sums)).tolist()
-        if self.likelihood != self.objective:
+        if not self.minimises_likelihood:
             self.log("train/loss", loss / max(n_minimised, 1.0), rank_zero_only=True)
         if not questions:  # none has found a passage, as happens with BM25
             return
