@@ -10,6 +10,7 @@ from rich.console import Console
 
 from openbook.__main__ import main
 from openbook.commands.answers import show_answers
+from openbook.commands.parsers import parse
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
 from openbook.reporting.report import write_report
@@ -71,7 +72,10 @@ def run_of(folder: Path, *predictions: Prediction, without: tuple[str, ...] = ()
 
 def shown(*words: str, width: int = 100, terminal: bool = False) -> str:
     written = io.StringIO()
-    show_answers(words, Console(file=written, width=width, force_terminal=terminal, highlight=False))
+    parsed = parse(["answers", *words])
+    run, *text = parsed.words
+    console = Console(file=written, width=width, force_terminal=terminal, highlight=False)
+    show_answers(run, " ".join(text), parsed.n, console)
     return written.getvalue()
 
 
@@ -153,7 +157,7 @@ def test_what_cannot_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     run = run_of(tmp_path / "run", RIGHT)
     with pytest.raises(OpenBookError, match=r"not a run folder \(.*gone\): got no config.yaml in it"):
         shown(str(tmp_path / "gone"))
-    with pytest.raises(OpenBookError, match=r"no question holds this text .*got 'Mali', expected a part of one of 1"):
+    with pytest.raises(OpenBookError, match=r"no question contains this .*got 'Mali', expected a part of one of 1"):
         shown(str(run), "Mali")
     for n in ("0", "many", "-1"):
         with pytest.raises(OpenBookError, match=rf"not a number of answers \(N\): got {n}, expected a whole number"):

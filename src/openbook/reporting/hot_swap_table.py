@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
-from openbook.errors import OpenBookError
 from openbook.metrics.bootstrap import bootstrap, mean_of
 from openbook.metrics.matching import exact_match
 from openbook.metrics.prediction import Prediction
@@ -67,32 +64,6 @@ def summarize(
     return result
 
 
-def results(folders: Sequence[Path]) -> dict[str, Any]:
-    """{table: the 2 x 2 means; matched, mismatched: means; matched_range, mismatched_range: [least, most]; n} over run
-    folders whose hot-swap was made."""
-    summaries = []
-    for folder in folders:
-        path = Path(folder) / "hot_swap" / "summary.json"
-        if not path.is_file():
-            raise OpenBookError(
-                "no hot-swap in this run folder",
-                where=folder,
-                expected="hot_swap/summary.json",
-                action=f"make hot-swap RUN={folder}",
-            )
-        summaries.append(json.loads(path.read_text(encoding="utf-8")))
-    if not summaries:
-        raise OpenBookError("no hot-swap to report on", got="0 run folders", action="make hot-swap RUN=...")
-    grid = {
-        index: {facts: fmean(one["table"][index][facts] for one in summaries) for facts in FACTS} for index in INDEXES
-    }
-    spread: dict[str, Any] = {"n": len(summaries), "table": grid}
-    for name in ("matched", "mismatched"):
-        values = [summary[name] for summary in summaries]
-        spread |= {name: fmean(values), f"{name}_range": [min(values), max(values)]}
-    return spread
-
-
 def table(summary: Mapping[str, Any]) -> Table:
     """For the terminal: both indexes times both sets of facts, the paper's figures beside them."""
     shown = Table(title=f"hot-swap: {summary['experiment']}, {summary['n_questions']} questions")
@@ -118,25 +89,3 @@ def _cells(right: Mapping[tuple[str, str], Mapping[str, float]], ids: set[str]) 
 
 def _means(grid: Grid) -> dict[str, float]:
     return {name: fmean(grid[index][facts] for index, facts in cells) for name, cells in SIDES.items()}
-
-
-def docs_section(summary: Mapping[str, Any], spread: Mapping[str, Any]) -> str:
-    rows = ["| index | facts of the original | facts of the changed corpus | the paper |", "|---|---|---|---|"]
-    for index in INDEXES:
-        ours, theirs = (
-            [f"{100 * grid[index][facts]:.1f} %" for facts in FACTS] for grid in (spread["table"], paper.HOT_SWAP)
-        )
-        rows.append(f"| {index.replace('_index', '')} | {ours[0]} | {ours[1]} | {', '.join(theirs)} |")
-    said = []
-    for name in ("matched", "mismatched"):
-        low, high = spread[f"{name}_range"]
-        said.append(f"{name} {100 * spread[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-    return "\n".join(
-        [
-            f"`make hot-swap RUN=... DOCS=1`: {summary['experiment']}, {summary['n_questions']} questions about facts "
-            f"that the other corpus changes, exact match, mean over {spread['n']} run(s); the paper: Lewis et al. "
-            f"2020, section 4.5, other questions. {'; '.join(said)}.",
-            "",
-            *rows,
-        ]
-    )
