@@ -136,8 +136,8 @@ def test_right_and_wrong_are_mixed_and_told(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     text = shown(str(run_of(tmp_path / "run", NOTHING, UNANSWERED)))
-    assert "answer  (empty)  (wrong, F1 0.00)\nno passage was read" in text
-    assert "first passage wrong\n1  · Togo" in text and text.count("answer  ") == 1
+    assert "answer  (empty)  (wrong, F1 0.00)\nno passages were used" in text
+    assert "first passage not relevant\n1  · Togo" in text and text.count("answer  ") == 1
     old = shown(str(run_of(tmp_path / "old", RIGHT, without=LATER)))
     assert "answer  lomé  (right)\n1  ·" in old and "log p" not in old and "token" not in old
 
@@ -185,7 +185,7 @@ def test_the_command_prints_100_columns_where_there_is_no_terminal(
 
 def test_the_report_has_the_tokens_too(tmp_path: Path) -> None:
     page = write_report(run_of(tmp_path / "run", RIGHT)).read_text(encoding="utf-8")
-    assert page.count("Passages behind every token") == 1
+    assert page.count("Posterior over passages for each token") == 1
     assert "<td>##mé</td>" in page and "</i>1.00</td>" in page
     page = write_report(run_of(tmp_path / "old", RIGHT, without=LATER)).read_text(encoding="utf-8")
-    assert "Passages behind every token" not in page
+    assert "Posterior over passages for each token" not in page

@@ -93,7 +93,7 @@ def _show(one: Prediction, regex: bool, out: Console) -> None:
     out.print(Text(_wrapped(" | ".join(one.answers) + _likelihoods(one), "gold    ", out.width)))
     if one.exact_match is None:
         right = bool(one.hits and one.hits[0])
-        out.print(Text("first passage right" if right else "first passage wrong", "green" if right else "red"))
+        out.print(Text(f"first passage {'' if right else 'not '}relevant", "green" if right else "red"))
     else:
         verdict = "right" if one.exact_match else f"wrong{'' if one.f1 is None else f', F1 {one.f1:.2f}'}"
         logprob = "" if one.logprob is None else f"  log p {one.logprob:.2f}"
@@ -105,7 +105,7 @@ def _show(one: Prediction, regex: bool, out: Console) -> None:
     if one.passages:
         out.print(_passages(one, regex, out))
     else:
-        out.print("no passage was read", style="dim")
+        out.print("no passages were used", style="dim")
     if one.tokens:
         out.print(_grid(one.tokens, one.passages, out.width))
 

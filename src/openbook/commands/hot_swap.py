@@ -1,7 +1,7 @@
 """`hot-swap`: a trained run answers from two corpora that disagree, without training (Lewis et al. 2020, section 4.5).
 
-Two indexes times two sets of facts. Where the answers come from the index, the matching cells are high and the others
-low; a generator that answered by heart would answer the same from both.
+Two indexes times two sets of facts. If the answers come from the index, the matching cells are high and the others
+low; a generator that answered from its parameters would give the same answers with both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
 
     It is written to `hot_swap/` in the run folder, beside predictions_original_index.jsonl and
     predictions_changed_index.jsonl, each scored by the facts of its own corpus. The run's own files are left as they
-    are. Exact match, 0 to 1; questions in held-out phrasings are reported apart, as everywhere.
+    are. Exact match, 0 to 1; questions in unseen phrasings are reported apart.
     """
     run = RunFolder.existing(folder)
     config = run.load_config(overrides, training=False)

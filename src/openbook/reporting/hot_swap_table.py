@@ -34,11 +34,11 @@ def summarize(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The 2 x 2 table and what it comes to, in all and per relation; held-out phrasings apart.
+    """The 2 x 2 table with its means, in total and per relation; unseen phrasings apart.
 
     answered: {index: its predictions}. facts: {facts: {question id: answers}}. `matched` is the mean of the two cells
-    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 %, by drawing the questions
-    anew, each with its answers from both indexes; none with 0 resamples. regex: the answers are regular expressions.
+    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 % bootstrap intervals over the
+    questions, each with its answers from both indexes; none with 0 resamples. regex: answers are regular expressions.
     """
     first = [one for one in answered[INDEXES[0]] if one.phrasing != HELD_OUT] or answered[INDEXES[0]]
     counted = {one.id for one in first}
