@@ -12,6 +12,7 @@ RUN_DIR ?=
 SEEDS  ?= 0 1 2
 RUNS   ?= runs
 # RUN_DIR=FOLDER puts the run folder at an exact place.
+COMPARED = $(EXPS) $(ARGS) --seeds "$(SEEDS)" --test-n-docs "$(TEST_N_DOCS)" --runs "$(RUNS)" --name "$(NAME)"
 OVERRIDES = $(ARGS) $(if $(RUN_DIR),run.dir=$(RUN_DIR))
 
 # glibc gives large tensors back to the system after every use; the page faults cost a fifth of a training step on a CPU.
@@ -44,10 +45,12 @@ evaluate: $(READY) ## answer the test questions with a trained run: make evaluat
 	$(PY) -m openbook evaluate $(RUN) $(ARGS)
 
 hot-swap: $(READY) ## a trained run answers from two corpora that disagree: make hot-swap RUN=... (DOCS=1: into docs/)
-	$(PY) -m openbook hot-swap $(RUN) $(ARGS) $(if $(DOCS),--docs)
+	$(PY) -m openbook hot-swap $(RUN) $(ARGS)
+	$(if $(DOCS),$(PY) -m benchmarks.common.docs_results hot-swap $(RUN))
 
 compare: $(READY) ## train what is missing, one table: make compare EXPS="rag_token bm25" SEEDS="0 1 2" (DRY=1 DOCS=1 RUNS= NAME= TEST_N_DOCS=)
-	$(PY) -m openbook compare $(EXPS) $(ARGS) --seeds "$(SEEDS)" --test-n-docs "$(TEST_N_DOCS)" --runs "$(RUNS)" --name "$(NAME)" $(if $(DRY),--dry-run) $(if $(DOCS),--docs)
+	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)
+	$(if $(DOCS),$(if $(DRY),,$(PY) -m benchmarks.common.docs_results compare $(COMPARED)))
 
 plan: $(READY) ## what an experiment's index would take: memory, disk, seconds per refresh
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)

@@ -15,8 +15,9 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.common.docs_page import between_marks
 from benchmarks.training.cost import REFRESH_WORK, STEP_WORK, Refresh, Stack, Step
-from openbook.reporting.docs_page import between_marks, write_page
+from openbook.utils.atomic import write_text
 
 PAGE, PICTURE = Path("docs/performance.md"), Path("docs/images/performance.png")
 OBJECTIVES = {"rag_token": "RAG-Token", "rag_sequence": "RAG-Sequence"}
@@ -265,7 +266,7 @@ def main() -> None:
         "projection": projection_table(),
     }
     for name, text in tables.items():
-        write_page(PAGE, between_marks(PAGE, text, name))
+        write_text(PAGE, between_marks(PAGE, text, name))
     draw(found, PICTURE)
 
 

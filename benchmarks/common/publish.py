@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from openbook.reporting.docs_page import publish
+from benchmarks.common.docs_page import publish
 
 FIGURES, DOCS = Path("benchmarks/decode.json"), Path("docs")
 CASES = {

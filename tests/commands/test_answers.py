@@ -10,6 +10,7 @@ from rich.console import Console
 
 from openbook.__main__ import main
 from openbook.commands.answers import show_answers
+from openbook.commands.parsers import parse
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
 from openbook.reporting.report import write_report
@@ -71,7 +72,10 @@ def run_of(folder: Path, *predictions: Prediction, without: tuple[str, ...] = ()
 
 def shown(*words: str, width: int = 100, terminal: bool = False) -> str:
     written = io.StringIO()
-    show_answers(words, Console(file=written, width=width, force_terminal=terminal, highlight=False))
+    parsed = parse(["answers", *words])
+    run, *text = parsed.words
+    console = Console(file=written, width=width, force_terminal=terminal, highlight=False)
+    show_answers(run, " ".join(text), parsed.n, console)
     return written.getvalue()
 
 
@@ -132,8 +136,8 @@ def test_right_and_wrong_are_mixed_and_told(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     text = shown(str(run_of(tmp_path / "run", NOTHING, UNANSWERED)))
-    assert "answer  (empty)  (wrong, F1 0.00)\nno passage was read" in text
-    assert "first passage wrong\n1  · Togo" in text and text.count("answer  ") == 1
+    assert "answer  (empty)  (wrong, F1 0.00)\nno passages were used" in text
+    assert "first passage not relevant\n1  · Togo" in text and text.count("answer  ") == 1
     old = shown(str(run_of(tmp_path / "old", RIGHT, without=LATER)))
     assert "answer  lomé  (right)\n1  ·" in old and "log p" not in old and "token" not in old
 
@@ -153,7 +157,7 @@ def test_what_cannot_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     run = run_of(tmp_path / "run", RIGHT)
     with pytest.raises(OpenBookError, match=r"not a run folder \(.*gone\): got no config.yaml in it"):
         shown(str(tmp_path / "gone"))
-    with pytest.raises(OpenBookError, match=r"no question holds this text .*got 'Mali', expected a part of one of 1"):
+    with pytest.raises(OpenBookError, match=r"no question contains this .*got 'Mali', expected a part of one of 1"):
         shown(str(run), "Mali")
     for n in ("0", "many", "-1"):
         with pytest.raises(OpenBookError, match=rf"not a number of answers \(N\): got {n}, expected a whole number"):
@@ -181,7 +185,7 @@ def test_the_command_prints_100_columns_where_there_is_no_terminal(
 
 def test_the_report_has_the_tokens_too(tmp_path: Path) -> None:
     page = write_report(run_of(tmp_path / "run", RIGHT)).read_text(encoding="utf-8")
-    assert page.count("Passages behind every token") == 1
+    assert page.count("Posterior over passages for each token") == 1
     assert "<td>##mé</td>" in page and "</i>1.00</td>" in page
     page = write_report(run_of(tmp_path / "old", RIGHT, without=LATER)).read_text(encoding="utf-8")
-    assert "Passages behind every token" not in page
+    assert "Posterior over passages for each token" not in page

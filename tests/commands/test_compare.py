@@ -14,24 +14,27 @@ from typing import Any
 import pytest
 from matplotlib.image import imread
 
+from benchmarks.common.docs_results import main as write_docs
 from openbook.commands import compare as compare_module
 from openbook.commands.child_process import StoppedError, run_command
-from openbook.commands.compare import compare
+from openbook.commands.compare import compare as run_compare
 from openbook.commands.compare_request import Request
+from openbook.commands.parsers import parse
 from openbook.config.load import load_experiment, to_yaml
 from openbook.errors import OpenBookError
 from openbook.metrics.bootstrap import wilson
 from openbook.reporting import comparison_files as compare_files
 from openbook.reporting import published as paper
-from openbook.reporting.comparison_files import write_docs
 from openbook.reporting.comparison_table import METRICS, Row, Spread, measures, orderings, paired, shown, table
 from openbook.tracking.run_search import Runs, identity_of, unlike, without_effect
 from tests.small_system import SmallSystem
 
-BEGIN, END = "<!-- compare: begin -->", "<!-- compare: end -->"
-
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SECONDS = {"total": 400.0, "setup": 20.0, "train": 200.0, "refresh": 100.0, "evaluate": 80.0}
+
+
+def compare(words: Sequence[str]) -> None:
+    run_compare(Request.of(parse(["compare", *words])))
 
 
 def rates(match: float, **more: Any) -> dict[str, Any]:
@@ -299,7 +302,7 @@ def test_what_is_there_is_used_and_what_is_missing_is_trained(
     compare(["rag_token", "--seeds", "0 1 2"])
     assert commands == [["resume", "runs/rag_token/b"], ["train", "rag_token", "seed=2", "run.name=seed-2"]]
     said = capsys.readouterr().out
-    assert "3 runs wanted, 1 finished, 2 to train" in said
+    assert "3 runs requested, 1 finished, 2 to train" in said
     assert "runs/rag_token/b at step 20" in said
     assert "2 of 2: train rag_token seed 2" in said
     assert "expected end" in said
@@ -321,9 +324,9 @@ def test_a_dry_run_does_nothing(root: Path, commands: list[list[str]], capsys: p
     assert commands == []
     assert not (root / "compare").exists()
     said = capsys.readouterr().out
-    assert "4 runs wanted, 1 finished, 3 to train, 3 to test with other numbers of passages" in said
+    assert "4 runs requested, 1 finished, 3 to train, 3 to test with other numbers of passages" in said
     assert "bm25 seed 1: train, 7 min" in said
-    assert "runs/rag_token/b seems to be under way" in said
+    assert "runs/rag_token/b seems to be running" in said
     assert "dry run" in said
 
 
@@ -358,7 +361,7 @@ def test_a_failing_run_does_not_stop_the_others(root: Path, commands: list[list[
 
 def test_a_run_that_may_be_under_way_is_left_alone(root: Path, commands: list[list[str]]) -> None:
     make_run(root, "rag_token", "a", status="running")
-    with pytest.raises(OpenBookError, match=r"seems to be under way \(runs/rag_token/a\).*make resume RUN="):
+    with pytest.raises(OpenBookError, match=r"seems to be running \(runs/rag_token/a\).*make resume RUN="):
         compare(["rag_token"])
     assert commands == []
 
@@ -385,7 +388,7 @@ def test_encoders_to_start_from_are_made_in_the_same_place(
     make_run(root, "dpr", "elsewhere")
     compare(["dpr_rag_token", "--seeds", "0 1", "--runs", "mine", "--dry-run"])
     said = capsys.readouterr().out
-    assert "4 runs wanted, 0 finished" in said and "dpr: added, others start from its encoders" in said
+    assert "4 runs requested, 0 finished" in said and "dpr: added, others start from its encoders" in said
     make_run(root, "dpr", "a", ["seed=1"])
     compare(["dpr_rag_token", "--seeds", "1"])
     assert commands == [["train", "dpr_rag_token", "seed=1", "retriever.start_from=runs/dpr/a", "run.name=seed-1"]]
@@ -399,7 +402,7 @@ def test_encoders_to_start_from_are_made_in_the_same_place(
     (tmp_path / "given").mkdir()
     (tmp_path / "given/config.yaml").write_text((root / "dpr/a/config.yaml").read_text())
     compare(["dpr_rag_token", "retriever.start_from=given", "--dry-run"])
-    assert "1 runs wanted" in capsys.readouterr().out
+    assert "1 runs requested" in capsys.readouterr().out
 
 
 def test_runs_of_several_commits_are_warned_of(
@@ -474,10 +477,10 @@ def test_a_stop_ends_it_at_once(root: Path, commands: list[list[str]], monkeypat
         (["rag_token", "--seeds", "0 x -1"], r"not whole numbers \(SEEDS\): got x -1, expected numbers from 0"),
         (["rag_token", "--seeds", ""], r"no seeds \(SEEDS\)"),
         (["rag_token", "--test-n-docs", "0 2"], r"not whole numbers \(TEST_N_DOCS\): got 0, expected numbers from 1"),
-        (["rag_token", "seed=1"], r"not for a comparison \(ARGS\): got seed=1. Name the seeds with SEEDS"),
+        (["rag_token", "seed=1"], r"not allowed in a comparison \(ARGS\): got seed=1. Name the seeds with SEEDS"),
         (
             ["rag_token", "run.dir=x", "--name", "../x"],
-            r"(?s)2 problems.*ARGS.*a comparison's name is not a path \(NAME\)",
+            r"(?s)2 problems.*ARGS.*the name of a comparison must not be a path \(NAME\)",
         ),
         (["rag_tokn", "optim.clipp=1"], r"(?s)no such experiment.*Did you mean rag_token\?"),
         (["rag_token", "bm25", "optim.clipp=1"], r"\Aunknown key \(optim.clipp\)"),
@@ -590,44 +593,6 @@ def test_the_papers_figures_are_whole() -> None:
     assert {name for pair in paper.PAIRS for name in (pair.ahead, pair.behind)} <= set(paper.COUNTERPARTS)
 
 
-def test_docs_keep_what_others_wrote(tmp_path: Path) -> None:
-    page, figures = tmp_path / "results.md", tmp_path / "results.json"
-    page.write_text(f"# Mine\n\nbefore\n{BEGIN}\nold\n{END}\nafter\n")
-    others = {"hot_swap": {"matched": 1}, "decode": {"x": 2}}
-    figures.write_text(json.dumps({**others, "bm25": {}, "rag_token": {"f1": {}}}))
-    write_docs(tmp_path, [row("rag_token", 0.25, 0.5)], {}, "make compare A", ["bm25", "rag_token"])
-    text = page.read_text()
-    assert text.startswith(f"# Mine\n\nbefore\n{BEGIN}\n`make compare A`")
-    assert text.endswith(f"{END}\nafter\n")
-    assert "old" not in text.split("after")[0].replace("closed book", "")
-    assert "0.375 (0.250 to 0.500)" in text
-    assert json.loads(figures.read_text()) == {
-        "rag_token": {"exact_match": {"mean": 0.375, "min": 0.25, "max": 0.5, "n": 2}},
-        **others,
-    }
-    assert imread(tmp_path / "images/results.png").shape[1] == 1140
-    write_docs(tmp_path, [row("rag_token", 0.25, 0.5)], {}, "make compare A", ["bm25", "rag_token"])
-    assert page.read_text() == text
-
-
-def test_docs_are_begun_and_refused(tmp_path: Path) -> None:
-
-    def write() -> None:
-        write_docs(tmp_path, [row("rag_token", 0.25)], {}, "make compare A", [])
-
-    write()
-    page = tmp_path / "results.md"
-    assert page.read_text().startswith(f"# Results\n\n{BEGIN}\n")
-    page.write_text(f"{END}\n{BEGIN}\n")
-    with pytest.raises(OpenBookError, match=r"the marks are not a pair \(.*results.md\)"):
-        write()
-    page.unlink()
-    (tmp_path / "results.json").write_text("{")
-    with pytest.raises(OpenBookError, match=r"not readable as JSON \(.*results.json\)"):
-        write()
-    assert not page.exists()
-
-
 # For real
 
 
@@ -641,8 +606,9 @@ def test_the_small_system_from_training_to_docs(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     experiment, *overrides = small_system.words(tmp_path / "x" / "run", "trainer.max_steps=2", "evaluate.utility=false")
     overrides = [word for word in overrides if not word.startswith("run.")]
-    words = [experiment, *overrides, "--runs", str(tmp_path / "all"), "--test-n-docs", "1", "--docs", "--name", "small"]
+    words = [experiment, *overrides, "--runs", str(tmp_path / "all"), "--test-n-docs", "1", "--name", "small"]
     compare(words)
+    assert write_docs(["compare", *words]) == 0
     run = next((tmp_path / "all/small").iterdir())
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "finished"
@@ -653,7 +619,7 @@ def test_the_small_system_from_training_to_docs(
     one = json.loads((run / "evaluations/1/summary.json").read_text())
     assert "evaluate.n_docs=1" in one["overrides"]
     assert written["n_docs_at_test"]["small"]["1"]["f1"]["mean"] == one["test"]["f1"]
-    assert BEGIN in (tmp_path / "docs/results.md").read_text()
+    assert "<!-- compare: begin -->" in (tmp_path / "docs/results.md").read_text()
     for picture in ("all/compare/small/plot.png", "all/compare/small/n_docs.png", "docs/images/results_n_docs.png"):
         assert imread(tmp_path / picture).shape[1] == 1140
     assert "<svg" in (tmp_path / "all/compare/small/plot.svg").read_text()
@@ -695,13 +661,6 @@ def test_every_measure_has_a_heading_and_names_without_effect_are_keys() -> None
 
 
 def test_make_hands_everything_on() -> None:
-    request = Request.read(
-        ["rag_token", "a=b", "--seeds", "0 1", "--test-n-docs", "", "--runs", "x", "--name", "", "--dry-run", "--docs"]
-    )
-    assert (request.seeds, request.args, request.runs, request.dry_run, request.docs) == (
-        (0, 1),
-        ("a=b",),
-        Path("x"),
-        True,
-        True,
-    )
+    words = ["rag_token", "a=b", "--seeds", "0 1", "--test-n-docs", "", "--runs", "x", "--name", "", "--dry-run"]
+    request = Request.of(parse(["compare", *words]))
+    assert (request.seeds, request.args, request.runs, request.dry_run) == ((0, 1), ("a=b",), Path("x"), True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,12 @@ from rich.console import Console
 
 from openbook.__main__ import main
 from openbook.commands.evaluate import evaluate
-from openbook.commands.hot_swap import hot_swap, write_docs
+from openbook.commands.hot_swap import hot_swap
 from openbook.commands.train import train
-from openbook.config.load import load_experiment, to_yaml
 from openbook.errors import OpenBookError
 from openbook.metrics.matching import exact_match
 from openbook.metrics.prediction import Prediction
-from openbook.reporting.hot_swap_table import results, summarize, table
+from openbook.reporting.hot_swap_table import summarize, table
 from openbook.reporting.published import HOT_SWAP
 from tests.conftest import LETTERS
 from tests.small_system import SmallSystem
@@ -246,22 +243,12 @@ def test_a_broken_second_corpus_is_found_before_a_model_answers(
     [
         (["hot-swap"], "`hot-swap` needs a run folder"),
         (["compare"], "`compare` needs an experiment"),
-        (["train", "rag_token", "--docs"], "nothing into docs/ (--docs): got train, expected hot-swap or compare"),
+        (["compare", "--seeds", "0"], "`compare` needs an experiment"),
     ],
 )
 def test_the_command_names_what_is_missing(words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert text in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("rank", "written"), [("0", ["runs/x"]), ("1", [])])
-def test_one_rank_writes_the_docs(rank: str, written: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    folders: list[str] = []
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setattr("openbook.commands.hot_swap.hot_swap", lambda *_: Path("runs/x/hot_swap/summary.json"))
-    monkeypatch.setattr("openbook.commands.hot_swap.write_docs", lambda folder: folders.append(str(folder)))
-    assert main(["hot-swap", "x", "--docs"]) == 0
-    assert folders == written
 
 
 def test_patterns_are_not_compared_as_texts(run: Path, swap: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,70 +262,3 @@ def test_patterns_are_not_compared_as_texts(run: Path, swap: list[str], monkeypa
     same = f"hot_swap.changed_facts={value(swap, 'facts')}"
     with pytest.raises(Answered):
         hot_swap(str(run), [*swap, same, "evaluate.regex_answers=true"])
-
-
-# Results
-
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-def finished(
-    folder: Path, matched: float, mismatched: float, config: Sequence[str] = (), age: float = 0.0, **other: object
-) -> Path:
-    (folder / "hot_swap").mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(load_experiment("rag_token", config, EXPERIMENTS)), encoding="utf-8")
-    content = {
-        "experiment": "rag_token",
-        "overrides": [],
-        "n_questions": 11,
-        "matched": matched,
-        "mismatched": mismatched,
-        "table": {
-            "original_index": {"original_facts": matched, "changed_facts": mismatched},
-            "changed_index": {"original_facts": mismatched, "changed_facts": matched},
-        },
-        **other,
-    }
-    (folder / "hot_swap" / "summary.json").write_text(json.dumps(content), encoding="utf-8")
-    os.utime(folder / "hot_swap" / "summary.json", (time.time() - age,) * 2)
-    return folder
-
-
-def test_results_are_a_mean_and_a_range(tmp_path: Path) -> None:
-    runs = [finished(tmp_path / str(n), *values) for n, values in enumerate([(0.8, 0.0), (0.9, 0.03), (0.94, 0.06)])]
-    spread = results(runs)
-    assert (spread["matched"], spread["matched_range"]) == (pytest.approx(0.88), [0.8, 0.94])
-    assert (spread["mismatched"], spread["mismatched_range"]) == (pytest.approx(0.03), [0.0, 0.06])
-    assert spread["n"] == 3
-    assert spread["table"]["changed_index"]["changed_facts"] == pytest.approx(0.88)
-    (tmp_path / "none").mkdir()
-    with pytest.raises(OpenBookError, match=r"no hot-swap in this run folder \(.*none\).*make hot-swap RUN="):
-        results([*runs, tmp_path / "none"])
-
-
-def test_docs_keep_what_others_wrote(tmp_path: Path) -> None:
-    first = finished(tmp_path / "runs" / "a", 0.8, 0.0)
-    finished(tmp_path / "runs" / "b", 0.9, 0.02, ["seed=1"], overrides=["trainer.accelerator=cpu"])
-    finished(tmp_path / "runs" / "before", 0.2, 0.4, ["seed=1"], age=60)
-    finished(tmp_path / "runs" / "longer", 0.2, 0.4, ["seed=2", "trainer.max_steps=99"])
-    finished(tmp_path / "runs" / "other", 0.1, 0.5, overrides=["evaluate.n_docs=1"])
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "results.json").write_text('{"rag_token": {"f1": 1}, "hot_swap": {}}', encoding="utf-8")
-    (docs / "results.md").write_text("# Results\n\ntheirs\n", encoding="utf-8")
-    for _ in range(2):
-        write_docs(first, docs)
-    figures = json.loads((docs / "results.json").read_text())
-    assert figures["rag_token"] == {"f1": 1}
-    assert figures["hot_swap"] == results([tmp_path / "runs" / "a", tmp_path / "runs" / "b"])
-    page = (docs / "results.md").read_text()
-    assert page.startswith("# Results\n\ntheirs\n") and page.count("hot-swap: begin") == 1
-    assert "matched 85.0 % (80.0 to 90.0)" in page and "| original | 85.0 % |" in page
-    (docs / "results.md").write_text(page + "\nbelow\n", encoding="utf-8")
-    write_docs(first, docs)
-    assert (docs / "results.md").read_text() == page + "\nbelow\n"
-    (docs / "results.json").write_text("[", encoding="utf-8")
-    with pytest.raises(OpenBookError, match=r"not readable as JSON \(.*results.json\)"):
-        write_docs(first, docs)
-    assert (docs / "results.json").read_text() == "["

@@ -20,8 +20,8 @@ from openbook.errors import OpenBookError
 from openbook.index.plan import Plan, lines
 from openbook.index.plan_fit import check_fits
 from openbook.index.shard_index import IndexOptions, ShardIndex
-from openbook.setup import timing
-from openbook.setup.timing import time_encoding, time_step
+from openbook.setup import plan as planning
+from openbook.setup.plan import time_encoding, time_step
 from openbook.utils.host_memory import current_memory
 
 GIB = 1 << 30
@@ -146,11 +146,11 @@ def test_the_plan_in_lines() -> None:
     assert lines(plan) == [
         "passages       21,015,324 of dim 768",
         "index          Flat, 60.1 GiB, searched on the CPU",
-        "RAM            120.3 GiB at the swap (old and new index, 12.0 MiB to build), models and libraries not counted",
+        "RAM            120.3 GiB at the swap (old and new index, 12.0 MiB to build), without models and libraries",
         "GPU            nothing",
-        "disk           60.1 GiB beside the corpus",
-        "refresh        blocking, every 30 steps; all of it takes 22 s, as long as 32 steps",
-        "training time  52% of it refreshing; a step takes 0.7 s",
+        "disk           60.1 GiB besides the corpus",
+        "refresh        blocking, every 30 steps; a full refresh takes 22 s (about 32 steps)",
+        "training time  52% spent refreshing; a step takes 0.7 s",
     ]
 
 
@@ -161,13 +161,13 @@ def test_the_plan_of_several_ranks_in_lines() -> None:
     assert lines(plan) == [
         "passages  21,015,324 of dim 768; 8 ranks, at most 2,626,916 each",
         "index     Flat, 7.5 GiB per rank, searched on the GPU",
-        "RAM       12.0 MiB per rank at the swap (12.0 MiB to build), models and libraries not counted",
+        "RAM       12.0 MiB per rank at the swap (12.0 MiB to build), without models and libraries",
         "GPU       7.8 GiB per rank at the swap",
-        "disk      nothing beside the corpus",
-        "refresh   hot, 10% of the corpus when stale; all of it takes 90 min",
+        "disk      nothing besides the corpus",
+        "refresh   hot, 10% of the corpus when stale; a full refresh takes 1.5 h",
     ]
     frozen = lines(replace(plan, trains=False, refresh_seconds=2.04))
-    assert frozen[-1] == "refresh   none, the passage encoder is frozen; encoded once, 2 s"
+    assert frozen[-1] == "refresh   none, the passage encoder is frozen; encoding the corpus once takes 2 s"
 
 
 def test_what_fits_is_let_through() -> None:
@@ -269,7 +269,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.now = 0.0
-        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(planning.time, "perf_counter", lambda: self.now)
 
 
 def tokens_of(lengths: np.ndarray) -> PassageTokens:

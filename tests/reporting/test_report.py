@@ -15,7 +15,7 @@ from rich.console import Console
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction, ReadPassage
 from openbook.metrics.summary import summarize
-from openbook.reporting.panels import DRIFT, KEPT, PANELS, Line
+from openbook.reporting.panels import AGREEMENT, DRIFT, PANELS, Line
 from openbook.reporting.report import chosen_examples, headline, results_table, write_report
 from openbook.reporting.run_plots import curve_svg, groups_svg, plot_run
 from openbook.tracking.curves import read_metrics
@@ -117,7 +117,7 @@ def test_report_holds_everything(run_folder: Path) -> None:
         "28.6 %",  # exact match before: 2 of 7
         "78.6 %",  # after: 11 of 14
         "+50.0",
-        "10.0 min",
+        "10 min",
         "12,345",
         "warmed up on gold passages & more.",
         "n_docs: 5  # <five>",
@@ -126,9 +126,9 @@ def test_report_holds_everything(run_folder: Path) -> None:
         "overlap@k",
         "0.625",
         "rank correlation",
-        "Recall of the family: share of what exact search finds",
+        "Recall of the index type: share of the exact search results",
         "12 of 14 test questions",
-        "14 questions: chance alone moves a rate near 50 % by about ±26.2 points",
+        "14 questions: the 95 % confidence interval of a rate near 50 % is about ±26.2 points",
         HOSTILE,
     ):
         assert said in page.text, said
@@ -204,7 +204,7 @@ def test_missing_columns_are_named(run_folder: Path) -> None:
     _, page = page_of(run_folder)
     assert "metrics.csv has no train/staleness." in page.text
     assert "metrics.csv has no validation/recall_at_5 or validation/recall_at_1 or validation/exact_match." in page.text
-    assert "metrics.csv has no refresh: the index stayed as it was built." in page.text
+    assert "metrics.csv has no refresh: the index was built once and never refreshed." in page.text
     assert "nats per question" in page.text, "the loss per question stands in for the loss per token"
 
 
@@ -215,16 +215,16 @@ def test_a_run_without_the_measures_of_the_index_is_no_worse_for_it(run_folder: 
         "1,2.5,.1,,,\n2,2.0,.2,.5,1,.75\n3,1.5,.1,,,\n"
     )
     _, page = page_of(run_folder)
-    assert "What the index still gets right" in page.text
+    assert "Agreement of the index with the current encoders" in page.text
     assert "overlap@k at refreshes" in page.text
-    assert "Overlap@k: share of the probe questions' old top-k that the new index still finds." in page.text
+    assert "Overlap@k: share of the probe questions' previous top-k that the new index also finds." in page.text
     for absent in (
         "cosine drift",
         "Cosine drift",
         "Age of the index",
         "Passages encoded",
         "rank correlation:",
-        "family",
+        "index type",
     ):
         assert absent not in page.text, absent
 
@@ -235,8 +235,8 @@ def test_an_index_renewed_in_slices_is_not_called_as_built(run_folder: Path) -> 
         "0,,,1000,.97\n1,2.5,1,1100,\n2,2.0,1.5,1200,\n"
     )
     _, page = page_of(run_folder)
-    assert "renewed a slice at a time" in page.text
-    assert "stayed as it was built" not in page.text
+    assert "refreshed slice by slice" in page.text
+    assert "built once" not in page.text
     assert "generation" not in page.text.split("Refreshes of the index")[1].split("Per relation")[0]
     assert "Age of the index" in page.text and "Passages encoded for the index" in page.text
 
@@ -269,13 +269,13 @@ def test_a_curve_that_a_refresh_mends_starts_anew_there() -> None:
 
 def test_rank_correlation_below_zero_stays_in_the_picture() -> None:
     for lower, lowest in ((0.25, 0.0), (-0.5, -0.4)):
-        drawn = curve_svg(KEPT, {"staleness/rank_correlation": ([1.0, 2.0], [0.5, lower])})
+        drawn = curve_svg(AGREEMENT, {"staleness/rank_correlation": ([1.0, 2.0], [0.5, lower])})
         axis = drawn[drawn.index("matplotlib.axis_2") :].replace("\N{MINUS SIGN}", "-")
         assert min(float(tick) for tick in re.findall(r">(-?[\d.]+)</text>", axis)) == lowest
 
 
 def test_no_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(OpenBookError, match=r"no run folder to report on \(.*gone\).*Give the folder"):
+    with pytest.raises(OpenBookError, match=r"no run folder to report on \(.*gone\).*Give the run folder"):
         write_report(tmp_path / "gone")
 
 
@@ -322,7 +322,7 @@ def test_results_table_by_hand() -> None:
     Console(file=written, width=100).print(results_table(summary))
     lines = [re.findall(r"[^\s│┃]+(?: [^\s│┃]+)*", line) for line in written.getvalue().splitlines()]
     assert ["exact match", "25.0 %", "75.5 %", "+50.5"] in lines
-    assert ["measure", "before training", "after training", "change (points)"] in lines
+    assert ["metric", "before training", "after training", "change (points)"] in lines
     assert "rag_token: test split, 1000 questions" in written.getvalue()
 
 

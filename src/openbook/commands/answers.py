@@ -1,15 +1,14 @@
-"""`answers`: what a run answered and which passages it read for that, on the terminal."""
+"""`answers`: prints answers of a run with the passages they are based on."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from openbook.errors import OpenBookError
@@ -21,39 +20,35 @@ from openbook.tracking.run_folder import RunFolder
 
 N_ANSWERS = 10
 WIDTH = 100
-"""Columns, at most."""
+"""Maximum width in columns."""
 
 TITLE, BAR, TOKEN = 22, 6, 16
 
 
-def show_answers(words: Sequence[str], console: Console | None = None) -> None:
-    """Print some answers of a run. words: RUN [TEXT] [--n N], as on the command line.
+def show_answers(run: str, text: str = "", n: str = str(N_ANSWERS), console: Console | None = None) -> None:
+    """Print n answers of a run, right and wrong ones chosen as for the report.
 
-    RUN is a run folder, one of its evaluations, or an experiment for its newest run; TEXT keeps the questions that hold
-    it, whatever the case. Right and wrong answers are chosen as for the report.
+    run: a run folder, one of its evaluations, or an experiment for its most recent run. text: only questions that
+    contain it, ignoring case.
     """
-    parser = argparse.ArgumentParser("openbook answers", usage="python -m openbook answers RUN [TEXT] [--n 10]")
-    parser.add_argument("run")
-    parser.add_argument("text", nargs="*")
-    parser.add_argument("--n", default=str(N_ANSWERS))
-    given = parser.parse_args(list(words))
-    if not given.n.isascii() or not given.n.isdigit() or int(given.n) < 1:
-        raise OpenBookError("not a number of answers", where="N", got=given.n, expected="a whole number from 1")
-    predictions, regex = _read(given.run)
-    text = " ".join(given.text)
+    if not n.isascii() or not n.isdigit() or int(n) < 1:
+        raise OpenBookError("not a number of answers", where="N", got=n, expected="a whole number from 1")
+    predictions, regex = _read(run)
     matching = [one for one in predictions if text.casefold() in one.question.casefold()]
     if not matching:
         raise OpenBookError(
-            "no question holds this text",
-            where=given.run,
+            "no question contains this",
+            where=run,
             got=repr(text),
             expected=f"a part of one of {len(predictions):,} questions",
         )
     out = console or _console()
-    chosen = chosen_examples(matching, int(given.n))
+    chosen = chosen_examples(matching, int(n))
     kind = "matching questions" if text else "questions"
-    shown = f"{len(chosen):,} of {len(matching):,} {kind}"
-    out.print(f"{shown}; passages: prior → posterior, ✓ relevant, · with a gold answer")
+    out.print(
+        f"{len(chosen):,} of {len(matching):,} {kind}; passages: prior → posterior, "
+        "✓ relevant, · contains a gold answer"
+    )
     for one in chosen:
         out.print()
         _show(one, regex, out)
@@ -86,7 +81,7 @@ def _read(run: str) -> tuple[list[Prediction], bool]:
 
 
 def _console() -> Console:
-    """WIDTH columns, fewer where the terminal has fewer; no colours and the full width where it is none."""
+    """At most WIDTH columns on a terminal; exactly WIDTH and no colours where the output is not a terminal."""
     console = Console(highlight=False)
     return Console(highlight=False, width=min(WIDTH, console.width) if console.is_terminal else WIDTH)
 
@@ -98,7 +93,7 @@ def _show(one: Prediction, regex: bool, out: Console) -> None:
     out.print(Text(_wrapped(" | ".join(one.answers) + _likelihoods(one), "gold    ", out.width)))
     if one.exact_match is None:
         right = bool(one.hits and one.hits[0])
-        out.print(Text("first passage right" if right else "first passage wrong", "green" if right else "red"))
+        out.print(Text(f"first passage {'' if right else 'not '}relevant", "green" if right else "red"))
     else:
         verdict = "right" if one.exact_match else f"wrong{'' if one.f1 is None else f', F1 {one.f1:.2f}'}"
         logprob = "" if one.logprob is None else f"  log p {one.logprob:.2f}"
@@ -110,7 +105,7 @@ def _show(one: Prediction, regex: bool, out: Console) -> None:
     if one.passages:
         out.print(_passages(one, regex, out))
     else:
-        out.print("no passage was read", style="dim")
+        out.print("no passages were used", style="dim")
     if one.tokens:
         out.print(_grid(one.tokens, one.passages, out.width))
 
@@ -123,20 +118,21 @@ def _likelihoods(one: Prediction) -> str:
 
 
 def _wrapped(text: str, label: str, width: int) -> str:
-    """Under a label that stands out at the left; what would move the cursor is left out."""
+    """Wrapped with a hanging indent below the label; control characters become spaces."""
     text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split(" "))
     lines = textwrap.wrap(text, width, initial_indent=label, subsequent_indent=" " * len(label))
     return "\n".join(lines) or label.rstrip()
 
 
 def _passages(one: Prediction, regex: bool, out: Console) -> Table:
-    """Passages by number, best prior first, with what is around the answer in them."""
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(no_wrap=True, justify="right")
-    table.add_column(no_wrap=True, width=2)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column(no_wrap=True)
-    table.expand = True
+    """One row per passage, best prior first, with an excerpt around the answer."""
+    columns = (
+        Column(no_wrap=True, justify="right"),
+        Column(no_wrap=True, width=2),
+        Column(no_wrap=True, overflow="ellipsis", ratio=1),
+        Column(no_wrap=True),
+    )
+    table = Table(*columns, box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     room = out.width - 2 * (5 + BAR) - TITLE - 14
     for number, passage in enumerate(one.passages, 1):
         with_answer = has_answer(passage.text, one.answers, regex)
@@ -144,27 +140,23 @@ def _passages(one: Prediction, regex: bool, out: Console) -> Table:
         title = _wrapped(passage.title or passage.id, "", 1 << 20)
         title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
         line = Text(f"{title}: ", "bold") + _excerpt(passage, one, regex, room, plain=not out.is_terminal)
-        shares = f"{_bar(passage.prior)} → {_bar(passage.posterior)}"
-        table.add_row(str(number), Text(mark, "green"), line, shares)
+        table.add_row(str(number), Text(mark, "green"), line, f"{_bar(passage.prior)} → {_bar(passage.posterior)}")
     return table
 
 
-def _bar(share: float) -> str:
-    full = round(BAR * min(max(share, 0.0), 1.0))
-    return f"{share:.2f} {('█' * full or '▏'):<{BAR}}"
+def _bar(probability: float) -> str:
+    full = round(BAR * min(max(probability, 0.0), 1.0))
+    return f"{probability:.2f} {('█' * full or '▏'):<{BAR}}"
 
 
 def _excerpt(passage: ReadPassage, one: Prediction, regex: bool, room: int, plain: bool) -> Text:
-    """The first words, or those around a gold answer (else the produced one), which stands out: «so» where there are
-    no colours."""
+    """The text around a gold answer (else around the predicted one), which is highlighted, in «» without colours; the
+    beginning of the passage where neither occurs."""
     text = _wrapped(passage.text.replace("\n", " "), "", 1 << 20)
-    found = None
-    patterns = one.answers if regex else [rf"(?<!\w){re.escape(answer)}(?!\w)" for answer in one.answers if answer]
-    for pattern in [*patterns, *([rf"(?<!\w){re.escape(one.prediction)}(?!\w)"] if one.prediction else [])]:
-        found = re.search(pattern, text, re.IGNORECASE)
-        if found is not None and found.end() > found.start():
-            break
-        found = None
+    literals = [*(() if regex else one.answers), one.prediction]
+    patterns = [*(one.answers if regex else ()), *(rf"(?<!\w){re.escape(word)}(?!\w)" for word in literals if word)]
+    matches = (re.search(pattern, text, re.IGNORECASE) for pattern in patterns)
+    found = next((match for match in matches if match and match[0]), None)
     if found is None:
         return Text(text[:WIDTH])
     start = 0 if found.end() <= room - 2 else max(0, found.start() - room // 3)
@@ -174,8 +166,8 @@ def _excerpt(passage: ReadPassage, one: Prediction, regex: bool, room: int, plai
 
 
 def _grid(tokens: Sequence[TokenProvenance], passages: Sequence[ReadPassage], width: int) -> Table:
-    """A row per token of the answer, a column per passage: its share in the token's probability. Passages for which
-    there is no room are taken together."""
+    """One row per token of the answer, one column per passage: the passage's share of the token's probability. Passages
+    that do not fit are summed in the last column."""
     n_columns = min(len(passages), max(1, (width - TOKEN - 12) // 5))
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("token", style="dim", no_wrap=True)

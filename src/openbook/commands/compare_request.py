@@ -1,12 +1,12 @@
-"""What `compare` was asked for: read from the command line and checked whole, before anything trains."""
+"""The request of `compare`: read from the command line and checked completely before anything trains."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shlex
-from collections.abc import Sequence
+from argparse import Namespace
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from openbook.config.load import load_experiment
@@ -15,12 +15,12 @@ from openbook.errors import OpenBookError, raise_all
 from openbook.tracking.run_folder import RUNS
 from openbook.tracking.run_search import FoundRun, without_effect
 
-OWN = {
+RESERVED = {
     "seed": 'Name the seeds with SEEDS="0 1 2".',
     "run.dir": "Every run has a folder of its own: RUNS=FOLDER.",
     "run.name": "Every run has a name of its own.",
 }
-"""Keys that a comparison decides itself."""
+"""Keys that a comparison sets itself."""
 
 
 @dataclass(frozen=True)
@@ -35,49 +35,43 @@ class Request:
     runs: Path = RUNS
     name: str = ""
     dry_run: bool = False
-    docs: bool = False
 
     @classmethod
-    def read(cls, words: Sequence[str]) -> Request:
-        """From `EXPERIMENT ... key=value ... --seeds "0 1 2"`; raises one error that lists every problem."""
-        parser = argparse.ArgumentParser("openbook compare", description=__doc__)
-        parser.add_argument("words", nargs="*", metavar="EXPERIMENT or key=value")
-        parser.add_argument("--seeds", default="0", help='whole numbers: "0 1 2"')
-        parser.add_argument("--test-n-docs", default="", help='also test with so many passages: "1 2 4 8"')
-        parser.add_argument("--runs", default=str(RUNS), help="folder of EXPERIMENT/NAME/ in which to look and train")
-        parser.add_argument("--name", default="", help="of the folder under compare/ in there")
-        parser.add_argument("--dry-run", action="store_true", help="say what is missing and how long it would take")
-        parser.add_argument("--docs", action="store_true", help="also write docs/results.md")
-        chosen = parser.parse_intermixed_args(words)
+    def of(cls, parsed: Namespace) -> Request:
+        """From the parsed command line; raises one error that lists every problem."""
         problems: list[OpenBookError] = []
-        experiments = tuple(dict.fromkeys(word for word in chosen.words if "=" not in word))
-        args = tuple(word for word in chosen.words if "=" in word)
+
+        def refuse(what: str, where: str, got: str = "", expected: str = "", action: str = "") -> None:
+            problems.append(OpenBookError(what, where=where, got=got, expected=expected, action=action))
+
+        def numbers(where: str, text: str, least: int) -> tuple[int, ...]:
+            words = text.replace(",", " ").split()
+            wrong = [word for word in words if not word.isascii() or not word.isdigit() or int(word) < least]
+            if wrong:
+                refuse("not whole numbers", where, " ".join(wrong), f'numbers from {least}, like "1 2 4"')
+            return () if wrong else tuple(dict.fromkeys(map(int, words)))
+
+        experiments = tuple(dict.fromkeys(word for word in parsed.words if "=" not in word))
+        args = tuple(word for word in parsed.words if "=" in word)
         if not experiments:
-            problems.append(
-                OpenBookError(
-                    "nothing to compare",
-                    where="EXPS",
-                    expected="names of experiments",
-                    action='For example EXPS="rag_token rag_sequence".',
-                )
-            )
+            action = 'For example EXPS="rag_token rag_sequence".'
+            refuse("nothing to compare", "EXPS", expected="names of experiments", action=action)
         for word in args:
-            if word.partition("=")[0] in OWN:
-                problems.append(
-                    OpenBookError("not for a comparison", where="ARGS", got=word, action=OWN[word.partition("=")[0]])
-                )
-        seeds = _numbers("SEEDS", chosen.seeds, 0, problems)
+            if action := RESERVED.get(word.partition("=")[0], ""):
+                refuse("not allowed in a comparison", "ARGS", word, action=action)
+        seeds = numbers("SEEDS", parsed.seeds, 0)
         if not seeds and not problems:
-            problems.append(OpenBookError("no seeds", where="SEEDS", expected='whole numbers, like "0 1 2"'))
-        n_docs = _numbers("TEST_N_DOCS", chosen.test_n_docs, 1, problems)
-        if chosen.name and (Path(chosen.name).name != chosen.name or chosen.name in (".", "..")):
-            problems.append(OpenBookError("a comparison's name is not a path", where="NAME", got=repr(chosen.name)))
+            refuse("no seeds", "SEEDS", expected='whole numbers, like "0 1 2"')
+        test_n_docs = numbers("TEST_N_DOCS", parsed.test_n_docs, 1)
+        name = parsed.name
+        if name and (Path(name).name != name or name in (".", "..")):
+            refuse("the name of a comparison must not be a path", "NAME", repr(name))
         raise_all(problems)
-        return cls(experiments, seeds, args, n_docs, Path(chosen.runs), chosen.name, chosen.dry_run, chosen.docs)
+        return cls(experiments, seeds, args, test_n_docs, Path(parsed.runs), name, parsed.dry_run)
 
     def configs(self) -> list[tuple[str, Config]]:
-        """(experiment as it was named, configuration) of every run, experiment by experiment, then of those whose
-        encoders others start from; every problem of every experiment at once, one that several have only once."""
+        """(experiment as named on the command line, configuration) of every run, by experiment, then of those whose
+        encoders others start from. One error lists the problems of all experiments, without repetitions."""
         problems: dict[str, OpenBookError] = {}
         configs = []
         for word in self.experiments:
@@ -98,7 +92,7 @@ class Request:
     def _add_origins(self, configs: list[tuple[str, Config]], problems: dict[str, OpenBookError]) -> None:
         """The experiments that `retriever.start_from` names, of the same seed, where they are not among these: a run
         must not start from whichever run happens to be the newest."""
-        there = {(config.experiment, config.seed) for _, config in configs}
+        requested = {(config.experiment, config.seed) for _, config in configs}
         for _, config in configs:  # grows meanwhile: an origin may have an origin
             name = config.retriever.start_from
             if config.objective == "closed_book" or len(Path(name).parts) != 1 or Path(name, "config.yaml").is_file():
@@ -110,8 +104,8 @@ class Request:
                     got=name,
                     action="Leave it out of EXPS: it is trained first.",
                 )
-            elif (name, config.seed) not in there:
-                there.add((name, config.seed))
+            elif (name, config.seed) not in requested:
+                requested.add((name, config.seed))
                 try:
                     configs.append((name, load_experiment(name, [f"seed={config.seed}", *self._args_of(name)])))
                 except OpenBookError as problem:
@@ -122,20 +116,24 @@ class Request:
         return [one for one in self.args if word in self.experiments or not one.startswith("retriever.start_from=")]
 
     @property
+    def _effective_args(self) -> list[str]:
+        """The overrides that may change a run's metrics."""
+        return [word for word in self.args if not without_effect(word.partition("=")[0])]
+
+    @property
     def command(self) -> str:
-        """The make command that gives the same tables; what only says where things are is left out."""
+        """The make command that gives the same tables, without what only says where things are."""
         names = " ".join(Path(word).stem for word in self.experiments)
         words = [f'EXPS="{names}"', f'SEEDS="{" ".join(map(str, self.seeds))}"']
-        args = [word for word in self.args if not without_effect(word.partition("=")[0])]
-        words += [f'ARGS="{" ".join(args)}"'] if args else []
+        words += [f'ARGS="{" ".join(self._effective_args)}"'] if self._effective_args else []
         words += [f'TEST_N_DOCS="{" ".join(map(str, self.test_n_docs))}"'] if self.test_n_docs else []
-        return " ".join(["make compare", *words, *(["DOCS=1"] if self.docs else [])])
+        return " ".join(["make compare", *words])
 
     @property
     def folder(self) -> Path:
         """Where table and plots go."""
-        told = repr((self.experiments, self.seeds, self.args, self.test_n_docs))
-        return self.runs / "compare" / (self.name or hashlib.sha256(told.encode()).hexdigest()[:8])
+        identity = repr((self.experiments, self.seeds, self.args, self.test_n_docs))
+        return self.runs / "compare" / (self.name or hashlib.sha256(identity.encode()).hexdigest()[:8])
 
     def training(self, word: str, config: Config, found: FoundRun | None, started: FoundRun | None) -> list[str]:
         """The words after `python -m openbook` that train a run, or continue the one found.
@@ -146,10 +144,10 @@ class Request:
         if found is not None:
             if found.perhaps_running:
                 raise OpenBookError(
-                    "the run seems to be under way",
+                    "the run seems to be running",
                     where=found.path,
                     got=f"written to {found.age:.0f} s ago",
-                    action=f"Wait for its end; where it was killed, `make resume RUN={shlex.quote(str(found.path))}`.",
+                    action=f"Wait for it to end; if it was killed, `make resume RUN={shlex.quote(str(found.path))}`.",
                 )
             return ["resume", str(found.path), *self._args_of(word), *start]
         name = self._free_name(config)
@@ -157,25 +155,9 @@ class Request:
         return ["train", word, f"seed={config.seed}", *self._args_of(word), *start, *place]
 
     def _free_name(self, config: Config) -> str:
-        """seed-S, with a hash of ARGS where there are any; numbered where such a folder holds another run."""
-        told = [word for word in self.args if not without_effect(word.partition("=")[0])]
-        tail = f"-{hashlib.sha256(' '.join(sorted(told)).encode()).hexdigest()[:6]}" if told else ""
-        name = base = f"seed-{config.seed}{tail}"
-        number = 1
-        while (self.runs / config.experiment / name).exists():
-            number += 1
-            name = f"{base}-{number}"
-        return name
-
-
-def _numbers(where: str, text: str, least: int, problems: list[OpenBookError]) -> tuple[int, ...]:
-    words = text.replace(",", " ").split()
-    wrong = [word for word in words if not word.isascii() or not word.isdigit() or int(word) < least]
-    if wrong:
-        problems.append(
-            OpenBookError(
-                "not whole numbers", where=where, got=" ".join(wrong), expected=f'numbers from {least}, like "1 2 4"'
-            )
-        )
-        return ()
-    return tuple(dict.fromkeys(map(int, words)))
+        """seed-S, with a hash of ARGS if there are any; numbered where such a folder holds another run."""
+        args = sorted(self._effective_args)
+        tail = f"-{hashlib.sha256(' '.join(args).encode()).hexdigest()[:6]}" if args else ""
+        base = f"seed-{config.seed}{tail}"
+        names = chain([base], (f"{base}-{number}" for number in count(2)))
+        return next(name for name in names if not (self.runs / config.experiment / name).exists())

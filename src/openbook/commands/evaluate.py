@@ -15,9 +15,10 @@ from openbook.reporting.report import results_table
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared, prepare
 from openbook.setup.trainer import make_trainer
 from openbook.tracking.checkpoint import read_checkpoint
-from openbook.tracking.run_folder import RunFolder, write_json
+from openbook.tracking.run_folder import RunFolder
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
+from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
 
 

@@ -1,15 +1,11 @@
 """`hot-swap`: a trained run answers from two corpora that disagree, without training (Lewis et al. 2020, section 4.5).
 
-Two indexes times two sets of facts. Where the answers come from the index, the matching cells are high and the others
-low; a generator that answered by heart would answer the same from both.
+Two indexes times two sets of facts. If the answers come from the index, the matching cells are high and the others
+low; a generator that answered from its parameters would give the same answers with both.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,20 +19,12 @@ from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.matching import normalize_answer
 from openbook.metrics.prediction import Prediction
-from openbook.reporting.docs_page import publish
-from openbook.reporting.hot_swap_table import (
-    FACTS,
-    INDEXES,
-    docs_section,
-    results,
-    summarize,
-    table,
-)
+from openbook.reporting.hot_swap_table import FACTS, INDEXES, summarize, table
 from openbook.setup import data as setup_data
 from openbook.setup.preflight import check_swap
 from openbook.setup.prepare import prepare
-from openbook.tracking.run_folder import RunFolder, write_json
-from openbook.tracking.run_search import Runs, changes_nothing, read_json
+from openbook.tracking.run_folder import RunFolder
+from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import console, say
 
 
@@ -45,7 +33,7 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
 
     It is written to `hot_swap/` in the run folder, beside predictions_original_index.jsonl and
     predictions_changed_index.jsonl, each scored by the facts of its own corpus. The run's own files are left as they
-    are. Exact match, 0 to 1; questions in held-out phrasings are reported apart, as everywhere.
+    are. Exact match, 0 to 1; questions in unseen phrasings are reported apart.
     """
     run = RunFolder.existing(folder)
     config = run.load_config(overrides, training=False)
@@ -76,38 +64,6 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
         console.print(table(summary))
         say(f"results in {target}")
     return target / "summary.json"
-
-
-def write_docs(folder: Path, docs: Path = Path("docs")) -> None:
-    """Put the hot-swaps of this run and of those that differ from it in the seed alone, made with the same overrides,
-    into results.json (key hot_swap) and between their markers in results.md; what else is there stays. Of several runs
-    of a seed the one swapped last counts."""
-    same = _alike(folder)
-    spread = results(same)
-    wanted = read_json(folder / "hot_swap" / "summary.json")
-    page, figures = publish(docs, "hot-swap", docs_section(wanted, spread), {"hot_swap": spread})
-    say(f"{figures} and {page} say the hot-swap of {len(same)} run(s) of {wanted['experiment']}")
-
-
-def _alike(folder: Path) -> list[Path]:
-    """The run folder and its like, one per seed, by seed."""
-    folder = folder.resolve()
-    runs = [(run, run.path / "hot_swap" / "summary.json") for run in Runs(folder.parent.parent).of(folder.parent.name)]
-    mine = next((run for run, _ in runs if run.path == folder), None)
-    if mine is None:
-        raise OpenBookError("not a run folder", where=folder, got="no readable config.yaml in it")
-
-    def told(summary: Mapping[str, Any]) -> tuple[object, ...]:
-        changes = [one for one in summary["overrides"] if not changes_nothing(one, mine.values)]
-        return summary["experiment"], dict(one.split("=", 1) for one in changes), summary["n_questions"]
-
-    wanted = told(read_json(folder / "hot_swap" / "summary.json"))
-    newest: dict[int, tuple[float, Path]] = {}
-    for run, path in runs:
-        seed = run.config.seed
-        if path.is_file() and run.values == {**mine.values, "seed": seed} and told(read_json(path)) == wanted:
-            newest[seed] = max(newest.get(seed, (0.0, path)), (path.stat().st_mtime, run.path))
-    return [newest[seed][1] for seed in sorted(newest)]
 
 
 def _check(config: Config) -> None:
@@ -189,16 +145,9 @@ def _check_facts(config: Config, original: Mapping[str, Example], changed: Mappi
 
 
 def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequence[Prediction]]) -> None:
-    """All of it under a temporary name, then in the place of an earlier one."""
-    staged = Path(tempfile.mkdtemp(prefix=".hot_swap-", dir=target.parent))
-    try:
+    """The folder as a whole, replacing an earlier one."""
+    with replacing_folder(target) as folder:
         for index, predictions in answered.items():
-            lines = "".join(json.dumps(one.to_json(), ensure_ascii=False) + "\n" for one in predictions)
-            (staged / f"predictions_{index}.jsonl").write_text(lines, encoding="utf-8")
-        write_json(staged / "summary.json", summary)
-        staged.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(staged, target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            lines = [prediction.to_json() for prediction in predictions]
+            RunFolder.write_predictions(folder, lines, f"predictions_{index}.jsonl")
+        write_json(folder / "summary.json", summary)

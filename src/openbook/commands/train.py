@@ -23,9 +23,10 @@ from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer, wandb_logger
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
-from openbook.tracking.run_folder import SHARED, RunFolder, write_json
+from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
+from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
 from openbook.utils.distributed import from_rank_zero
 from openbook.utils.hardware import computing, rank_from_environment

@@ -13,6 +13,7 @@ from typing import Literal
 
 from openbook.config.retrieval import IN_PLACE, RefreshMode
 from openbook.index.faiss_factory import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points
+from openbook.utils.console import duration
 from openbook.utils.host_memory import human
 
 PLANNING_PASSES = 64  # bytes per passage, at most, of the lengths and orders from which a refresh plans its passes
@@ -131,28 +132,27 @@ def family_facts(factory: str, dim: int) -> tuple[float, int]:
 
 
 def lines(plan: Plan) -> list[str]:
-    """The plan for people, one aligned line per subject."""
+    """The plan in words, one aligned line per subject."""
     seconds, each = plan.refresh_seconds, " per rank" if plan.world_size > 1 else ""
     shards = f"; {plan.world_size} ranks, at most {plan.n_shard:,} each" if each else ""
     held = f"{'old and new' if plan.indexes_at_swap == 2 else 'one'} index, "
     when = "when stale" if plan.every is None else f"every {plan.every:,} steps" if plan.every else "never"
     what = f"{plan.refresh_share:.0%} of the corpus " if plan.in_place else ""
-    as_steps = f", as long as {seconds / plan.step_seconds:,.0f} steps" if plan.step_seconds else ""
-    told = {
+    n_steps = round(seconds / plan.step_seconds) if plan.step_seconds else 0
+    in_steps = f" (about {n_steps:,} step{'s' * (n_steps != 1)})" if plan.step_seconds else ""
+    described = {
         "passages": f"{plan.n_passages:,} of dim {plan.dim}{shards}",
         "index": f"{plan.factory}, {human(plan.bytes_index)}{each}, searched on the {plan.device.upper()}",
         "RAM": f"{human(plan.ram_at_swap)}{each} at the swap ({held if plan.device == 'cpu' else ''}"
-        f"{human(plan.bytes_build)} to build), models and libraries not counted",
+        f"{human(plan.bytes_build)} to build), without models and libraries",
         "GPU": f"{human(plan.gpu_at_swap)}{each} at the swap" if plan.gpu_at_swap else "nothing",
-        "disk": f"{human(plan.disk)} beside the corpus" if plan.disk else "nothing beside the corpus",
-        "refresh": f"{plan.mode}, {what}{when}; all of it takes {_spoken(seconds)}{as_steps}",
+        "disk": f"{human(plan.disk)} besides the corpus" if plan.disk else "nothing besides the corpus",
+        "refresh": f"{plan.mode}, {what}{when}; a full refresh takes {duration(seconds)}{in_steps}",
     }
     if not plan.trains:
-        told["refresh"] = f"none, the passage encoder is frozen; encoded once, {_spoken(seconds)}"
+        described["refresh"] = (
+            f"none, the passage encoder is frozen; encoding the corpus once takes {duration(seconds)}"
+        )
     elif plan.share is not None:
-        told["training time"] = f"{plan.share:.0%} of it refreshing; a step takes {_spoken(plan.step_seconds)}"
-    return [f"{name:<{max(map(len, told)) + 2}}{text}" for name, text in told.items()]
-
-
-def _spoken(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.0f} min"
+        described["training time"] = f"{plan.share:.0%} spent refreshing; a step takes {duration(plan.step_seconds)}"
+    return [f"{name:<{max(map(len, described)) + 2}}{text}" for name, text in described.items()]

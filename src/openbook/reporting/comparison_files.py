@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: its folder, and the tables of docs/results.md between their marks."""
+"""The files of a comparison: tables as Markdown and JSON, and plots."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 from openbook.reporting import published as paper
 from openbook.reporting.comparison_plots import plot_rows, plot_sweep
 from openbook.reporting.comparison_table import Row, as_json, markdown, orderings, orderings_table, sweep_table, table
-from openbook.reporting.docs_page import publish
-from openbook.tracking.run_folder import write_json
+from openbook.utils.atomic import write_json
 
 SWEEP = "n_docs_at_test"
-"""The key of the sweep in table.json and docs/results.json."""
+"""The key of the sweep over numbers of passages in table.json."""
 
 Sweep = Mapping[str, Mapping[int, Row]]
 
@@ -64,7 +63,7 @@ def write_folder(folder: Path, rows: Sequence[Row], sweep: Sweep, command: str, 
             }
             for one in orderings(rows)
         ],
-        SWEEP: _sweep_json(sweep),
+        SWEEP: sweep_json(sweep),
     }
     write_json(folder / "table.json", content)
     plot_rows(rows, folder / "plot.png", folder / "plot.svg")
@@ -72,25 +71,8 @@ def write_folder(folder: Path, rows: Sequence[Row], sweep: Sweep, command: str, 
         plot_sweep(sweep, folder / "n_docs.png", folder / "n_docs.svg")
 
 
-def write_docs(docs: Path, rows: Sequence[Row], sweep: Sweep, command: str, known: Sequence[str]) -> list[Path]:
-    """results.md between its marks, results.json and images/; returns what was written.
-
-    known: names of experiments; results.json loses those that this comparison does not have, since one command makes
-    its whole table, and keeps every other key as it is. Without sweep the old sweep goes, too.
-    """
-    (docs / "images").mkdir(parents=True, exist_ok=True)
-    picture = "![Exact match and recall@1 of every experiment](images/results.png)\n"
-    if sweep:
-        picture += "\n![Figures against passages read at test](images/results_n_docs.png)\n"
-    figures = {row.experiment: as_json(row) for row in rows} | ({SWEEP: _sweep_json(sweep)} if sweep else {})
-    written = publish(docs, "compare", f"{tables(rows, sweep, command)}\n{picture}", figures, {*known, SWEEP})
-    plot_rows(rows, docs / "images" / "results.png")
-    if sweep:
-        plot_sweep(sweep, docs / "images" / "results_n_docs.png")
-    return written
-
-
-def _sweep_json(sweep: Sweep) -> dict[str, dict[str, Any]]:
+def sweep_json(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """{experiment: {passages per question: its measures}}."""
     return {
         experiment: {str(number): as_json(row) for number, row in by_number.items()}
         for experiment, by_number in sweep.items()

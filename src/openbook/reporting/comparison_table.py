@@ -1,4 +1,4 @@
-"""Many runs as one table: means and ranges over seeds, the paper's figures beside, and who is ahead of whom."""
+"""Many runs as one table: means and ranges over seeds next to the paper's results, and which method is better."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from openbook.metrics.bootstrap import paired_difference, wilson
+from openbook.metrics.summary import HELD_OUT
 from openbook.reporting import published as paper
 
 
@@ -35,28 +36,27 @@ METRICS = {
     "f1": "F1",
     "recall_at_1": "recall@1",
     "recall_at_5": "recall@5",
-    "exact_match_held_out": "exact match, held-out phrasings",
-    "recall_at_1_held_out": "recall@1, held-out phrasings",
+    "exact_match_held_out": "exact match, unseen phrasings",
+    "recall_at_1_held_out": "recall@1, unseen phrasings",
     "utility": "utility, nats",
     "train_seconds": "seconds of training",
 }
 """Measure -> its heading. Rates are fractions; seconds are those of training with its refreshes."""
-SHORT = {"exact_match": "exact match", "recall_at_1": "recall@1", "exact_match_held_out": "held-out phrasings"}
-HELD_OUT = "held_out"
+SHORT = {"exact_match": "exact match", "recall_at_1": "recall@1", "exact_match_held_out": "unseen phrasings"}
 QUESTIONS = "n_questions"
-"""Kept beside the measures: how many questions they are about."""
+"""Kept with the measures: the number of questions behind them."""
 
 
 def measures(test: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> dict[str, float]:
     """{measure: value} of one run, from the test figures and the seconds of its summary.json; what was not measured
     is left out."""
     held_out = test.get("by_phrasing", {}).get(HELD_OUT, {})
-    found: dict[str, Any] = {name: test.get(name) for name in (*METRICS, QUESTIONS)}
-    found |= {f"{name}_{HELD_OUT}": held_out.get(name) for name in ("exact_match", "recall_at_1")}
+    values: dict[str, Any] = {name: test.get(name) for name in (*METRICS, QUESTIONS)}
+    values |= {f"{name}_{HELD_OUT}": held_out.get(name) for name in ("exact_match", "recall_at_1")}
     if seconds:
-        found["train_seconds"] = seconds.get("train", 0.0) + seconds.get("refresh", 0.0)
+        values["train_seconds"] = seconds.get("train", 0.0) + seconds.get("refresh", 0.0)
     return {
-        name: float(value) for name, value in found.items() if isinstance(value, int | float) and math.isfinite(value)
+        name: float(value) for name, value in values.items() if isinstance(value, int | float) and math.isfinite(value)
     }
 
 
@@ -80,12 +80,10 @@ class Row:
         """The range in which a rate is to be expected: over the seeds; where there is one run, its 95 % interval
         by the questions alone (`wilson`)."""
         spread = self.spread(metric)
-        if spread is None or spread.n > 1:
+        values = next((one for one in self.by_seed.values() if metric in one), {})
+        if spread is None or spread.n > 1 or not values.get(QUESTIONS):
             return spread
-        questions = next(
-            (values[QUESTIONS] for values in self.by_seed.values() if metric in values and QUESTIONS in values), 0.0
-        )
-        return Spread(spread.mean, *wilson(spread.mean, questions), 1) if questions else spread
+        return Spread(spread.mean, *wilson(spread.mean, values[QUESTIONS]), 1)
 
     @property
     def spreads(self) -> dict[str, Spread]:
@@ -113,12 +111,12 @@ def shown(spread: Spread | None, metric: str) -> str:
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """A header and one line per row, in the rows' order; measures that no row has are left out."""
-    there = [metric for metric in METRICS if any(row.spread(metric) for row in rows)]
-    header = ["", *(METRICS[metric] for metric in there), "runs", "the paper: test", "the paper: dev"]
+    measured = [metric for metric in METRICS if any(row.spread(metric) for row in rows)]
+    header = ["", *(METRICS[metric] for metric in measured), "runs", "the paper: test", "the paper: dev"]
     lines = []
     for row in rows:
         published = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
-        figures = [shown(row.spread(metric), metric) for metric in there]
+        figures = [shown(row.spread(metric), metric) for metric in measured]
         theirs = [paper.percentages(published.test), paper.percentages(published.dev)]
         lines.append([f"`{row.experiment}`", *figures, row.runs, *theirs])
     return [header, *lines]
@@ -126,13 +124,13 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 def short_table(rows: Sequence[Row]) -> list[list[str]]:
     """The same for a terminal: what decides, and the paper's Natural Questions alone."""
-    there = [metric for metric in SHORT if any(row.spread(metric) for row in rows)]
-    lines = [["", *(SHORT[metric] for metric in there), "runs", "paper, NQ"]]
+    measured = [metric for metric in SHORT if any(row.spread(metric) for row in rows)]
+    lines = [["", *(SHORT[metric] for metric in measured), "runs", "paper, NQ"]]
     for row in rows:
         published = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
         test, dev = published.test[0], published.dev[0]
         theirs = f"{test:.1f}" if test else f"{dev:.1f} (dev)" if dev else "-"
-        lines.append([row.experiment, *(shown(row.spread(metric), metric) for metric in there), row.runs, theirs])
+        lines.append([row.experiment, *(shown(row.spread(metric), metric) for metric in measured), row.runs, theirs])
     return lines
 
 
@@ -162,13 +160,9 @@ def paired(ahead: Row, behind: Row) -> tuple[float, float, float] | None:
     about one question is not independent. How much runs vary from seed to seed is not in the interval. None without
     such a seed.
     """
-    ids: list[str] = []
-    both = []
-    for seed in sorted(ahead.matches.keys() & behind.matches.keys()):
-        theirs = sorted(ahead.matches[seed])
-        ids = ids or theirs
-        if ids and theirs == ids == sorted(behind.matches[seed]):
-            both.append(seed)
+    seeds = sorted(seed for seed in ahead.matches.keys() & behind.matches.keys() if ahead.matches[seed])
+    ids = sorted(ahead.matches[seeds[0]]) if seeds else []
+    both = [seed for seed in seeds if sorted(ahead.matches[seed]) == ids == sorted(behind.matches[seed])]
     if not both:
         return None
     first, second = ([fmean(row.matches[seed][id_] for seed in both) for id_ in ids] for row in (ahead, behind))
@@ -205,9 +199,9 @@ def orderings_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
     lines = [
         [
             "the paper's claim",
-            "here, exact match",
+            "exact match here",
             "ranges overlap",
-            "paired difference, 95 % by the questions",
+            "paired difference, 95 % over the questions",
             "the paper, NQ",
             "verdict",
         ]
@@ -215,8 +209,8 @@ def orderings_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
     for pair, ahead, behind, verdict, difference in verdicts:
         overlap = "-"
         if ahead and behind:
-            overlap = "yes" if ahead.overlaps(behind) else "no"
-            overlap += "" if min(ahead.n, behind.n) > 1 else " (one run: 95 % by its questions)"
+            single = "" if min(ahead.n, behind.n) > 1 else " (one run: 95 % over its questions)"
+            overlap = ("yes" if ahead.overlaps(behind) else "no") + single
         ours = f"{shown(ahead, 'exact_match')} against {shown(behind, 'exact_match')}"
         apart = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference) if difference else "-"
         first, second = pair.published()

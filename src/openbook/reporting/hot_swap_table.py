@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from rich.table import Table
 
-from openbook.errors import OpenBookError
 from openbook.metrics.bootstrap import bootstrap, mean_of
 from openbook.metrics.matching import exact_match
 from openbook.metrics.prediction import Prediction
@@ -37,11 +34,11 @@ def summarize(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The 2 x 2 table and what it comes to, in all and per relation; held-out phrasings apart.
+    """The 2 x 2 table with its means, in total and per relation; unseen phrasings apart.
 
     answered: {index: its predictions}. facts: {facts: {question id: answers}}. `matched` is the mean of the two cells
-    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 %, by drawing the questions
-    anew, each with its answers from both indexes; none with 0 resamples. regex: the answers are regular expressions.
+    whose index and facts belong together, `mismatched` of the others; `intervals` are 95 % bootstrap intervals over the
+    questions, each with its answers from both indexes; none with 0 resamples. regex: answers are regular expressions.
     """
     first = [one for one in answered[INDEXES[0]] if one.phrasing != HELD_OUT] or answered[INDEXES[0]]
     counted = {one.id for one in first}
@@ -65,32 +62,6 @@ def summarize(
         result["by_relation"][relation] = {key: cells[key] for key in ("matched", "mismatched", "n_questions")}
     result["held_out"] = _cells(right, held_out) if held_out else {}
     return result
-
-
-def results(folders: Sequence[Path]) -> dict[str, Any]:
-    """{table: the 2 x 2 means; matched, mismatched: means; matched_range, mismatched_range: [least, most]; n} over run
-    folders whose hot-swap was made."""
-    summaries = []
-    for folder in folders:
-        path = Path(folder) / "hot_swap" / "summary.json"
-        if not path.is_file():
-            raise OpenBookError(
-                "no hot-swap in this run folder",
-                where=folder,
-                expected="hot_swap/summary.json",
-                action=f"make hot-swap RUN={folder}",
-            )
-        summaries.append(json.loads(path.read_text(encoding="utf-8")))
-    if not summaries:
-        raise OpenBookError("no hot-swap to report on", got="0 run folders", action="make hot-swap RUN=...")
-    grid = {
-        index: {facts: fmean(one["table"][index][facts] for one in summaries) for facts in FACTS} for index in INDEXES
-    }
-    spread: dict[str, Any] = {"n": len(summaries), "table": grid}
-    for name in ("matched", "mismatched"):
-        values = [summary[name] for summary in summaries]
-        spread |= {name: fmean(values), f"{name}_range": [min(values), max(values)]}
-    return spread
 
 
 def table(summary: Mapping[str, Any]) -> Table:
@@ -118,25 +89,3 @@ def _cells(right: Mapping[tuple[str, str], Mapping[str, float]], ids: set[str]) 
 
 def _means(grid: Grid) -> dict[str, float]:
     return {name: fmean(grid[index][facts] for index, facts in cells) for name, cells in SIDES.items()}
-
-
-def docs_section(summary: Mapping[str, Any], spread: Mapping[str, Any]) -> str:
-    rows = ["| index | facts of the original | facts of the changed corpus | the paper |", "|---|---|---|---|"]
-    for index in INDEXES:
-        ours, theirs = (
-            [f"{100 * grid[index][facts]:.1f} %" for facts in FACTS] for grid in (spread["table"], paper.HOT_SWAP)
-        )
-        rows.append(f"| {index.replace('_index', '')} | {ours[0]} | {ours[1]} | {', '.join(theirs)} |")
-    said = []
-    for name in ("matched", "mismatched"):
-        low, high = spread[f"{name}_range"]
-        said.append(f"{name} {100 * spread[name]:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-    return "\n".join(
-        [
-            f"`make hot-swap RUN=... DOCS=1`: {summary['experiment']}, {summary['n_questions']} questions about facts "
-            f"that the other corpus changes, exact match, mean over {spread['n']} run(s); the paper: Lewis et al. "
-            f"2020, section 4.5, other questions. {'; '.join(said)}.",
-            "",
-            *rows,
-        ]
-    )

@@ -1,4 +1,4 @@
-"""Which columns of a run's metrics.csv are plotted together, and reading them. plots.py draws what stands here."""
+"""Which columns of metrics.csv are plotted together; run_plots draws these panels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from openbook.tracking.curves import Curves
 
 
 class Line(NamedTuple):
-    """One curve. columns: what is measured at a refresh and between refreshes is one curve of several columns.
+    """One curve. columns: several where a value is measured both at refreshes and between them.
 
-    style, marker: matplotlib's. restarts: a refresh mends what it shows, so nothing leads from the value before to the
-    value after.
+    style, marker: matplotlib's. restarts: a refresh resets the value, so no line connects the values before and after.
     """
 
     columns: tuple[str, ...]
@@ -31,11 +30,11 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot over steps; `instead` is drawn where none of its columns is there.
+    """One plot over steps; `instead` is drawn if none of its columns exists.
 
     scale: "percent" for rates, "unit" for numbers up to 1 (from 0, unless some are lower), "count" for large whole
-    numbers, "" for whatever comes. noisy: long curves get a running mean (never staleness: its jumps are the message).
-    optional: only some runs log it, so nothing is missing without.
+    numbers, "" for automatic limits. noisy: long curves get a running mean (never staleness: its jumps matter).
+    optional: only some runs log it, so its absence is not reported.
     """
 
     title: str
@@ -52,14 +51,14 @@ class Panel:
         return tuple(column for line in self.lines for column in line.columns)
 
     def chosen(self, curves: Curves) -> Panel | None:
-        """This panel or its stand-in, whichever has something to draw."""
+        """This panel or its replacement, whichever has something to draw."""
         if any(column in curves for column in self.columns):
             return self
         return self.instead.chosen(curves) if self.instead else None
 
     @property
     def missing(self) -> str:
-        """What to say where there is nothing to draw."""
+        """The message if there is nothing to draw."""
         return "metrics.csv has no " + " or ".join(self.columns)
 
 
@@ -80,16 +79,16 @@ VALIDATION = Panel(
     ),
     scale="percent",
 )
-KEPT = Panel(
-    "What the index still gets right",
-    "share kept, rank correlation",
+AGREEMENT = Panel(
+    "Agreement of the index with the current encoders",
+    "overlap, rank correlation",
     (
         Line(("refresh/overlap_at_k",), "overlap@k at refreshes", GREEN, "o", ":"),
-        Line(("staleness/overlap_at_k",), "overlap@k between", BLUE, ".", restarts=True),
+        Line(("staleness/overlap_at_k",), "overlap@k between refreshes", BLUE, ".", restarts=True),
         Line(
             ("refresh/rank_correlation", "staleness/rank_correlation"), "rank correlation", ORANGE, "o", restarts=True
         ),
-        Line(("index/recall_of_family",), "recall of the family", GREY, "s", ":"),
+        Line(("index/recall_of_family",), "recall of the index type", GREY, "s", ":"),
     ),
     scale="unit",
 )
@@ -128,6 +127,6 @@ THROUGHPUT = Panel(
     (Line(("throughput/questions_per_second",), "questions/s", BLUE),),
     noisy=True,
 )
-PANELS = (LOSS, VALIDATION, KEPT, STALENESS, DRIFT, AGE, ENCODED, ENTROPY, THROUGHPUT)
-PICTURE = (LOSS, VALIDATION, KEPT, STALENESS)
+PANELS = (LOSS, VALIDATION, AGREEMENT, STALENESS, DRIFT, AGE, ENCODED, ENTROPY, THROUGHPUT)
+PICTURE = (LOSS, VALIDATION, AGREEMENT, STALENESS)
 """The four of report.png."""

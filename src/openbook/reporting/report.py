@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from rich.table import Table
+from rich.table import Column, Table
 
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
@@ -20,6 +19,8 @@ from openbook.reporting.panels import PANELS
 from openbook.reporting.run_plots import curve_svg, groups_svg
 from openbook.tracking.curves import Curves
 from openbook.tracking.run_contents import RunFiles, read_run
+from openbook.utils.atomic import write_text
+from openbook.utils.console import duration
 
 N_EXAMPLES = 12
 HEADLINE = {
@@ -31,7 +32,7 @@ HEADLINE = {
 }
 REFRESH_COLUMNS = {
     "refresh/generation": ("generation", ""),
-    "refresh/overlap_at_k": ("overlap@k", "share of the probe questions' old top-k that the new index still finds"),
+    "refresh/overlap_at_k": ("overlap@k", "share of the probe questions' previous top-k that the new index also finds"),
     "refresh/rank_correlation": (
         "rank correlation",
         "Spearman's rho between old and new scores of the same passages, mean over the probe questions",
@@ -39,18 +40,18 @@ REFRESH_COLUMNS = {
     "refresh/cosine_drift": ("cosine drift", "mean 1 - cosine between old and new vectors of the same passages"),
     "refresh/score_drift": ("score drift", "mean |new - old| score of the old top-k"),
     "index/recall_of_family": (
-        "recall of the family",
-        "share of what exact search finds among the same vectors that the index finds",
+        "recall of the index type",
+        "share of the exact search results over the same vectors that the index also finds",
     ),
     "refresh/seconds": ("seconds", ""),
     "refresh/passages_per_second": ("passages/s", ""),
 }
-"""Column of metrics.csv -> its heading in the table of refreshes, and what is to be said about it."""
+"""Column of metrics.csv -> (its heading in the table of refreshes, its explanation)."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure before and after training, as text; `better` is 1, 0 or -1."""
+    """One metric before and after training, as text; `better` is 1, 0 or -1."""
 
     label: str
     before: str
@@ -62,15 +63,17 @@ class Row:
 def write_report(run_folder: Path) -> Path:
     """Write `report.html` into the run folder and return its path.
 
-    Missing files and columns are named in their section. OpenBookError only where there is no such folder.
+    Missing files and columns are named in their section; OpenBookError if there is no such folder.
     """
     if not run_folder.is_dir():
         raise OpenBookError(
             "no run folder to report on",
             where=run_folder,
             expected="a folder with summary.json, metrics.csv and predictions.jsonl",
-            action="Give the folder that training printed.",
+            action="Give the run folder that training printed.",
         )
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     files = read_run(run_folder)
     environment = Environment(
         loader=PackageLoader("openbook.reporting", ""),
@@ -81,14 +84,14 @@ def write_report(run_folder: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(page_of(files, run_folder.name))
     target = run_folder / "report.html"
-    unfinished = target.with_suffix(".html.tmp")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, target)
+    write_text(target, page)
     return target
 
 
 def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
-    """Everything the template shows, by name."""
+    """The variables of the template."""
+    from markupsafe import Markup
+
     summary, before = files.summary, _dict(files.summary.get("before_training"))
     after = _dict(summary.get("test"))
     measured = summarize(files.predictions) if files.predictions else {}
@@ -139,26 +142,24 @@ def headline(summary: Mapping[str, Any]) -> list[Row]:
 def results_table(summary: Mapping[str, Any]) -> Table:
     """The headline table for the terminal: before, after, change in percentage points."""
     n_questions = _dict(summary.get("test")).get("n_questions", "?")
-    table = Table(title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions")
-    table.add_column("measure")
-    for name in ("before training", "after training", "change (points)"):
-        table.add_column(name, justify="right")
+    columns = (Column(name, justify="right") for name in ("before training", "after training", "change (points)"))
+    table = Table("metric", *columns, title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions")
     for row in headline(summary):
         style = {1: "green", 0: "", -1: "red"}[row.better]
         table.add_row(row.label, row.before, row.after, f"[{style}]{row.change}[/]" if style else row.change)
-    apart = {
+    unseen = {
         when: _dict(_dict(summary.get(when)).get("by_phrasing")).get(HELD_OUT) for when in ("before_training", "test")
     }
-    if apart["test"]:
+    if unseen["test"]:
         table.add_section()
-        for row in headline(apart):
+        for row in headline(unseen):
             if row.label in ("exact match", "recall@1"):
-                table.add_row(f"{row.label}, held-out phrasings", row.before, row.after, row.change)
+                table.add_row(f"{row.label}, unseen phrasings", row.before, row.after, row.change)
     return table
 
 
 def chosen_examples(predictions: Sequence[Prediction], n_examples: int = N_EXAMPLES) -> list[Prediction]:
-    """Half right and half wrong where there are enough of both, relations taking turns; in the order of the file."""
+    """Half right and half wrong if there are enough of both, in the order of the file, relations alternating."""
     right = _taking_turns([one for one in predictions if _is_right(one)])
     wrong = _taking_turns([one for one in predictions if not _is_right(one)])
     n_right = max(min(len(right), n_examples // 2), n_examples - len(wrong))
@@ -166,49 +167,44 @@ def chosen_examples(predictions: Sequence[Prediction], n_examples: int = N_EXAMP
 
 
 def _is_right(prediction: Prediction) -> bool:
-    """Exact match; where no generator answered, whether the first passage is a right one."""
+    """Exact match; without a generator, whether the first passage is relevant."""
     return any(prediction.hits[:1]) if prediction.exact_match is None else bool(prediction.exact_match)
 
 
 def _taking_turns(predictions: Sequence[Prediction]) -> list[Prediction]:
-    seen: dict[str, int] = {}
-    turns = []
-    for place, one in enumerate(predictions):
-        turns.append((seen.get(one.relation, 0), place))
-        seen[one.relation] = seen.get(one.relation, 0) + 1
-    return [predictions[place] for _, place in sorted(turns)]
+    """Ordered so that the relations alternate."""
+    turns: dict[str, Iterator[int]] = defaultdict(count)
+    return sorted(predictions, key=lambda one: next(turns[one.relation]))
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Status, steps, times and the index, as far as summary.json tells."""
+    """Status, steps, times and index, as far as summary.json has them."""
     facts = [(key, str(summary[key])) for key in ("status", "steps") if key in summary]
-    for part, seconds in _dict(summary.get("seconds")).items():
-        facts.append((f"time, {part}", _duration(seconds)))
+    for part, value in _dict(summary.get("seconds")).items():
+        facts.append((f"time, {part}", duration(value) if isinstance(value, int | float) else str(value)))
     for key, value in _dict(summary.get("index")).items():
-        shown = f"{value:,}" if isinstance(value, int) else str(value)
-        facts.append((f"index, {key.removeprefix('n_')}", shown))
+        facts.append((f"index, {key.removeprefix('n_')}", f"{value:,}" if isinstance(value, int) else str(value)))
     return facts
 
 
 def _refreshes(curves: Curves) -> list[list[str]]:
     """A header, then one row per refresh: the step, then those of REFRESH_COLUMNS that the run has; [] without any.
 
-    A dash where a column has no value at that step. The first build is no refresh, though it measures its family.
+    A dash where a column has no value at that step. The first build does not count as a refresh.
     """
-    there = {name: heading for name, (heading, _) in REFRESH_COLUMNS.items() if name in curves}
-    columns = {heading: dict(zip(*curves[name], strict=True)) for name, heading in there.items()}
-    steps = sorted({step for name in there if name.startswith("refresh/") for step in curves[name][0]})
+    headings = {name: heading for name, (heading, _) in REFRESH_COLUMNS.items() if name in curves}
+    columns = {heading: dict(zip(*curves[name], strict=True)) for name, heading in headings.items()}
+    steps = sorted({step for name in headings if name.startswith("refresh/") for step in curves[name][0]})
     rows = [[f"{step:g}", *(_short_number(column.get(step)) for column in columns.values())] for step in steps]
     return [["step", *columns], *rows] if rows else []
 
 
 def _uncertainty(n_questions: object) -> str:
-    """How far chance alone moves a rate, so that nobody reads a point of difference as a result."""
+    """The sampling error of a rate, so that nobody mistakes a small difference for a result."""
     if not isinstance(n_questions, int) or n_questions < 1:
         return ""
-    # 95 % half-width of a share near one half: 1.96 sqrt(0.25 / n)
-    points = 98 / math.sqrt(n_questions)
-    return f"{n_questions:,} questions: chance alone moves a rate near 50 % by about ±{points:.1f} points (95 %)."
+    points = 98 / math.sqrt(n_questions)  # half-width of the interval: 1.96 sqrt(0.25 / n)
+    return f"{n_questions:,} questions: the 95 % confidence interval of a rate near 50 % is about ±{points:.1f} points."
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -225,14 +221,6 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{100 * rate:.1f} %"
-
-
-def _duration(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
-        return str(seconds)
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _short_number(value: float | None) -> str:

@@ -1,7 +1,7 @@
-"""The plots of a run: curves over steps and bars per group, as SVG to be inlined or as one PNG.
+"""The plots of a run: curves over steps and bars per group, as SVG for the report or as one PNG.
 
-Figures are made as objects, never through pyplot, so drawing leaves no state and needs no display. Colours are
-written as hex and become CSS variables in the SVG: a page's light or dark style then reaches into the plot.
+Colours are drawn as hex and replaced by CSS variables in the SVG, so that the plots follow the page's light or dark
+style.
 """
 
 from __future__ import annotations
@@ -12,19 +12,29 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
-from matplotlib.transforms import ScaledTranslation
 
 from openbook.reporting.panels import PICTURE, Panel
-from openbook.reporting.plot_style import BLUE, GREEN, GREY, GRID, INK, ORANGE, dress, new_figure, style
+from openbook.reporting.plot_style import (
+    BLUE,
+    GREEN,
+    GREY,
+    GRID,
+    INK,
+    MEASURES,
+    ORANGE,
+    dress,
+    new_figure,
+    save,
+    style,
+)
 from openbook.tracking.curves import Curves, read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CSS_NAMES = {
     INK: "currentColor",
@@ -35,13 +45,13 @@ CSS_NAMES = {
     GREY: "var(--grey)",
 }
 SMOOTHED_FROM = 60
-"""From so many points on a curve is drawn faintly, with its running mean over a twentieth of its length."""
+"""A curve with at least so many points is drawn faintly, with its running mean over a twentieth of its length."""
 MOST_GROUPS = 40
 LONGEST_NAME = 34
 MOST_REFRESHES = 60
-"""Of more refreshes than this no lines are drawn: they would hide the curves."""
+"""With more refreshes than this no lines mark them: they would hide the curves."""
 TITLE_ROW = 62
-"""About so many characters of title and legend stand side by side; a longer legend goes under the plot."""
+"""Roughly how many characters of title and legend fit side by side; a longer legend goes below the plot."""
 
 
 def curve_svg(panel: Panel, curves: Curves) -> str:
@@ -64,9 +74,10 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
     """
     if not after:
         return ""
+    from matplotlib import ticker
+
     largest = sorted(after, key=lambda name: -after[name].get("n_questions", 0))[:MOST_GROUPS]
-    measures = {"exact_match": "Exact match", "recall_at_1": "Recall@1"}
-    drawn = [key for key in measures if any(after[name].get(key) is not None for name in largest)] or list(measures)
+    drawn = [key for key in MEASURES if any(after[name].get(key) is not None for name in largest)] or list(MEASURES)
     names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
     labels = [f"{_short(name)} ({after[name].get('n_questions', '?')})" for name in names]
     places = np.arange(len(names))
@@ -80,9 +91,9 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
             for groups, label, colour, shift in sides:
                 values = [groups.get(name, {}).get(key, math.nan) for name in names]
                 axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
-            dress(axes, measures[key], "", "")
+            dress(axes, MEASURES[key], "")
             axes.set_xlim(0, 1)
-            axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
             axes.grid(visible=False, axis="y")
             axes.set_yticks(places, labels)
             axes.set_ylim(-0.6, len(names) - 0.4)
@@ -94,10 +105,8 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
 
 
 def plot_run(run_folder: Path, path_png: Path) -> None:
-    """Loss, validation, what the index still gets right, and staleness as one PNG of 1200 x 800 pixels.
-
-    What metrics.csv does not have is said in its panel.
-    """
+    """Loss, validation, agreement of the index and staleness as one PNG of 1200 x 800 pixels. A panel without data
+    names the columns that metrics.csv lacks."""
     metrics = run_folder / "metrics.csv"
     curves = read_metrics(metrics) if metrics.is_file() else {}
     figure = new_figure(12, 8)
@@ -107,15 +116,17 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
             if chosen:
                 _draw(figure, axes, chosen, curves)
             else:
-                dress(axes, panel.title, "step", "")
+                dress(axes, panel.title, "step")
                 axes.set_yticks([])
                 axes.set_xticks([])
-                said = panel.missing if metrics.is_file() else "there is no metrics.csv"
-                axes.text(0.5, 0.5, said, transform=axes.transAxes, ha="center", va="center", color=INK)
-        FigureCanvasAgg(figure).print_png(path_png)
+                reason = panel.missing if metrics.is_file() else "there is no metrics.csv"
+                axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=INK)
+        save(figure, path_png)
 
 
 def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
+    from matplotlib import ticker
+
     refreshes = curves.get("refresh/generation", curves.get("refresh/overlap_at_k", ([], [])))[0]
     for step in refreshes if len(refreshes) <= MOST_REFRESHES else ():
         axes.axvline(step, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="refresh", zorder=1)
@@ -143,18 +154,18 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
             smoothed = _running_mean(values, len(values) // 40)
             axes.plot(steps, smoothed, color=line.colour, linewidth=1.8, label=line.label)
     dress(axes, panel.title, "step", panel.ylabel)
-    # One range of steps for all plots of a run, so that they can be read one above the other.
+    # The same range of steps in all plots of a run, so that they can be compared.
     first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
     margin = max(0.02 * (last - first), 0.5)
     axes.set_xlim(first - margin, last + margin)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True))
     if panel.scale in ("percent", "unit"):
         axes.set_ylim(1.03 * lowest, 1.03)
     if panel.scale == "percent":
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
     if panel.scale == "count":
         axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
     _legend(figure, axes, panel)
 
 
@@ -168,7 +179,9 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
         return
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
     if len(panel.title) + sum(len(text) + 3 for text in once) > TITLE_ROW:
-        # Inches, whatever the plot's height: the numbers and the name of its axis lie between.
+        # In inches, whatever the plot's height: tick labels and axis label lie between.
+        from matplotlib.transforms import ScaledTranslation
+
         below = axes.transAxes + ScaledTranslation(0, -0.47, figure.dpi_scale_trans)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below, "ncols": 3}
     axes.legend(
@@ -187,10 +200,10 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
 def _svg(figure: Figure, title: str) -> str:
     figure.patch.set_visible(False)
     written = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})
+    save(figure, written, svg=True)
     svg = written.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # Several plots share one page: ids must not meet.
+    # Several plots share one page: ids must be unique.
     prefix = re.sub(r"\W+", "-", title.lower())
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     for colour, name in CSS_NAMES.items():
@@ -207,7 +220,7 @@ def _broken(
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    """The mean over `width` values to either side, fewer at the two ends."""
+    """The mean over `width` values on either side, fewer at both ends."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     places = np.arange(len(values))
     starts, ends = np.maximum(places - width, 0), np.minimum(places + width + 1, len(values))

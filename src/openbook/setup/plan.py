@@ -1,8 +1,10 @@
-"""The plan of one experiment: its numbers from the configuration, its seconds from a timed sample."""
+"""The plan of one experiment: sizes from the configuration, seconds from a timed sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -13,7 +15,9 @@ from torch import Tensor
 from openbook.batch import Batch, Retrieved
 from openbook.config.checks import has_index
 from openbook.config.schema import Config
-from openbook.data.corpus import Corpus
+from openbook.data.corpus import Corpus, PassageTokens
+from openbook.data.inputs import SpecialIds
+from openbook.data.length_batches import plan_passes
 from openbook.index.faiss_factory import search_device
 from openbook.index.plan import PLANNING_PASSES, Plan, lines
 from openbook.index.plan_fit import check_fits
@@ -21,7 +25,6 @@ from openbook.models.contexts import answer_hidden
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.preflight import passage_dim
-from openbook.setup.timing import time_encoding, time_step
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
@@ -29,7 +32,7 @@ from openbook.utils.host_memory import available_memory, disk_free, gpu_free_mem
 
 
 def check_early(config: Config, corpus: Corpus) -> None:
-    """Refuse an index that cannot fit, before a model is loaded or a reader warmed up; hub models are unknown here."""
+    """Refuse an index that cannot fit before any model is loaded or trained. Models of the hub are not checked here."""
     dim = passage_dim(config)
     if has_index(config) and dim:
         device = search_device(config.index.device, config.index.factory, dim)
@@ -47,15 +50,12 @@ def check_early(config: Config, corpus: Corpus) -> None:
 
 
 def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModule) -> Plan:
-    """Everything but the seconds."""
+    """The plan without its measured seconds."""
     retriever = cast(DenseRetriever, module.retriever)
-    refresh, schedule = config.refresh, manager.options.schedule
-    shortest = min((span.every for span in schedule.spans if span.every), default=0)
-    encoder = retriever.passage_encoder
-    encoder_bytes = sum(value.numel() for value in encoder.parameters()) * manager.corpus.dtype.itemsize
-    weights = sum(value.numel() * value.itemsize for value in module.state_dict().values())
-    trained = sum(value.numel() * value.itemsize for value in module.parameters() if value.requires_grad)
-    kept = sum(value.numel() * value.itemsize for value in encoder.parameters()) if encoder.trains else 0
+    refresh, schedule, encoder = config.refresh, manager.options.schedule, retriever.passage_encoder
+    weights = _bytes_of(module.state_dict().values())
+    trained = _bytes_of(value for value in module.parameters() if value.requires_grad)
+    copies = (2 if refresh.mode == "amortized" else 1) if encoder.trains else 0  # of the passage encoder
     return Plan(
         n_passages=manager.corpus.n_passages,
         dim=encoder.dim,
@@ -64,28 +64,34 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
         device=manager.index.device,
         **_ranks(config),
         trains=encoder.trains,
-        every=None if schedule.watches_staleness else shortest,
+        every=None
+        if schedule.watches_staleness
+        else min((span.every for span in schedule.spans if span.every), default=0),
         refresh_share=refresh.share,
         slice_passages=manager.corpus.tokens_per_pass,
-        encoder_bytes=encoder_bytes,
+        encoder_bytes=sum(value.numel() for value in encoder.parameters()) * manager.corpus.dtype.itemsize,
         bookkeeping=PLANNING_PASSES,
         models_on="gpu" if next(encoder.parameters()).is_cuda else "cpu",
         gpu_temp_memory=config.index.gpu_temp_memory,
         keep_vectors=config.index.keep_vectors,
         checkpoints=1,
-        checkpoint_bytes=weights + 2 * trained + kept * (2 if refresh.mode == "amortized" else 1),
+        checkpoint_bytes=weights + 2 * trained + copies * _bytes_of(encoder.parameters()),
     )
 
 
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
 def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule | DprModule, batch: Batch) -> Plan:
-    """The plan with its seconds, from a few passes of passages and a few steps on `batch`; about as long as four steps.
-    Weights, gradients and random states are left as they were."""
+    """The plan with seconds measured on a few encoder passes and a few training steps on `batch`, in about the
+    time of four steps. Weights, gradients and random states are left unchanged."""
     retriever, corpus = cast(DenseRetriever, module.retriever), manager.corpus
     batch = batch.to(next(retriever.parameters()).device)
     forward = _dpr_pass(module, batch) if isinstance(module, DprModule) else _rag_pass(config, retriever, module, batch)
 
     def steps() -> None:
-        """What training does but for the search and the optimizer."""
+        """A training step without the search and the optimizer."""
         for _ in range(config.trainer.accumulate):
             with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
                 loss = forward()
@@ -108,7 +114,7 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
 
 
 def _rag_pass(config: Config, retriever: DenseRetriever, module: RagModule, batch: Batch) -> Callable[[], Tensor]:
-    """A loss of one forward pass: any passages cost what retrieved ones do."""
+    """The loss of one forward pass on random passages, which cost as much as retrieved ones."""
     device, n_docs = batch.weight.device, module.n_docs
     rows = np.random.default_rng(config.seed).integers(
         retriever.passages.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
@@ -128,7 +134,7 @@ def _rag_pass(config: Config, retriever: DenseRetriever, module: RagModule, batc
 
 
 def _dpr_pass(module: DprModule, batch: Batch) -> Callable[[], Tensor]:
-    """Likewise for the retriever's warm-up, with the passages that it would train on."""
+    """The same for DPR training, on the passages it trains on."""
 
     def forward() -> Tensor:
         nll, _, weight = module.likelihood(batch)
@@ -138,10 +144,8 @@ def _dpr_pass(module: DprModule, batch: Batch) -> Callable[[], Tensor]:
 
 
 def announce(plan: Plan, config: Config) -> None:
-    """Say the plan and raise OpenBookError where it cannot be."""
-    say("the plan:")
-    for line in lines(plan):
-        say(f"  {line}")
+    """Print the plan; OpenBookError where the machine cannot hold it."""
+    say("\n  ".join(["estimate:", *lines(plan)]))
     _check(plan, config)
 
 
@@ -158,3 +162,54 @@ def _ranks(config: Config) -> dict[str, Any]:
 def _check(plan: Plan, config: Config) -> None:
     gpu = gpu_free_memory() if plan.gpu_at_swap else None
     check_fits(plan, available_memory(), gpu, disk_free(config.data.cache))
+
+
+def time_encoding(
+    coder: Callable[[np.ndarray], object],
+    tokens: PassageTokens,
+    special: SpecialIds,
+    max_length: int,
+    tokens_per_pass: int,
+    rows: range,
+    seconds: float = 1.5,
+    seed: int = 0,
+) -> float:
+    """Predicted seconds to encode all rows with coder(rows of one pass).
+
+    After a warm-up, as many passes as fit into `seconds` are timed, at least five. They are evenly spaced over the
+    tokens of all passages sorted by length, from a seeded start: each represents equally many tokens, so that long
+    passages, whose tokens cost more, are weighted correctly. A corpus with no more passes than that is timed whole.
+    """
+    lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
+    passes = sorted(plan_passes(lengths, tokens_per_pass, seed), key=lambda places: int(lengths[places[0]]))
+    n_tokens = np.array([len(places) * int(lengths[places[0]]) for places in passes])
+
+    def timed(number: int) -> float:
+        started = time.perf_counter()
+        coder(passes[number] + rows.start)
+        return time.perf_counter() - started
+
+    if not passes:
+        return 0.0
+    middle = int(np.searchsorted(np.cumsum(n_tokens), n_tokens.sum() / 2))
+    n_timed = max(5, int(seconds / max(min(timed(middle), timed(middle)), 1e-9)))
+    if n_timed >= len(passes):
+        return sum(timed(number) for number in range(len(passes)))
+    points = (np.arange(n_timed) + np.random.default_rng(seed).random()) / n_timed * n_tokens.sum()
+    chosen = np.searchsorted(np.cumsum(n_tokens), points, side="right")
+    return float(n_tokens.sum() * np.mean([timed(int(number)) / n_tokens[number] for number in chosen]))
+
+
+def time_step(step: Callable[[], None], warm: int = 1, timed: int = 2) -> float:
+    """Median seconds of step(), after `warm` untimed calls. Torch's random states are restored; whatever else the step
+    changes is for the caller to restore."""
+    seconds, on_gpu = [], torch.cuda.is_available()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
+        for number in range(warm + timed):
+            started = time.perf_counter()
+            step()
+            if on_gpu:
+                torch.cuda.synchronize()
+            if number >= warm:
+                seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

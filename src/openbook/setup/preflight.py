@@ -1,8 +1,9 @@
-"""Everything that can be found wrong before anything expensive starts, said at once."""
+"""Checks of the whole configuration before anything expensive starts; all problems are reported together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,48 +25,47 @@ WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 def check(config: Config) -> None:
     """Files, weights, devices, lengths and the factory string; no model is loaded. One error lists all problems."""
-    problems: list[OpenBookError] = []
-
-    def attempt(look: Callable[..., object], *arguments: object) -> None:
-        try:
-            look(*arguments)
-        except OpenBookError as problem:
-            problems.append(problem)
-
-    for key in FILES + (WARMUP_FILES if config.warmup.steps else []):
-        attempt(_check_file, key, value_of(config, key))
-    attempt(_check_devices, config)
-    encoders = ["retriever.question_encoder", "retriever.passage_encoder"]
+    encoders = ["retriever.question_encoder", "retriever.passage_encoder"] if has_index(config) else []
     generator = ["generator.model"] if config.objective != "dpr" else []
-    models = [*generator, *(encoders if has_index(config) else [])]
-    for key in models:
-        attempt(check_model_folder, value_of(config, key), key)
-    raise_all(problems)
-    for key in generator:
-        attempt(_check_positions, config, key, "data.max_context_tokens", 0)
-    if has_index(config):
-        attempt(_check_positions, config, encoders[0], "data.max_question_tokens", 3)
-        attempt(_check_positions, config, encoders[1], "data.max_passage_tokens", 0)
-        attempt(_check_dimensions, config)
-    raise_all(problems)
+    files = FILES + (WARMUP_FILES if config.warmup.steps else [])
+    _attempt(
+        *(partial(_check_file, key, str(value_of(config, key))) for key in files),
+        partial(_check_devices, config),
+        *(partial(check_model_folder, str(value_of(config, key)), key) for key in generator + encoders),
+    )
+    limits = {"data.max_question_tokens": 3, "data.max_passage_tokens": 0}
+    _attempt(
+        *(partial(_check_positions, config, key, "data.max_context_tokens", 0) for key in generator),
+        *(partial(_check_positions, config, key, *limit) for key, limit in zip(encoders, limits.items(), strict=False)),
+        *([partial(_check_dimensions, config)] if encoders else []),
+    )
 
 
 def check_swap(config: Config) -> None:
-    """The files of a hot-swap, beside those that `check` looks at."""
-    problems = []
-    for key in SWAP_FILES:
+    """The files of a hot-swap, besides those that `check` covers."""
+
+    def check_one(key: str) -> None:
         name = str(value_of(config, key))
+        if not name:
+            raise OpenBookError("a hot-swap needs it", where=key, got="nothing", expected="a file")
+        _check_file(key, name)
+
+    _attempt(*(partial(check_one, key) for key in SWAP_FILES))
+
+
+def _attempt(*checks: Callable[[], object]) -> None:
+    """Run all checks; one error lists every problem."""
+    problems = []
+    for one in checks:
         try:
-            if not name:
-                raise OpenBookError("a hot-swap needs it", where=key, got="nothing", expected="a file")
-            _check_file(key, name)
+            one()
         except OpenBookError as problem:
             problems.append(problem)
     raise_all(problems)
 
 
 def check_corpus(config: Config, corpus: Corpus) -> None:
-    """n_docs and the index family against the passages there are."""
+    """n_docs and the index family against the number of passages."""
     if config.objective == "closed_book":
         return
     if config.retriever.n_docs > corpus.n_passages:
@@ -82,7 +82,7 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
 
 
 def passage_dim(config: Config) -> int | None:
-    """The embedding dimension, from the model's folder; None for a hub name, whose facts show when it is loaded."""
+    """The embedding dimension from the model's folder; None for a name on the hub, which is only known once loaded."""
     return model_facts(config.retriever.passage_encoder).get("hidden_size")
 
 
@@ -90,10 +90,9 @@ def _check_file(key: str, name: str) -> None:
     built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED,))
     if name in (*built_in, ""):
         return
-    path = Path(name)
-    if not path.is_file():
-        there = "a folder" if path.is_dir() else "nothing"
-        raise OpenBookError("no such file", where=key, got=f"{there} at {name}", expected="a file")
+    if not Path(name).is_file():
+        got = f"{'a folder' if Path(name).is_dir() else 'nothing'} at {name}"
+        raise OpenBookError("no such file", where=key, got=got, expected="a file")
 
 
 def _check_devices(config: Config) -> None:
@@ -108,7 +107,7 @@ def _check_devices(config: Config) -> None:
 
 
 def _check_positions(config: Config, model: str, limit: str, special: int) -> None:
-    """A model with learnt positions cannot read further than they go."""
+    """A model with learned positions cannot read longer inputs than it has positions."""
     positions = model_facts(str(value_of(config, model))).get("max_position_embeddings")
     asked = int(str(value_of(config, limit))) + special
     if positions and asked > positions:
@@ -131,5 +130,4 @@ def _check_dimensions(config: Config) -> None:
         )
     device = search_device(config.index.device, config.index.factory, passage)
     if passage:
-        in_place = config.refresh.mode in IN_PLACE
-        check_factory(config.index.factory, passage, in_place=in_place, device=device)
+        check_factory(config.index.factory, passage, in_place=config.refresh.mode in IN_PLACE, device=device)

@@ -1,4 +1,4 @@
-"""Reading metrics.csv back as curves over steps."""
+"""Reads metrics.csv as curves over steps."""
 
 from __future__ import annotations
 
@@ -11,29 +11,23 @@ Curves = dict[str, tuple[list[float], list[float]]]
 
 
 def read_metrics(path: Path) -> Curves:
-    """The columns of a CSV with a `step` column and gaps, as Lightning's CSVLogger writes it.
+    """The columns of a CSV file with a `step` column and gaps, in the format of Lightning's CSVLogger.
 
-    A step written twice (a resumed run) counts with its last value; cells that are not finite numbers are gaps.
+    Of a step that occurs twice (resumed runs) the last value counts; cells that are not finite numbers are gaps.
     """
     columns: dict[str, dict[float, float]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            step = _number(row.get("step"))
-            if step is None:
-                continue
-            for column, cell in row.items():
-                value = _number(cell)
-                if value is not None and column not in ("step", None):
-                    columns.setdefault(column, {})[step] = value
-    return {
-        column: ([step for step, _ in points], [value for _, value in points])
-        for column, points in ((column, sorted(values.items())) for column, values in columns.items())
-    }
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            numbers = {column: value for column, cell in row.items() if math.isfinite(value := _number(cell))}
+            step = numbers.pop("step", math.nan)
+            numbers.pop(None, None)  # cells beyond the header
+            for column, value in numbers.items() if math.isfinite(step) else ():
+                columns.setdefault(column, {})[step] = value
+    return {column: (sorted(values), [values[step] for step in sorted(values)]) for column, values in columns.items()}
 
 
-def _number(cell: object) -> float | None:
+def _number(cell: object) -> float:
     try:
-        value = float(cell)  # type: ignore[arg-type]
+        return float(cell)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -12,13 +11,15 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from openbook.utils.atomic import replacing
+
 
 class MetricsCsv(Logger):
     """One row per optimizer step in `metrics.csv`, a column per metric, empty where a step has none; `step` is the
     number of optimizer steps done (Lightning counts the steps before).
 
-    A resumed run keeps the rows up to the step it resumes from and goes on below them; Lightning's own CSVLogger
-    would delete the file.
+    A resumed run keeps the rows up to the step it resumes from and appends to them; Lightning's CSVLogger would delete
+    the file.
     """
 
     def __init__(self, path: Path, keep_until: int = 0):
@@ -51,7 +52,7 @@ class MetricsCsv(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Lightning asks for this at every step; the file is rewritten whole, so seldom enough to cost 3 % at most."""
+        """Lightning calls this at every step; rewriting the whole file is limited to about 3 % of the time."""
         if time.perf_counter() >= self._next_save:
             self._write()
 
@@ -63,10 +64,8 @@ class MetricsCsv(Logger):
     def _write(self) -> None:
         started = time.perf_counter()
         columns = sorted({name for row in self.rows.values() for name in row})
-        new = self.path.with_name(f".{self.path.name}.new")
-        with open(new, "w", encoding="utf-8", newline="") as file:
+        with replacing(self.path) as new, open(new, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()
             writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
-        os.replace(new, self.path)
         self._next_save = time.perf_counter() + 30 * (time.perf_counter() - started)

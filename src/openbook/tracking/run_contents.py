@@ -1,9 +1,11 @@
-"""What a run folder holds for its report, as far as it is there and readable."""
+"""The contents of a run folder, as far as its files exist and are readable."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from openbook.tracking.curves import Curves, read_metrics
 
 @dataclass
 class RunFiles:
-    """What a run folder holds. `problems` says per file what is missing or unreadable; the rest is then empty."""
+    """The contents of a run folder. `problems` names each missing or unreadable file; its field is then empty."""
 
     summary: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -24,41 +26,39 @@ class RunFiles:
 
 
 def read_run(run_folder: Path) -> RunFiles:
-    """Every file of the folder that the report uses, as far as it is there and readable."""
+    """Every file of the folder that the report uses, as far as it exists and is readable."""
     files = RunFiles()
 
-    def read(name: str, reader: Any, empty: Any) -> Any:
-        path = run_folder / name
-        if not path.is_file():
-            files.problems[name] = f"{name} is missing from the run folder."
-            return empty
-        try:
-            return reader(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            files.problems[name] = f"{name} cannot be read: {error}."
-            return empty
-
     def predictions(path: Path) -> list[Prediction]:
-        read_ones, bad = [], []
+        readable, bad = [], []
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                read_ones.append(Prediction.from_json(json.loads(line)))
+                readable.append(Prediction.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError):
                 bad.append(number)
         if bad:
             files.problems[path.name] = f"{path.name}: {len(bad)} lines cannot be read, the first is line {bad[0]}."
-        return read_ones
+        return readable
 
-    files.summary = read("summary.json", _json_object, {})
-    files.environment = read("environment.json", _json_object, {})
-    files.config = read("config.yaml", lambda path: path.read_text(encoding="utf-8"), "")
-    files.curves = read("metrics.csv", read_metrics, {})
-    files.predictions = read("predictions.jsonl", predictions, [])
+    readers: dict[str, tuple[str, Callable[[Path], Any]]] = {
+        "summary": ("summary.json", _json_object),
+        "environment": ("environment.json", _json_object),
+        "config": ("config.yaml", partial(Path.read_text, encoding="utf-8")),
+        "curves": ("metrics.csv", read_metrics),
+        "predictions": ("predictions.jsonl", predictions),
+    }
+    for attribute, (name, reader) in readers.items():
+        try:
+            setattr(files, attribute, reader(run_folder / name))
+        except FileNotFoundError:
+            files.problems[name] = f"{name} is missing from the run folder."
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            files.problems[name] = f"{name} cannot be read: {error}."
     return files
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    read = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(read, dict):
-        raise TypeError(f"it holds a {type(read).__name__}, not an object")
-    return read
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a {type(content).__name__}, not an object")
+    return content

@@ -1,4 +1,4 @@
-"""The run folder: where it is, what is in it, what summary.json says."""
+"""The run folder: where it is and which files it holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.tracking.environment import describe
+from openbook.utils.atomic import write_json, write_text
 
 RUNS = Path("runs")
 SHARED = "OPENBOOK_RUN_DIR"
@@ -34,45 +35,45 @@ class RunFolder:
 
     @classmethod
     def choose(cls, config: Config) -> RunFolder:
-        """The folder that a new run of this configuration gets; nothing is created. All ranks of a run agree."""
+        """The folder for a new run of this configuration, the same on all ranks; nothing is created."""
         if os.environ.get(SHARED):
             return cls(Path(os.environ[SHARED]))
         if config.run.dir:
-            path = Path(config.run.dir)
-        else:
-            job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
-            job = "" if job == "none" else job  # what torchrun says when it was given no id
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (config.run.name or job):
-                raise OpenBookError(
-                    "several ranks were started and each would choose its own run folder",
-                    where="run.name",
-                    action="Set run.name=NAME.",
-                )
-            name = config.run.name or (f"job-{job}" if job else time.strftime("%Y%m%d-%H%M%S"))
-            path = RUNS / config.experiment / name
-        if ".." in path.parts and not config.run.dir:
-            raise OpenBookError("a run name is not a path", where="run.name", got=repr(config.run.name))
+            return cls(Path(config.run.dir))
+        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "")
+        job = "" if job == "none" else job  # torchrun's value where it was given no id
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not (config.run.name or job):
+            raise OpenBookError(
+                "several ranks were started and each would choose its own run folder",
+                where="run.name",
+                action="Set run.name=NAME.",
+            )
+        path = RUNS / config.experiment / (config.run.name or (f"job-{job}" if job else time.strftime("%Y%m%d-%H%M%S")))
+        if ".." in path.parts:
+            raise OpenBookError("a run name must not be a path", where="run.name", got=repr(config.run.name))
         return cls(path)
 
     def check_new(self) -> None:
-        """Raise when the folder holds a run already; runs are never mixed."""
+        """OpenBookError if the folder already holds a run; runs are never mixed."""
         if self.config.exists() or self.summary.exists():
             raise OpenBookError(
                 "the run folder exists already",
                 where=self.path,
-                action=f"`make resume RUN={self.path}` continues it; run.name=NAME or run.dir=FOLDER makes another.",
+                action=f"`make resume RUN={self.path}` continues it; run.name=NAME or run.dir=FOLDER chooses another.",
             )
 
     def create(self, config: Config) -> None:
-        """Make the folder and write what the run is and where it runs."""
+        """Create the folder with config.yaml and environment.json."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OpenBookError("the run folder cannot be made", where=self.path, got=error.strerror or "") from error
+            raise OpenBookError(
+                "the run folder cannot be created", where=self.path, got=error.strerror or ""
+            ) from error
         for left_over in self.checkpoints.glob(".*.new"):  # of a run that was killed while it saved
             left_over.unlink()
         os.environ[SHARED] = str(self.path)
-        self.config.write_text(to_yaml(config), encoding="utf-8")
+        write_text(self.config, to_yaml(config))
         write_json(self.path / "environment.json", describe())
 
     @classmethod
@@ -96,18 +97,20 @@ class RunFolder:
         return load_resolved(self.config, overrides, training)
 
     def read_summary(self) -> dict[str, Any]:
-        """What summary.json says; nothing where there is none yet."""
-        return json.loads(self.summary.read_text(encoding="utf-8")) if self.summary.is_file() else {}
+        """The content of summary.json; {} where there is none yet."""
+        return read_json(self.summary)
 
     @staticmethod
-    def write_predictions(folder: Path, predictions: list[dict[str, Any]]) -> None:
-        """One JSON line per question, in predictions.jsonl."""
+    def write_predictions(folder: Path, predictions: list[dict[str, Any]], name: str = "predictions.jsonl") -> None:
+        """One JSON line per question."""
         lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
-        (folder / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+        (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all."""
-    new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(new, path)
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where the file is missing, unreadable or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -14,7 +14,8 @@ from openbook.config.load import flat, load_resolved
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT
-from openbook.tracking.run_folder import write_json
+from openbook.tracking.run_folder import read_json
+from openbook.utils.atomic import write_json
 
 NAMES_ONLY = ("experiment", "shows", "run.", "wandb.", "data.cache")
 PLACES_ONLY = (
@@ -249,15 +250,6 @@ def _test_seconds(run: FoundRun) -> float:
     tests = 2 if run.summary.get("before_training") else 1
     encoded = max(run.summary.get("index", {}).get("generation", 1), 1)
     return float(seconds.get("setup", 0) + seconds.get("evaluate", 0) / tests + seconds.get("refresh", 0) / encoded)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where it is missing or no such thing."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def total(seconds: Iterable[float | None]) -> float | None:

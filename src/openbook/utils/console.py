@@ -21,6 +21,15 @@ def say(text: str) -> None:
         console.print(text, markup=False)
 
 
+def duration(seconds: float | None) -> str:
+    """For people: '2.3 s', '45 s', '7 min', '3.5 h', and 'unknown time' for None."""
+    if seconds is None:
+        return "unknown time"
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) to call often. label: like "encoding the corpus"; unit: like "passages"."""

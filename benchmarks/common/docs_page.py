@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from openbook.errors import OpenBookError
-from openbook.tracking.run_folder import write_json
+from openbook.utils.atomic import write_json, write_text
 
 
 def publish(docs: Path, name: str, text: str, figures: Mapping[str, Any], gone: Collection[str] = ()) -> list[Path]:
     """Put the text between the marks of this name and the figures under their keys; returns both files.
 
-    gone: keys that results.json loses. What else is there stays; what cannot be read is refused before anything is
+    gone: keys to remove from results.json. Everything else is kept; unreadable files are refused before anything is
     written.
     """
     page, results = docs / "results.md", docs / "results.json"
@@ -23,15 +22,8 @@ def publish(docs: Path, name: str, text: str, figures: Mapping[str, Any], gone: 
     content = between_marks(page, text, name)
     docs.mkdir(parents=True, exist_ok=True)
     write_json(results, {**kept, **figures})
-    write_page(page, content)
+    write_text(page, content)
     return [page, results]
-
-
-def write_page(page: Path, content: str) -> None:
-    """Replace the page as a whole."""
-    new = page.with_name(f".{page.name}.new")
-    new.write_text(content, encoding="utf-8")
-    os.replace(new, page)
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -41,9 +33,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise OpenBookError(
-            "not readable as JSON", where=path, expected="an object", action="Mend it or delete it; it is made anew."
-        )
+        raise OpenBookError("not readable as JSON", where=path, expected="an object", action="Repair or delete it.")
     return content
 
 
@@ -60,7 +50,7 @@ def between_marks(page: Path, new: str, name: str) -> str:
             where=page,
             got=f"{counts[0]} of '{begin}' and {counts[1]} of '{end}'",
             expected="one of each",
-            action="Mend them, or delete all of them to have the tables at the end.",
+            action="Repair them, or delete all of them to append the tables at the end.",
         )
     before, rest = old.split(begin)
     return f"{before}{begin}\n{new.rstrip()}\n{end}{rest.split(end)[1]}"

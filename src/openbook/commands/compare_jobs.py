@@ -1,0 +1,115 @@
+"""The runs of a comparison: which there are, which start from which, which are still to be trained or tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from openbook.commands.compare_request import Request
+from openbook.config.schema import Config
+from openbook.reporting.comparison_table import Row, measures
+from openbook.reporting.published import PAIRS
+from openbook.tracking.run_search import FoundRun, Runs
+
+SWEPT = ("rag_token", "rag_sequence")
+"""The objectives whose first experiment is also tested with other numbers of passages, as in the paper's figure 3."""
+
+
+@dataclass
+class Job:
+    """One experiment with one seed: its configuration, and its run as soon as there is one."""
+
+    word: str
+    config: Config
+    run: FoundRun | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.config.experiment} seed {self.config.seed}"
+
+    @property
+    def finished(self) -> FoundRun | None:
+        """The run if it is finished."""
+        return self.run if self.run and self.run.finished else None
+
+
+def jobs_of(request: Request, runs: Runs) -> list[Job]:
+    """Every job of the request with the run found for it."""
+    jobs = [Job(word, config) for word, config in request.configs()]
+    find_runs(jobs, jobs, runs)
+    return jobs
+
+
+def find_runs(searched: Sequence[Job], jobs: Sequence[Job], runs: Runs) -> None:
+    """Look up the runs of the searched jobs. A job that starts from another job's encoders only accepts a run that
+    started from exactly that job's run."""
+    for job in in_order(searched):
+        origin = origin_of(job, jobs)
+        if origin is None:
+            job.run = runs.find(job.config)
+        else:
+            job.run = runs.find(job.config, origin.finished.path) if origin.finished else None
+
+
+def in_order(jobs: Sequence[Job]) -> Iterator[Job]:
+    """As given, but runs that start from another experiment's encoders after the runs of that experiment."""
+    left = list(jobs)
+    while left:
+        names = {job.config.experiment for job in left}
+        independent = (job for job in left if job.config.retriever.start_from not in names - {job.config.experiment})
+        chosen = next(independent, left[0])
+        left.remove(chosen)
+        yield chosen
+
+
+def origin_of(job: Job, jobs: Sequence[Job]) -> Job | None:
+    """The job of the same seed whose encoders this one starts from."""
+    origin = job.config.retriever.start_from, job.config.seed
+    return next((other for other in jobs if (other.config.experiment, other.config.seed) == origin), None)
+
+
+def missing_tests(jobs: Sequence[Job], numbers: Sequence[int]) -> list[tuple[Job, int]]:
+    """(job, passages per question) of every evaluation of the sweep that does not exist yet."""
+    return [
+        (job, number)
+        for job in _swept_jobs(jobs)
+        for number in numbers
+        if not (job.finished and job.finished.evaluation([f"evaluate.n_docs={number}"]))
+    ]
+
+
+def _swept_jobs(jobs: Sequence[Job]) -> list[Job]:
+    firsts = {
+        next((job.config.experiment for job in jobs if job.config.objective == objective), "") for objective in SWEPT
+    }
+    return [job for job in jobs if job.config.experiment in firsts]
+
+
+def rows_of(jobs: Sequence[Job]) -> list[Row]:
+    """One row per experiment with the metrics of its finished runs."""
+    rows: dict[str, Row] = {}
+    judged = {name for pair in PAIRS for name in (pair.ahead, pair.behind)}
+    for job in jobs:
+        row, run = rows.setdefault(job.config.experiment, Row(job.config.experiment)), job.finished
+        if run is None:
+            row.missing.append(job.config.seed)
+        else:
+            row.by_seed[job.config.seed] = measures(run.evaluation() or {}, run.summary.get("seconds", {}))
+            if row.experiment in judged:
+                row.matches[job.config.seed] = run.matches()
+    return list(rows.values())
+
+
+def sweep_of(jobs: Sequence[Job], numbers: Sequence[int]) -> Mapping[str, Mapping[int, Row]]:
+    """{experiment: {passages per question at test: row}}."""
+    sweep: dict[str, dict[int, Row]] = {}
+    for job in _swept_jobs(jobs) if numbers else ():
+        by_number = sweep.setdefault(job.config.experiment, {})
+        for number in numbers:
+            row = by_number.setdefault(number, Row(job.config.experiment))
+            test = job.finished and job.finished.evaluation([f"evaluate.n_docs={number}"])
+            if test:
+                row.by_seed[job.config.seed] = measures(test)
+            else:
+                row.missing.append(job.config.seed)
+    return sweep

@@ -1,0 +1,115 @@
+"""One argparse parser per command, all with the same conventions. Imports nothing heavy, so help is printed at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from openbook.errors import OpenBookError
+
+
+class Command(NamedTuple):
+    """usage: what follows the command's name. subject: what it needs first, "" where it needs nothing."""
+
+    usage: str
+    subject: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("EXPERIMENT [key=value ...]", "an experiment", "train and evaluate; writes runs/EXPERIMENT/NAME/"),
+    "resume": Command("RUN [key=value ...]", "a run folder", "continue an interrupted run from its last checkpoint"),
+    "evaluate": Command("RUN [key=value ...]", "a run folder", "answer the test questions with a trained model"),
+    "hot-swap": Command(
+        "RUN [key=value ...]", "a run folder", "answer from two conflicting corpora without retraining"
+    ),
+    "compare": Command(
+        "EXPERIMENT ... [key=value ...]",
+        "an experiment",
+        "tabulate experiments over seeds; trains missing runs",
+    ),
+    "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
+    "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
+    "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
+    "list": Command("", "", "list the experiments with a one-line description each"),
+    "keys": Command("[TEXT]", "", "list the configuration keys that contain TEXT, with defaults and units"),
+    "show": Command("EXPERIMENT [key=value ...]", "an experiment", "print the complete configuration of an experiment"),
+    "data": Command("[EXPERIMENT] [key=value ...]", "", "build and validate the data only"),
+}
+
+DESCRIPTION = "Train retrieval-augmented generation end to end: retriever, index and generator with one likelihood."
+SUBJECTS = """\
+EXPERIMENT is the name of a file in experiments/ (without .yaml) or the path of a YAML file. RUN is a run folder, or
+the name of an experiment for its most recent run. key=value overrides a configuration key."""
+EXAMPLES = """\
+examples:
+  openbook train rag_token trainer.max_steps=50 seed=1
+  openbook train rag_token data.corpus=passages.jsonl data.train=train.jsonl \\
+      data.validation=validation.jsonl data.test=test.jsonl
+  openbook evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8
+
+`openbook COMMAND -h` describes a command and its options."""
+
+
+def overview() -> argparse.ArgumentParser:
+    """The parser of `openbook` without a command: prints the list of commands."""
+    listed = [f"  {f'{name} {one.usage}':<42} {one.help}" for name, one in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        "openbook",
+        usage="openbook COMMAND [EXPERIMENT or RUN] [key=value ...] [--debug]",
+        description="\n".join([DESCRIPTION, "", "commands:", *listed, "", SUBJECTS]),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    _add_debug(parser)
+    return parser
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The parser of one command. It gives `words`, everything that is not an option, and the options."""
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        f"openbook {name}",
+        usage=f"openbook {name} {command.usage} [options]",
+        description=f"{command.help[0].upper()}{command.help[1:]}.\n\n{SUBJECTS if command.usage else ''}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    if name == "answers":
+        parser.add_argument("--n", default="10", help="number of answers to print (default: 10)")
+    if name == "compare":
+        parser.add_argument("--seeds", default="0", help='the seeds, for example "0 1 2" (default: 0)')
+        parser.add_argument("--test-n-docs", default="", help='numbers of passages to also test with: "1 2 4 8"')
+        parser.add_argument("--runs", default="runs", help="folder of the runs, EXPERIMENT/NAME/ (default: runs)")
+        parser.add_argument("--name", default="", help="name of the result folder under compare/ in the runs folder")
+        parser.add_argument("--dry-run", action="store_true", help="list missing runs and their expected time")
+    _add_debug(parser)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The namespace of a command line, with the command's name as `command`; exits with 2 on an unknown option."""
+    words = list(arguments)
+    name = next((word for word in words if not word.startswith("-")), "")
+    if name not in COMMANDS:
+        overview().parse_args(words)
+    words.remove(name)
+    parsed = parser_of(name).parse_intermixed_args(words)
+    parsed.command = name
+    return parsed
+
+
+def subject_of(parsed: argparse.Namespace) -> tuple[str, list[str]]:
+    """(experiment, run or text, the rest); OpenBookError where the command needs one and the words have none."""
+    command, words = COMMANDS[parsed.command], parsed.words
+    if command.subject and not words:
+        raise OpenBookError(f"`{parsed.command}` needs {command.subject}", action=f"openbook {parsed.command} NAME")
+    if words and (command.subject or "=" not in words[0]):
+        return words[0], words[1:]
+    return "", words
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

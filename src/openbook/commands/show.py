@@ -1,0 +1,60 @@
+"""The small commands: `list`, `keys`, `show`, `report`, `data` and `plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from openbook.config.load import described_keys, list_experiments, load_experiment, to_yaml
+from openbook.errors import OpenBookError
+
+
+def show_experiments() -> None:
+    """Print every experiment with what it shows."""
+    for name, shows in list_experiments().items():
+        print(f"{name:<20} {shows}")
+
+
+def show_keys(text: str) -> None:
+    """Print the keys that contain the text, with default and unit."""
+    for key, default, unit in described_keys():
+        if text in key:
+            print(f"{key:<34} {default!s:<12} {unit}")
+
+
+def show_config(experiment: str, overrides: Sequence[str]) -> None:
+    """Print the complete configuration as YAML."""
+    print(to_yaml(load_experiment(experiment, overrides)), end="")
+
+
+def build_data(experiment: str, overrides: Sequence[str]) -> None:
+    """Build and validate the data of an experiment."""
+    config = load_experiment(experiment, overrides)
+    from openbook.setup import data as setup_data
+
+    setup_data.data(config, setup_data.parts(config)).setup()
+
+
+def plan(experiment: str, overrides: Sequence[str]) -> None:
+    """Print what the index needs; OpenBookError where it cannot fit or where there is no index."""
+    config = load_experiment(experiment, overrides)
+    from openbook.config.checks import has_index, value_of
+    from openbook.setup.prepare import prepare
+    from openbook.setup.trainer import quiet
+
+    quiet()
+    prepared = prepare(config)
+    if not has_index(config):
+        key = "objective" if config.objective == "closed_book" else "retriever.kind"
+        raise OpenBookError("there is no index to plan", where=key, got=value_of(config, key))
+    prepared.plan(prepared.module(), prepared.refresh())
+
+
+def report(run: str) -> None:
+    """Write report.html and report.png into the run folder."""
+    from openbook.reporting.report import write_report
+    from openbook.reporting.run_plots import plot_run
+    from openbook.tracking.run_folder import RunFolder
+
+    folder = RunFolder.existing(run).path
+    plot_run(folder, folder / "report.png")
+    print(f"{write_report(folder)}\n{folder / 'report.png'}")
