@@ -15,8 +15,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.training.cost import REFRESH_WORK, STEP_WORK, Refresh, Stack, Step
 from benchmarks.common.docs_page import between_marks
+from benchmarks.training.cost import REFRESH_WORK, STEP_WORK, Refresh, Stack, Step
 from openbook.utils.atomic import write_text
 
 PAGE, PICTURE = Path("docs/performance.md"), Path("docs/images/performance.png")

@@ -15,7 +15,7 @@ from rich.console import Console
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction, ReadPassage
 from openbook.metrics.summary import summarize
-from openbook.reporting.panels import DRIFT, AGREEMENT, PANELS, Line
+from openbook.reporting.panels import AGREEMENT, DRIFT, PANELS, Line
 from openbook.reporting.report import chosen_examples, headline, results_table, write_report
 from openbook.reporting.run_plots import curve_svg, groups_svg, plot_run
 from openbook.tracking.curves import read_metrics
