@@ -23,7 +23,7 @@ export MALLOC_TOP_PAD_ = 268435456
 .DEFAULT_GOAL := help
 .PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench test lint types clean
 
-help: ## this list
+help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
 
@@ -41,44 +41,44 @@ train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.m
 resume: $(READY) ## continue an interrupted run: make resume RUN=runs/rag_token/NAME
 	$(PY) -m openbook resume $(RUN) $(ARGS)
 
-evaluate: $(READY) ## answer the test questions with a trained run: make evaluate RUN=...
+evaluate: $(READY) ## answer the test questions with a trained model: make evaluate RUN=...
 	$(PY) -m openbook evaluate $(RUN) $(ARGS)
 
-hot-swap: $(READY) ## a trained run answers from two corpora that disagree: make hot-swap RUN=... (DOCS=1: into docs/)
+hot-swap: $(READY) ## answer from two conflicting corpora without retraining: make hot-swap RUN=... (DOCS=1: also write docs/)
 	$(PY) -m openbook hot-swap $(RUN) $(ARGS)
 	$(if $(DOCS),$(PY) -m benchmarks.common.docs_results hot-swap $(RUN))
 
-compare: $(READY) ## train what is missing, one table: make compare EXPS="rag_token bm25" SEEDS="0 1 2" (DRY=1 DOCS=1 RUNS= NAME= TEST_N_DOCS=)
+compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make compare EXPS="rag_token bm25" SEEDS="0 1 2" (DRY=1 DOCS=1 RUNS= NAME= TEST_N_DOCS=)
 	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)
 	$(if $(DOCS),$(if $(DRY),,$(PY) -m benchmarks.common.docs_results compare $(COMPARED)))
 
-plan: $(READY) ## what an experiment's index would take: memory, disk, seconds per refresh
+plan: $(READY) ## estimate the memory, disk and time that an experiment's index needs
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)
 
-answers: $(READY) ## print answers with their passages: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]
+answers: $(READY) ## print answers and the passages they are based on: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]
 	$(PY) -m openbook answers $(RUN) $(if $(MATCH),"$(MATCH)") $(if $(N),--n $(N))
 
-report: $(READY) ## write a run's report.html and report.png anew
+report: $(READY) ## regenerate a run's report.html and report.png
 	$(PY) -m openbook report $(RUN)
 
-list: $(READY) ## the experiments and what each one shows
+list: $(READY) ## list the experiments with a one-line description each
 	$(PY) -m openbook list
 
-keys: $(READY) ## every configuration key with its unit and default
+keys: $(READY) ## list the configuration keys with defaults and units
 	$(PY) -m openbook keys $(ARGS)
 
-show: $(READY) ## the whole configuration an experiment comes to
+show: $(READY) ## print the complete configuration of an experiment
 	$(PY) -m openbook show $(EXP) $(OVERRIDES)
 
-data: $(READY) ## build and check an experiment's data, nothing else
+data: $(READY) ## build and validate an experiment's data only
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
 
-bench-index: $(READY) ## measure the index on this machine: benchmarks/index.json, about 20 minutes
+bench-index: $(READY) ## benchmark the index on this machine: benchmarks/index.json, about 20 minutes
 	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.index.$$part --out $$OUT || exit 1; done
 	$(PY) -m benchmarks.common.draw
 
 # Both sides with the allocator as it comes, as a user of transformers has it.
-bench-decode: $(READY) ## decoding beside transformers: benchmarks/decode.json and docs/results.md, about 10 minutes
+bench-decode: $(READY) ## benchmark decoding against transformers: benchmarks/decode.json and docs/results.md, about 10 minutes
 	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decoding.decode --out benchmarks/decode.json && \
 	$(PY) -m benchmarks.decoding.decode_sequence --questions 1 --out benchmarks/decode.json
 	$(PY) -m benchmarks.common.publish
@@ -100,5 +100,5 @@ types: $(READY) ## mypy, on the package as it is installed
 	rm -rf build/types build/lib && $(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/types .
 	$(PY) -m mypy --cache-dir build/mypy build/types/openbook
 
-clean: ## remove what make built (runs and data stay)
+clean: ## remove what make built (keeps runs and data)
 	rm -rf build $(VENV)

@@ -1,4 +1,4 @@
-"""Another openbook command in a process of its own, waited for; signals reach it once each."""
+"""Runs another openbook command in a process of its own and waits for it; each signal is forwarded once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StoppedError(Exception):
-    """This process was told to stop while it waited; the command has ended in order by then. number: the signal."""
+    """This process received a signal while it waited; the command has ended by then. number: the signal."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -25,23 +25,23 @@ class StoppedError(Exception):
 def run_command(words: Sequence[str]) -> int:
     """`python -m openbook WORDS`, its output on ours; returns its exit code (negative: the signal that ended it).
 
-    The command runs in a session of its own, so that Ctrl-C comes to it from here alone: a training run takes a second
-    one as the wish to stop without saving. Raises StoppedError once the command has ended after a signal.
+    The command runs in a session of its own, so that Ctrl-C only reaches it from here: a training run takes a second
+    one as a request to stop without saving. Raises StoppedError once the command has ended after a signal.
     """
     received: list[int] = []
     environment = {name: value for name, value in os.environ.items() if name != SHARED}
     process: subprocess.Popen[bytes] | None = None
 
-    def hand_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if process is not None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
     try:
         sys.stdout.flush()
         process = subprocess.Popen([sys.executable, "-m", "openbook", *words], env=environment, start_new_session=True)
-        for number in received:  # that came while it was started
+        for number in received:  # that arrived while it was starting
             process.send_signal(number)
         code = process.wait()
     finally:

@@ -39,11 +39,10 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     config = run.load_config(overrides, training=False)
     _check(config)
     sides = _sides(config)
-    facts = dict(
-        zip(FACTS, (_facts(config, config.hot_swap.facts), _facts(config, config.hot_swap.changed_facts)), strict=True)
-    )
+    swap = config.hot_swap
+    facts = {name: _facts(config, file) for name, file in zip(FACTS, (swap.facts, swap.changed_facts), strict=True)}
     _check_facts(config, *facts.values())
-    for side in sides.values():  # what is wrong with the second corpus is not found after answering from the first
+    for side in sides.values():  # finds errors in the second corpus before answering from the first
         prepare(side, "test")
     answered: dict[str, list[Prediction]] = {}
     for number, (index, side) in enumerate(sides.items(), 1):
@@ -116,8 +115,8 @@ def _facts(config: Config, name: str) -> dict[str, Example]:
 
 
 def _check_facts(config: Config, original: Mapping[str, Example], changed: Mapping[str, Example]) -> None:
-    """The same questions in both, and no answer that is right by both, as far as answers can be compared: two regular
-    expressions cannot."""
+    """The same questions in both, and no answer that is correct by both, unless answers are regular expressions, which
+    cannot be compared."""
     where = "hot_swap.facts, hot_swap.changed_facts"
     asked, also = ({id_: one.question for id_, one in facts.items()} for facts in (original, changed))
     if asked != also:

@@ -18,25 +18,22 @@ Sweep = Mapping[str, Mapping[int, Row]]
 
 
 def tables(rows: Sequence[Row], sweep: Sweep, command: str) -> str:
-    """Everything as Markdown: the table, the paper's further figures, who is ahead of whom, the sweep."""
-    most = max((len(row.by_seed) for row in rows), default=0)
-    means = "Mean over the seeds, in brackets the lowest and the highest. " if most > 1 else ""
-    text = f"`{command}`\n\n{markdown(table(rows))}\n"
-    text += f"{means}The paper: exact match in per cent on {' / '.join(paper.DATASETS)} (Lewis et al. 2020, tables 1 "
-    text += "and 6); other questions and other models, so only the order can be compared. "
-    text += (
-        "; ".join(
-            f"{one.name} {paper.percentages(one.test if any(one.test) else one.dev)}{'' if any(one.test) else ' (dev)'}"
-            for one in paper.OTHERS
-        )
-        + ".\n"
+    """Everything as Markdown: the table, further results of the paper, its order of methods, the sweep."""
+    means = "Mean over the seeds, in parentheses the range. " if any(len(row.by_seed) > 1 for row in rows) else ""
+    others = "; ".join(
+        f"{one.name} {paper.percentages(one.test if any(one.test) else one.dev)}{'' if any(one.test) else ' (dev)'}"
+        for one in paper.OTHERS
     )
-    verdicts = orderings(rows)
-    if verdicts:
-        text += f"\n### The paper's order\n\n{markdown(orderings_table(verdicts))}"
+    sections = [
+        f"`{command}`\n\n{markdown(table(rows))}\n{means}The paper: exact match in per cent on "
+        f"{' / '.join(paper.DATASETS)} (Lewis et al. 2020, tables 1 and 6); other questions and other models, so only "
+        f"the order can be compared. {others}.\n"
+    ]
+    if verdicts := orderings(rows):
+        sections.append(f"### The paper's order\n\n{markdown(orderings_table(verdicts))}")
     if sweep:
-        text += f"\n### More or fewer passages at test\n\n{markdown(sweep_table(sweep))}\n{paper.N_DOCS_AT_TEST}\n"
-    return text
+        sections.append(f"### Passages read at test\n\n{markdown(sweep_table(sweep))}\n{paper.N_DOCS_AT_TEST}\n")
+    return "\n".join(sections)
 
 
 def write_folder(folder: Path, rows: Sequence[Row], sweep: Sweep, command: str, runs: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Figures that Lewis et al. 2020 (arXiv:2005.11401v4) published, to stand beside one's own.
+"""Results published by Lewis et al. 2020 (arXiv:2005.11401v4), to be shown next to one's own.
 
-They were measured on other questions, over 21 million passages and with BART-large: what can be compared is which
-way lies ahead of which, never the height of a figure.
+They were measured on other questions, over 21 million passages and with BART-large: the order of the methods can be
+compared, the absolute values cannot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ DATASETS = ("Natural Questions", "TriviaQA", "WebQuestions", "CuratedTREC")
 
 
 class Published(NamedTuple):
-    """What the paper calls it, and its exact match in per cent, one per DATASETS; None where the paper has none.
+    """A method's name in the paper and its exact match in per cent, one per DATASETS; None if not published.
 
     test: table 1. dev: table 6, the ablations.
     """
@@ -34,7 +34,7 @@ COUNTERPARTS = {
     "closed_book": Published("T5-11B+SSM", (36.6, None, 44.7, None)),
     "dpr_rag_token": RAG_TOKEN,  # the paper's retriever starts from DPR's encoders, too
 }
-"""Experiment -> its counterpart in the paper. Experiments that are not here have none."""
+"""Experiment -> its counterpart in the paper; other experiments have none."""
 
 OTHERS = (
     Published("T5-11B, closed book", (34.5, None, 37.4, None)),
@@ -57,7 +57,7 @@ N_DOCS_AT_TEST = (
 
 
 class Pair(NamedTuple):
-    """Two experiments of which the paper has `ahead` in front. split: `test` or `dev`, where its figures are from."""
+    """Two experiments of which `ahead` is better in the paper. split: `test` or `dev`, the source of its results."""
 
     what: str
     ahead: str
@@ -77,11 +77,11 @@ PAIRS = (
     Pair("RAG-Sequence over RAG-Token", "rag_sequence", "rag_token", "test"),
     Pair("retrieval over a closed book", "rag_token", "closed_book", "test"),
 )
-"""What the paper's own figures say, in its order of claims (sections 4.1 and 4.5)."""
+"""What the paper's results show, in the order of its claims (sections 4.1 and 4.5)."""
 
 
 def percentages(figures: tuple[float | None, ...]) -> str:
-    """'44.1 / 55.2 / 45.5 / 50.0', or '-' where there is none at all."""
+    """'44.1 / 55.2 / 45.5 / 50.0', or '-' if all are missing."""
     if all(figure is None for figure in figures):
         return "-"
     return " / ".join("-" if figure is None else f"{figure:.1f}" for figure in figures)

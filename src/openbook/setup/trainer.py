@@ -1,4 +1,4 @@
-"""Lightning's Trainer as this project uses it, for training and for tests alone."""
+"""Lightning's Trainer as configured by this project, for training and for testing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from openbook.config.load import flat
@@ -20,24 +20,25 @@ from openbook.utils.hardware import accelerator, autocast_dtype
 
 
 class Bar(TQDMProgressBar):
-    """Lightning's bar without the run's name in every line."""
+    """Lightning's progress bar without the version number."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        shown = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in shown.items() if name != "v_num"}
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
-    """Checkpoints come from openbook.callbacks.Checkpointing, the sharing of data over ranks from the DataModule."""
+    """Checkpoints come from openbook.callbacks.Checkpointing; the DataModule distributes the data over ranks."""
     settings = config.trainer
     on = accelerator(settings.accelerator)
-    several = settings.world_size > 1
     validates = bool(config.data.validation)
     return L.Trainer(
         accelerator=on,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",  # the only buffers are frozen weights
+        strategy=DDPStrategy(broadcast_buffers=False)
+        if settings.world_size > 1
+        else "auto",  # the only buffers are frozen weights
         precision="bf16-mixed" if autocast_dtype(settings.precision, on) else "32-true",
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,
@@ -56,8 +57,10 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
     )
 
 
-def wandb_logger(config: Config, run: RunFolder) -> WandbLogger:
-    """The id is the run folder's: a resumed run appends to its own curves, and no other run does."""
+def wandb_logger(config: Config, run: RunFolder) -> Logger:
+    """The run id is a hash of the run folder, so that a resumed run continues its own curves."""
+    from lightning.pytorch.loggers import WandbLogger
+
     identity = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12]
     logger = WandbLogger(
         project=config.wandb.project,
@@ -71,9 +74,9 @@ def wandb_logger(config: Config, run: RunFolder) -> WandbLogger:
 
 
 def quiet() -> None:
-    """Silence advice that does not apply to what this project does."""
+    """Silence warnings of Lightning and torch that do not apply to this project."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (
+    texts = (
         "does not have many workers",
         "The number of training batches",
         "You are using a CUDA device",
@@ -81,5 +84,5 @@ def quiet() -> None:
         "LeafSpec",
         "is deprecated",
         "in eval mode at the start",
-    ):
-        warnings.filterwarnings("ignore", message=f".*{text}.*")
+    )
+    warnings.filterwarnings("ignore", message=f".*({'|'.join(texts)}).*")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
-from openbook.utils.hardware import (
-    n_cores,
-)
+from openbook.utils.hardware import n_cores
 
 PACKAGES = ("openbook", "torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "omegaconf", "wandb", "numpy")
 
@@ -21,11 +20,8 @@ def describe() -> dict[str, Any]:
     """Versions, commit and hardware, for environment.json. No path, no host name, no environment variable."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
@@ -33,7 +29,7 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "cpu": _cpu_name(),
         "cores": n_cores(),
-        "gpus": gpus,
+        "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
         "threads": torch.get_num_threads(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
@@ -48,10 +44,12 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """The git commit of the working directory, with '+' where files were changed; empty outside a repository."""
+    """The git commit of the working directory, with '+' if files have changed; empty outside a repository."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+        commit, changes = (
+            subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    return commit + ("+" if changes else "")

@@ -1,8 +1,9 @@
-"""Finding runs again: which run folder holds a run of this configuration, finished or to be continued."""
+"""Finds the run folder that holds a run of a given configuration, finished or to be continued."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,43 +18,31 @@ from openbook.metrics.summary import HELD_OUT
 from openbook.tracking.run_folder import read_json
 from openbook.utils.atomic import write_json
 
-NAMES_ONLY = ("experiment", "shows", "run.", "wandb.", "data.cache")
-PLACES_ONLY = (
-    "trainer.accelerator",
-    "data.workers",
-    "index.device",
-    "index.gpu_temp_memory",
-    "index.keep_vectors",
-    "trainer.tokens_per_pass",
-    "trainer.checkpointing",
-    "retriever.tokens_per_backward",
+WITHOUT_EFFECT = (
+    # what a run is called
+    *("experiment", "shows", "run.", "wandb.", "data.cache"),
+    # where it is computed
+    *("trainer.accelerator", "data.workers", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
+    *("trainer.tokens_per_pass", "trainer.checkpointing", "retriever.tokens_per_backward"),
+    # how closely it is monitored
+    *("trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size"),
+    *("evaluate.validation_questions", "evaluate.before_training", "evaluate.bootstrap"),
 )
-WATCHES_ONLY = (
-    "trainer.validate_every",
-    "trainer.checkpoint_every",
-    "trainer.log_every",
-    "evaluate.batch_size",
-    "evaluate.validation_questions",
-    "evaluate.before_training",
-    "evaluate.bootstrap",
-)
-WITHOUT_EFFECT = (*NAMES_ONLY, *PLACES_ONLY, *WATCHES_ONLY)
-"""Keys (or sections, with a dot) by which two runs may differ and still give the same figures: what they are called,
-where they are computed, how closely they are watched."""
-STILL_WARM = 600.0
-"""A run that is not said to be over and whose files changed so many seconds ago may be running right now."""
+"""Keys (or sections, ending with a dot) in which two runs may differ and still give the same metrics."""
+RECENT = 600.0
+"""A run without a final status whose files changed less than so many seconds ago may still be running."""
 
 
 def without_effect(key: str) -> bool:
-    """Whether a key of the configuration leaves the figures as they are."""
+    """Whether a configuration key has no influence on the metrics."""
     return any(key == other or (other.endswith(".") and key.startswith(other)) for other in WITHOUT_EFFECT)
 
 
 def identity_of(config: Config) -> dict[str, Any]:
-    """{key: value} of everything that decides a run's figures; equal for two runs that should give the same.
+    """{key: value} of everything that determines a run's metrics; equal for two runs that should give the same.
 
-    Ranks times batch is one number: two ranks of 8 questions train as one of 16. A run that starts from another run's
-    encoders is known by that run's experiment, whichever of its folders it was.
+    Ranks times batch size is one number: two ranks of 8 questions train like one of 16. A run that starts from another
+    run's encoders is identified by that run's experiment, not by its folder.
     """
     values = {key: value for key, value in flat(config).items() if not without_effect(key)}
     ranks = values.pop("trainer.devices") * values.pop("trainer.nodes")
@@ -74,7 +63,7 @@ def _experiment_of(start: str) -> str:
 
 @dataclass
 class FoundRun:
-    """A run folder with what it says of itself; values: its identity, defaults filled in for keys it does not know."""
+    """A run folder with its configuration and summary. values: its identity, with defaults for keys it lacks."""
 
     path: Path
     config: Config
@@ -83,58 +72,60 @@ class FoundRun:
 
     @property
     def finished(self) -> bool:
-        """Whether it came to its end, the test included."""
+        """Whether it completed, including the test."""
         return self.summary.get("status") == "finished"
 
     @property
     def age(self) -> float:
-        """Seconds since something in the folder was last written."""
+        """Seconds since the last write to the folder."""
         files = [self.path, *self.path.glob("*"), *self.path.glob("checkpoints/*")]
         return time.time() - max(file.stat().st_mtime for file in files if file.exists())
 
     def mark_over(self) -> None:
-        """Its process is known to have ended before its time, and could not say so itself."""
+        """Record that its process ended early without recording that itself."""
         if self.summary.get("status", "running") == "running":
             self.summary = {**self.summary, "status": "interrupted"}
             write_json(self.path / "summary.json", self.summary)
 
     @property
     def perhaps_running(self) -> bool:
-        """Not over, not interrupted in order, and written to a moment ago."""
-        return self.summary.get("status", "running") == "running" and self.age < STILL_WARM
+        """Neither finished nor cleanly interrupted, and written to recently."""
+        return self.summary.get("status", "running") == "running" and self.age < RECENT
 
     def evaluation(self, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
-        """The test figures of `tested` with these overrides; None where there are none."""
-        found = self.tested(overrides)
-        return dict(found[1]["test"]) if found else None
+        """The test metrics of `tested` with these overrides; None where there are none."""
+        tested = self.tested(overrides)
+        return dict(tested[1]["test"]) if tested else None
 
     def tested(self, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]] | None:
-        """(folder, summary) of the newest evaluation with exactly these overrides (those without effect aside), or of
-        the run itself where the overrides change nothing; None where there is none with figures."""
-        wanted = {override for override in overrides if not changes_nothing(override, self.values)}
+        """(folder, summary) of the newest evaluation with exactly these overrides (except those without effect), or of
+        the run itself if the overrides change nothing; None where there is none with metrics."""
+        requested = self._effective(overrides)
         for number in sorted((int(p.name) for p in self.path.glob("evaluations/*") if p.name.isdigit()), reverse=True):
             folder = self.path / "evaluations" / str(number)
             content = read_json(folder / "summary.json")
-            given = {text for text in content.get("overrides", ["?"]) if not changes_nothing(text, self.values)}
-            if given == wanted and content.get("test"):
+            if self._effective(content.get("overrides", ["?"])) == requested and content.get("test"):
                 return folder, content
-        return (self.path, self.summary) if self.summary.get("test") and not wanted else None
+        return (self.path, self.summary) if self.summary.get("test") and not requested else None
+
+    def _effective(self, overrides: Sequence[str]) -> set[str]:
+        return {override for override in overrides if not changes_nothing(override, self.values)}
 
     def matches(self) -> dict[str, float]:
-        """{question id: exact match} behind the figures of `evaluation`, questions in held-out phrasings aside unless
-        there are no others; {} where predictions.jsonl is missing or does not say."""
-        found = self.tested()
+        """{question id: exact match} behind the metrics of `evaluation`, without questions in unseen phrasings unless
+        there are no others; {} where predictions.jsonl is missing or does not have them."""
+        tested = self.tested()
         try:
-            lines = (found[0] / "predictions.jsonl").read_text(encoding="utf-8").splitlines() if found else []
-            asked = [json.loads(line) for line in lines]
-            counted = [one for one in asked if one["phrasing"] != HELD_OUT] or asked
+            lines = (tested[0] / "predictions.jsonl").read_text(encoding="utf-8").splitlines() if tested else []
+            predictions = [json.loads(line) for line in lines]
+            counted = [one for one in predictions if one["phrasing"] != HELD_OUT] or predictions
             return {one["id"]: float(one["exact_match"]) for one in counted}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     @property
     def made_by(self) -> dict[str, set[str]]:
-        """What code and which data its figures come from, as far as the folder says: `commit`, `corpus`, `test`."""
+        """The code and data its metrics come from, as far as recorded: `commit`, `corpus`, `test`."""
         made = {"commit": {str(read_json(self.path / "environment.json").get("commit", ""))}}
         for content in (self.summary, (self.tested() or (None, {}))[1]):
             for name, fingerprint in content.get("data", {}).items():
@@ -143,26 +134,21 @@ class FoundRun:
 
 
 def unlike(runs: Iterable[FoundRun]) -> str:
-    """In what these runs differ that no key of theirs says: '2 commits (1a2b3c4d, 5e6f7a8b), 2 corpora (...)'. What a
-    run does not know of itself counts as equal; empty where there is no difference."""
+    """Differences between runs that are not in their configuration: '2 commits (1a2b3c4d, 5e6f7a8b), 2 corpora (...)'.
+    What a run did not record counts as equal; empty where there is no difference."""
     plural = {"commit": "commits", "corpus": "corpora", "test": "files of test questions"}
     values: dict[str, set[str]] = {name: set() for name in plural}
     for run in runs:
         for name, known in run.made_by.items():
             values.setdefault(name, set()).update(known)
+    short = {name: sorted(one[:8] + "+" * one.endswith("+") for one in known) for name, known in values.items()}
     return ", ".join(
-        f"{len(found)} {plural.get(name, name)} ({', '.join(sorted(_short(one) for one in found))})"
-        for name, found in values.items()
-        if len(found) > 1
+        f"{len(known)} {plural.get(name, name)} ({', '.join(known)})" for name, known in short.items() if len(known) > 1
     )
 
 
-def _short(value: str) -> str:
-    return value[:8] + "+" * value.endswith("+")
-
-
 def changes_nothing(override: str, values: Mapping[str, Any]) -> bool:
-    """Whether an override leaves the figures of a run of these values (`identity_of`) as they are."""
+    """Whether an override leaves the metrics of a run of these values (`identity_of`) unchanged."""
     key, _, text = override.partition("=")
     if key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"]):
         return True
@@ -178,49 +164,47 @@ class Runs:
         self._read: dict[str, list[FoundRun]] = {}
 
     def of(self, experiment: str) -> list[FoundRun]:
-        """The runs of an experiment, newest first. One that cannot be read is left out and kept in `unreadable`."""
+        """The runs of an experiment, newest first, without those that cannot be read, which go into `unreadable`."""
         if experiment not in self._read:
             files = sorted((self.root / experiment).glob("*/config.yaml"), key=lambda file: -file.stat().st_mtime)
-            self._read[experiment] = [run for file in files if (run := self._one(file)) is not None]
+            self._read[experiment] = [run for file in files if (run := self._one(file))]
         return self._read[experiment]
 
     def forget(self, experiment: str) -> None:
-        """Read the experiment's runs again the next time: one was trained."""
+        """Read the experiment's runs again the next time, because one was trained."""
         self._read.pop(experiment, None)
 
-    def find(self, wanted: Config, origin: Path | None = None) -> FoundRun | None:
-        """The newest finished run of this configuration, else the unfinished one that got furthest.
+    def find(self, config: Config, origin: Path | None = None) -> FoundRun | None:
+        """The newest finished run of this configuration, else the unfinished one with the most steps.
 
-        origin: the run whose encoders it must have started from, known by its experiment and its name, so that runs may
-        be moved together; None: any.
+        origin: the run whose encoders it must have started from, identified by experiment and name, so that runs may be
+        moved together; None: any.
         """
-        values = identity_of(wanted)
-        same = [run for run in self.of(wanted.experiment) if run.values == values]
+        values = identity_of(config)
+        same = [run for run in self.of(config.experiment) if run.values == values]
         if origin is not None:
             same = [run for run in same if Path(run.config.retriever.start_from).parts[-2:] == origin.parts[-2:]]
-        over = [run for run in same if run.finished]
-        return over[0] if over else max(same, key=lambda run: run.summary.get("steps", 0), default=None)
+        return max(
+            same, key=lambda run: (run.finished, 0 if run.finished else run.summary.get("steps", 0)), default=None
+        )
 
-    def seconds(self, wanted: Config, found: FoundRun | None = None) -> float | None:
-        """How long the run would take, or what is left of `found`; None where nothing comparable has finished.
-
-        The median over finished runs like it, training and refreshing in proportion to the steps.
-        """
+    def seconds(self, config: Config, found: FoundRun | None = None) -> float | None:
+        """Expected seconds of the run, or of what is left of `found`: the median over similar finished runs, with
+        training and refreshing in proportion to the steps; None where there are none."""
         done = found.summary.get("steps", 0) if found else 0
-        questions = (wanted.trainer.max_steps - done) * _questions_per_step(wanted)
-        times = [_training_seconds(run, questions) for run in self._like(wanted)]
+        questions = (config.trainer.max_steps - done) * _questions_per_step(config)
+        times = [_training_seconds(run, questions) for run in self._like(config)]
         return median(times) if times else None
 
-    def test_seconds(self, wanted: Config) -> float | None:
-        """How long a test alone takes: setting up, encoding the corpus once, answering."""
-        times = [_test_seconds(run) for run in self._like(wanted)]
+    def test_seconds(self, config: Config) -> float | None:
+        """Expected seconds of a test alone: setting up, encoding the corpus once, answering."""
+        times = [_test_seconds(run) for run in self._like(config)]
         return median(times) if times else None
 
-    def _like(self, wanted: Config) -> list[FoundRun]:
-        """Finished runs of the same experiment at the same number of steps, else of the same experiment, else any."""
-        steps, batch = wanted.trainer.max_steps, _questions_per_step(wanted)
-        own = [run for run in self.of(wanted.experiment) if run.finished]
-        like = [r for r in own if (r.config.trainer.max_steps, _questions_per_step(r.config)) == (steps, batch)]
+    def _like(self, config: Config) -> list[FoundRun]:
+        """Finished runs of the same experiment with the same number of steps, else of the same experiment, else any."""
+        own = [run for run in self.of(config.experiment) if run.finished]
+        like = [run for run in own if _size(run.config) == _size(config)]
         others = (run for folder in sorted(self.root.glob("*/")) for run in self.of(folder.name) if run.finished)
         return [run for run in like or own or list(others) if run.summary.get("seconds")]
 
@@ -234,15 +218,19 @@ class Runs:
         return FoundRun(file.parent, config, values, read_json(file.parent / "summary.json"))
 
 
+def _size(config: Config) -> tuple[int, int]:
+    return config.trainer.max_steps, _questions_per_step(config)
+
+
 def _questions_per_step(config: Config) -> int:
     return config.trainer.batch_size * config.trainer.accumulate * config.trainer.world_size
 
 
 def _training_seconds(run: FoundRun, questions: int) -> float:
     seconds = run.summary["seconds"]
-    share = questions / (run.config.trainer.max_steps * _questions_per_step(run.config))
+    fraction = questions / math.prod(_size(run.config))
     training = seconds.get("train", 0.0) + seconds.get("refresh", 0.0)
-    return float(seconds.get("setup", 0.0) + seconds.get("evaluate", 0.0) + training * share)
+    return float(seconds.get("setup", 0.0) + seconds.get("evaluate", 0.0) + training * fraction)
 
 
 def _test_seconds(run: FoundRun) -> float:
@@ -253,6 +241,6 @@ def _test_seconds(run: FoundRun) -> float:
 
 
 def total(seconds: Iterable[float | None]) -> float | None:
-    """The sum, or None where one of them is not known."""
-    known = list(seconds)
-    return None if None in known else float(sum(value for value in known if value is not None))
+    """The sum, or None if one of them is unknown."""
+    values = list(seconds)
+    return None if None in values else float(sum(value for value in values if value is not None))
