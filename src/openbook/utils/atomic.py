@@ -1,53 +1,67 @@
-"""Files and folders that are written whole or not at all: under a temporary name beside the target, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path in the target's folder; it is synced and renamed on success, removed on failure."""
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path in the folder of `path`, with its suffix; what the block writes there replaces `path`,
+    flushed to disk first. If the block fails, the temporary file is removed and `path` stays as it was."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield new
-        with open(new, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
     finally:
-        new.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside the target, which it replaces on success; removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.exists) -> Iterator[Path]:
+    """Yields a new temporary folder that becomes `path` when the block succeeds and is removed when it fails.
+
+    complete: whether a folder already at `path` may stay. An incomplete one is replaced; a complete one, by another
+    process that was first, is kept and this one discarded. Raises OSError where the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        yield new
-        new.chmod(0o755)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(new, path)
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists() and not complete(path):
+            os.replace(path, damaged := temporary.with_suffix(".damaged"))
+            shutil.rmtree(damaged)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if not (path.exists() and complete(path)):
+                raise
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with replacing(path) as new:
-        new.write_bytes(content)
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace the file by these bytes. Raises OSError where it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+def write_text(path: str | Path, text: str) -> None:
+    """Replace the file by this text, in UTF-8 with its newlines as they are."""
+    write_bytes(path, text.encode())
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Indented, with characters beyond ASCII as they are."""
+def write_json(path: str | Path, content: Any) -> None:
+    """Replace the file by `content` as JSON indented by two spaces."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
