@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from openbook.batch import IGNORED_LABEL
+from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW, Retrieved
 from openbook.data.inputs import (
     SpecialIds,
     check_question_length,
@@ -98,7 +98,16 @@ def test_a_missing_row_reads_no_passage_at_all(store: Store) -> None:
     assert found == [first, [1, 61, 62, 63, 2, 13, 14, 15, 39, 2], first, second, second, second]
 
 
-@pytest.mark.parametrize("row", [-2, 5, 99])
+def test_the_null_document_is_read_like_a_missing_row_and_counts(store: Store) -> None:
+    rows = np.asarray([[NULL_ROW, MISSING_ROW]])
+    (null, missing), _ = context_inputs(QUESTIONS[:1], store, rows, BERT, 17)
+    assert null.tolist() == missing.tolist()
+    assert Retrieved(torch.from_numpy(rows), torch.zeros(1, 2)).mask.tolist() == [[True, False]]
+    with pytest.raises(IndexError, match="not in the corpus"):
+        passage_inputs(store, [0, NULL_ROW], BERT, 17)
+
+
+@pytest.mark.parametrize("row", [-3, 5, 99])
 def test_rows_outside_the_corpus_raise(store: Store, row: int) -> None:
     with pytest.raises(IndexError, match=rf"rows \[{row}\] are not in the corpus of 5 passages"):
         context_inputs(QUESTIONS[:1], store, np.asarray([[0, row]]), BERT, 17)

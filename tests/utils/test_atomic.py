@@ -30,11 +30,16 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
     target.write_text("old")
     if step == "rename":
         monkeypatch.setattr("openbook.utils.atomic.os.replace", full)
-    with pytest.raises(OSError, match="No space left"), atomic.replacing(target) as temporary:
-        assert (temporary.parent, temporary.suffix) == (tmp_path, ".npy")
-        temporary.write_text("ne")
-        if step == "write":
-            full()
+
+    def write() -> None:
+        with atomic.replacing(target) as temporary:
+            assert (temporary.parent, temporary.suffix) == (tmp_path, ".npy")
+            temporary.write_text("ne")
+            if step == "write":
+                full()
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 

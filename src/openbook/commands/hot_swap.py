@@ -145,7 +145,7 @@ def _check_facts(config: Config, original: Mapping[str, Example], changed: Mappi
 
 def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequence[Prediction]]) -> None:
     """The folder as a whole, replacing an earlier one."""
-    with replacing_folder(target) as folder:
+    with replacing_folder(target, complete=lambda _: False) as folder:
         for index, predictions in answered.items():
             lines = [prediction.to_json() for prediction in predictions]
             RunFolder.write_predictions(folder, lines, f"predictions_{index}.jsonl")

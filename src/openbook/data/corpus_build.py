@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from openbook.data.corpus import Corpus
 from openbook.data.readers.checked_lines import file_fingerprint, id_hash
 from openbook.data.readers.formats import check_passages, read_passages
 from openbook.errors import OpenBookError
+from openbook.utils.atomic import replacing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -137,7 +137,7 @@ def _write_manifest(folder: Path, facts: dict[str, str | int]) -> None:
 
 
 def _valid(folder: Path) -> bool:
-    """Whether the folder is there and as its manifest says; says aloud when it is there and is not."""
+    """Whether the folder is there and as its manifest says; logs a warning when it is damaged."""
     if not folder.exists():
         return False
     try:
@@ -157,23 +157,12 @@ def _valid(folder: Path) -> bool:
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well and vanishes when it does not."""
-    new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        new.mkdir(parents=True)
-        yield new
-        if target.exists() and not _valid(target):
-            os.replace(target, damaged := new.with_suffix(".damaged"))
-            shutil.rmtree(damaged)
-        try:
-            os.replace(new, target)
-        except OSError:
-            if not _valid(target):  # otherwise another process was first, with the same content
-                raise
+        with replacing_folder(target, complete=_valid) as new:
+            yield new
     except PermissionError as error:
         action = "Choose another cache folder or mend its permissions."
         raise OpenBookError("the corpus cannot be written", where=target, got=str(error), action=action) from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager

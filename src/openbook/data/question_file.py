@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +11,7 @@ import numpy as np
 
 from openbook.batch import Example
 from openbook.data.readers.formats import index_questions, parse_example
+from openbook.utils.atomic import replacing
 
 
 class QuestionFile:
@@ -32,9 +31,8 @@ class QuestionFile:
             name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
             self._index = Path(cache) / f"questions-{name}.npy"
             self._index.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._index.with_name(f".{uuid.uuid4().hex[:8]}.npy")
-            np.save(temporary, self._places)
-            os.replace(temporary, self._index)
+            with replacing(self._index) as temporary:
+                np.save(temporary, self._places)
             self._places = None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class RunFolder:
             raise OpenBookError(
                 "the run folder cannot be created", where=self.path, got=error.strerror or ""
             ) from error
-        for left_over in self.checkpoints.glob(".*.new"):  # of a run that was killed while it saved
+        for left_over in self.checkpoints.glob(".*"):  # of a run that was killed while it saved
             left_over.unlink()
         os.environ[SHARED] = str(self.path)
         write_text(self.config, to_yaml(config))

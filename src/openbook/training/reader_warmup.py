@@ -6,13 +6,9 @@ training, which follows, sees no gold passage.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +28,7 @@ from openbook.models.contexts import ContextBuilder
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.training.optimizer import learning_rate_schedule
+from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
 from openbook.utils.hardware import rank_from_environment
 
@@ -77,22 +74,17 @@ def warm_up(
     while rank_from_environment() and not (target / "warmup.json").is_file():
         time.sleep(1)  # rank 0 makes it
     if not (target / "warmup.json").is_file():
-        new = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
-            gold = _GoldPassages(corpus, tokenizer, options)
-            measured = _train(reader, gold, gold.read(questions), options, device, autocast)
-            if held_out is not None:
-                measured |= _measure(reader, gold, gold.read(held_out), options, device, autocast)
+        reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
+        gold = _GoldPassages(corpus, tokenizer, options)
+        measured = _train(reader, gold, gold.read(questions), options, device, autocast)
+        if held_out is not None:
+            measured |= _measure(reader, gold, gold.read(held_out), options, device, autocast)
+        with replacing_folder(target) as new:
             reader.save_pretrained(new)
-            (new / "warmup.json").write_text(json.dumps(measured, indent=1), encoding="utf-8")
-            with contextlib.suppress(OSError):  # another process was first
-                os.replace(new, target)
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+            write_json(new / "warmup.json", measured)
     facts = json.loads((target / "warmup.json").read_text(encoding="utf-8"))
     say(
-        f"reader warmed up for {options.steps} steps in {facts['seconds']:.0f} s: "
+        f"small reader warmed up for {options.steps} steps in {facts['seconds']:.0f} s: "
         + (
             f"reads {facts['gold_exact_match']:.3f} of {facts['n_questions']} held-out answers from gold passages"
             if "gold_exact_match" in facts

@@ -236,7 +236,7 @@ def test_what_breaks_while_it_is_written_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("openbook.data.factbook.build.os.replace", full)
+    monkeypatch.setattr("openbook.utils.atomic.os.replace", full)
     with pytest.raises(OpenBookError, match=r"cannot be written \(.*factbook-edition-.*no space left.*data.cache"):
         build_edition(copy)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]

@@ -8,9 +8,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +18,7 @@ from openbook.data.factbook.facts import SPLITS, Fact, ask, read_facts, split_co
 from openbook.data.factbook.questions import RELATIONS
 from openbook.data.factbook.text import Country, Cut, book_digest, book_files, cut_passages, find_book, read_country
 from openbook.errors import OpenBookError, raise_all
+from openbook.utils.atomic import replacing_folder
 
 VERSION = 3  # raise it whenever the same options give other bytes
 
@@ -198,16 +196,9 @@ def write_built(folder: Path, texts: Mapping[str, str], what: str, megabytes: in
     """Files by name, under a temporary name and then one rename: the folder is whole or not there. counts.json, among
     them, says that it is. Raises OpenBookError, which calls it `what`, where it cannot be written."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with replacing_folder(folder, complete=lambda built: (built / "counts.json").is_file()) as staged:
             for name, text in texts.items():
                 (staged / name).write_text(text, encoding="utf-8", newline="\n")
-            staged.chmod(0o755)
-            if not (folder / "counts.json").is_file():  # another process may have been faster
-                os.replace(staged, folder)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
     except OSError as error:
         if not (folder / "counts.json").is_file():
             raise OpenBookError(
