@@ -65,7 +65,10 @@ def test_each_library_has_its_owners(library: str) -> None:
 def test_packages_on_disk_are_the_packages_declared() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     inside = [path.parent.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("__init__.py")]
-    assert set(declared["packages"]) == {".".join(path.parts) for path in inside} | {"openbook.callbacks"}
+    assert set(declared["packages"]) == {".".join(path.parts) for path in inside} | {
+        "openbook.callbacks",
+        "openbook.experiments",
+    }
     for package, folder in declared["package-dir"].items():
         assert (ROOT / folder / "__init__.py").is_file(), package
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from openbook.config.unit import unit
+
 EMBEDDED = "factbook"
 """The value of data.corpus, data.train, … that stands for the embedded data, The World Factbook."""
 
@@ -23,42 +25,45 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class FactbookConfig:
-    passage_words: int = 50
-    """words per passage, at most"""
-    field_words: int = 24
-    """words kept of each field of the book"""
-    field_parts: int = 3
-    """sub-fields kept of each field; 0 keeps all"""
-    sections: str = ""
-    """sections of the book, comma-separated; empty: Geography to Military and Security"""
-    whole: bool = False
-    """the whole book in passages of passage_words, nothing left out; the keys above are then not looked at"""
+    passage_words: int = unit(50, "words per passage, at most")
+    field_words: int = unit(24, "words kept of each field of the book")
+    field_parts: int = unit(3, "sub-fields kept of each field; 0 keeps all")
+    sections: str = unit("", "sections of the book, comma-separated; empty: Geography to Military and Security")
+    whole: bool = unit(
+        False,
+        "the whole book in passages of passage_words, nothing left out; the keys above are then not looked at",
+    )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    corpus: str = EMBEDDED
-    """file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the embedded book,
-    'factbook_changed' another edition of it, with other facts about the test split's countries"""
-    train: str = EMBEDDED
-    """file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing)"""
-    validation: str = EMBEDDED
-    """file of questions, watched during training; empty: none"""
-    test: str = EMBEDDED
-    """file of questions, for the figures in summary.json; empty: none; 'factbook_changed' or 'factbook_original_facts':
-    the facts that the other edition changes, with its answers or the book's"""
+    corpus: str = unit(
+        EMBEDDED,
+        "file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the "
+        "embedded book, 'factbook_changed' another edition of it, with other facts about the test split's "
+        "countries",
+    )
+    train: str = unit(
+        EMBEDDED,
+        "file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing)",
+    )
+    validation: str = unit(EMBEDDED, "file of questions, watched during training; empty: none")
+    test: str = unit(
+        EMBEDDED,
+        "file of questions, for the figures in summary.json; empty: none; 'factbook_changed' or "
+        "'factbook_original_facts': the facts that the other edition changes, with its answers or the book's",
+    )
     factbook: FactbookConfig = field(default_factory=FactbookConfig)
-    cache: str = ".cache/openbook"
-    """folder for what is built once: texts, token ids, warmed-up readers"""
-    max_question_tokens: int = 64
-    """tokens; a longer question is an error"""
-    max_passage_tokens: int = 128
-    """tokens of a passage as the passage encoder reads it, special tokens included"""
-    max_context_tokens: int = 192
-    """tokens of question + passage as the generator reads them; the passage is cut, never the question"""
-    max_target_tokens: int = 24
-    """tokens of an answer, end-of-sequence included"""
-    strict_targets: bool = False
-    """true: an answer over max_target_tokens is an error; false: one warning with their count"""
-    workers: int = 0
-    """loader processes per rank; 0 tokenises in the training process"""
+    cache: str = unit(".cache/openbook", "folder for what is built once: texts, token ids, warmed-up readers")
+    max_question_tokens: int = unit(64, "tokens; a longer question is an error")
+    max_passage_tokens: int = unit(128, "tokens of a passage as the passage encoder reads it, special tokens included")
+    max_context_tokens: int = unit(
+        192,
+        "tokens of question + passage as the generator reads them; the passage is cut, never the question",
+    )
+    max_target_tokens: int = unit(24, "tokens of an answer, end-of-sequence included")
+    strict_targets: bool = unit(
+        False,
+        "true: an answer over max_target_tokens is an error; false: one warning with their count",
+    )
+    workers: int = unit(0, "loader processes per rank; 0 tokenises in the training process")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import inspect
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from itertools import pairwise
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -28,8 +25,8 @@ def load_experiment(
 ) -> Config:
     """The configuration of an experiment: schema defaults <- what it extends <- its own file <- overrides.
 
-    experiment is a name in `folder` or the path of a YAML file. Overrides read `key.sub=value`; the schema's type
-    decides how the text is read (`run.name=0123` stays text). Raises one OpenBookError that lists every problem.
+    experiment is a name in `folder`, one that comes with the package, or the path of a YAML file. Overrides read
+    `key.sub=value`; the schema's type decides how the text is read (`run.name=0123` stays text). Raises one OpenBookError that lists every problem.
     """
     path = _path_of(experiment, folder)
     leaves = [(key, value, f"{origin}: {key}") for origin, file in _chain(path) for key, value in _leaves(file)]
@@ -61,54 +58,48 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def list_experiments(folder: Path = EXPERIMENTS) -> dict[str, str]:
-    """{name: what it is meant to show} of every YAML in the folder."""
-    return {path.stem: str(_mapping(path).get("shows", "")) for path in sorted(folder.glob("*.yaml"))}
+    """{name: what it is meant to show} of every YAML in the folder, and of those that come with the package."""
+    return {name: str(_mapping(path).get("shows", "")) for name, path in sorted(_known(folder).items())}
 
 
-def described_keys() -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, unit) of every setting; the unit is the text under its field in openbook.config."""
-    defaults, units = flat(Config()), _units()
-    for key in keys_of():
-        yield key, defaults[key], units[key]
-
-
-def keys_of(schema: type = Config, prefix: str = "") -> Iterator[str]:
-    """Every dotted key the schema knows."""
+def described_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, unit) of every setting."""
     hints = get_type_hints(schema)
     for field in fields(schema):
         if is_dataclass(hints[field.name]):
-            yield from keys_of(hints[field.name], f"{prefix}{field.name}.")
+            yield from described_keys(hints[field.name], f"{prefix}{field.name}.")
         else:
-            yield prefix + field.name
+            yield prefix + field.name, field.default, field.metadata["unit"]
 
 
-def _units(schema: type = Config, prefix: str = "") -> dict[str, str]:
-    """{dotted key: the text under its field}, read from the source: a string under a field is lost at run time."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0]
-    assert isinstance(tree, ast.ClassDef)
-    hints = get_type_hints(schema)
-    units: dict[str, str] = {}
-    for statement, following in pairwise([*tree.body, ast.Pass()]):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            name = statement.target.id
-            if is_dataclass(hints[name]):
-                units |= _units(hints[name], f"{prefix}{name}.")
-            elif isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                units[prefix + name] = str(following.value.value)
-    return units
+def keys_of() -> Iterator[str]:
+    """Every dotted key the schema knows."""
+    return (key for key, *_ in described_keys())
+
+
+def _known(folder: Path) -> dict[str, Path]:
+    """Experiments by name: those of the folder, then the package's own that are not among them."""
+    packaged = Path(str(import_module("openbook.experiments").__file__)).parent
+    found: dict[str, Path] = {}
+    for path in (*sorted(folder.glob("*.yaml")), *sorted(packaged.glob("*.yaml"))):
+        found.setdefault(path.stem, path)
+    return found
 
 
 def _path_of(experiment: str, folder: Path) -> Path:
-    path = Path(experiment) if experiment.endswith((".yaml", ".yml")) else folder / f"{experiment}.yaml"
+    if experiment.endswith((".yaml", ".yml")):
+        path = Path(experiment)
+    else:
+        path = _known(folder).get(experiment, folder / f"{experiment}.yaml")
     if not path.is_file():
-        known = sorted(other.stem for other in folder.glob("*.yaml"))
+        known = list(_known(folder))
         near = difflib.get_close_matches(experiment, known, 1)
         hint = f"Did you mean {near[0]}?" if near else "`make list` shows what each one is for."
         raise OpenBookError(
             "no such experiment",
             where=path,
             got=repr(experiment),
-            expected="one of " + ", ".join(known or ["(none found)"]),
+            expected="one of " + ", ".join(known),
             action=hint,
         )
     return path

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from openbook.config.unit import unit
+
 MINILM = "minilm"
 """The value of encoder and generator folders that stands for the packaged MiniLM weights."""
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    model: str = MINILM
-    """folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers"""
-    dropout: float = 0.0
-    """probability, while a transformers model trains; the small reader has none"""
-    label_smoothing: float = 0.0
-    """share of each target's probability spread over the vocabulary"""
+    model: str = unit(
+        MINILM,
+        "folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers",
+    )
+    dropout: float = unit(0.0, "probability, while a transformers model trains; the small reader has none")
+    label_smoothing: float = unit(0.0, "share of each target's probability spread over the vocabulary")

@@ -10,41 +10,42 @@ from openbook.config.evaluation import DecodeConfig, EvaluateConfig
 from openbook.config.models import GeneratorConfig
 from openbook.config.retrieval import HotSwapConfig, IndexConfig, RefreshConfig, RetrieverConfig
 from openbook.config.training import DprConfig, OptimConfig, TrainerConfig, WarmupConfig
+from openbook.config.unit import unit
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    """offline needs no account; online needs `wandb login`"""
-    project: str = "openbook"
-    """name"""
+    mode: Literal["offline", "online", "disabled"] = unit(
+        "offline",
+        "offline needs no account; online needs `wandb login`",
+    )
+    project: str = unit("openbook", "name")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    dir: str = ""
-    """exact run folder; empty: runs/<experiment>/<name>"""
-    name: str = ""
-    """run name; empty: date and time"""
+    dir: str = unit("", "exact run folder; empty: runs/<experiment>/<name>")
+    name: str = unit("", "run name; empty: date and time")
 
 
 @dataclass(frozen=True)
 class Config:
     """One experiment, whole."""
 
-    experiment: str = "unnamed"
-    """name: the YAML file's"""
-    shows: str = ""
-    """one sentence: what this experiment is meant to show"""
-    seed: int = 0
-    """decides order, sampled answers, dropout and initialisation"""
+    experiment: str = unit("unnamed", "name: the YAML file's")
+    shows: str = unit("", "one sentence: what this experiment is meant to show")
+    seed: int = unit(0, "decides order, sampled answers, dropout and initialisation")
     objective: Literal[
         "rag_token", "rag_sequence", "closed_book", "emdr2", "perplexity_distillation", "leave_one_out", "dpr"
-    ] = "rag_token"
-    """what trains (openbook.objectives); dpr trains the encoders alone, on gold passages (openbook.dpr)"""
-    distill_temperature: float = 1.0
-    """divides the generator's log-likelihoods before they become the retriever's target (perplexity_distillation,
-    leave_one_out)"""
+    ] = unit(
+        "rag_token",
+        "what trains (openbook.objectives); dpr trains the encoders alone, on gold passages (openbook.dpr)",
+    )
+    distill_temperature: float = unit(
+        1.0,
+        "divides the generator's log-likelihoods before they become the retriever's target "
+        "(perplexity_distillation, leave_one_out)",
+    )
     data: DataConfig = field(default_factory=DataConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     index: IndexConfig = field(default_factory=IndexConfig)

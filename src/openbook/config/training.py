@@ -6,89 +6,77 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openbook.config.data import EMBEDDED
+from openbook.config.unit import unit
 
 
 @dataclass(frozen=True)
 class DprConfig:
     """Retriever warm-up (objective: dpr): gold passages against other passages, without a generator."""
 
-    bm25_negatives: int = 1
-    """hard negatives per question from BM25's best passages without an answer"""
-    index_negatives: int = 0
-    """hard negatives per question mined from the live index, from the first refresh after the start on"""
-    depth: int = 50
-    """candidates that BM25 or the index is asked for when hard negatives are looked for"""
-    mask_false_negatives: bool = True
-    """passages of the batch that hold an answer of a question are no negatives of it"""
+    bm25_negatives: int = unit(1, "hard negatives per question from BM25's best passages without an answer")
+    index_negatives: int = unit(
+        0,
+        "hard negatives per question mined from the live index, from the first refresh after the start on",
+    )
+    depth: int = unit(50, "candidates that BM25 or the index is asked for when hard negatives are looked for")
+    mask_false_negatives: bool = unit(
+        True,
+        "passages of the batch that hold an answer of a question are no negatives of it",
+    )
 
 
 @dataclass(frozen=True)
 class WarmupConfig:
     """The reader's warm-up: the generator alone on gold passages of the training split, before joint training."""
 
-    steps: int = 0
-    """optimizer steps; 0: none, the generator starts as its folder has it"""
-    batch_size: int = 32
-    """questions per step"""
-    lr: float = 5.0e-4
-    """peak learning rate of MiniLM's layers; the reader's new parts get twice as much"""
-    passages: str = EMBEDDED
-    """passages the warm-up reads; another corpus for joint training leaves this alone"""
-    questions: str = EMBEDDED
-    """questions with positive_ids among those passages"""
-    held_out: str = EMBEDDED
-    """questions, likewise, on which the warmed-up reader is measured; empty: none"""
+    steps: int = unit(0, "optimizer steps; 0: none, the generator starts as its folder has it")
+    batch_size: int = unit(32, "questions per step")
+    lr: float = unit(5.0e-4, "peak learning rate of MiniLM's layers; the reader's new parts get twice as much")
+    passages: str = unit(EMBEDDED, "passages the warm-up reads; another corpus for joint training leaves this alone")
+    questions: str = unit(EMBEDDED, "questions with positive_ids among those passages")
+    held_out: str = unit(EMBEDDED, "questions, likewise, on which the warmed-up reader is measured; empty: none")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = 1.0e-4
-    """peak learning rate of every part that names none of its own"""
-    lr_question_encoder: float = 0.0
-    """peak learning rate; 0: optim.lr"""
-    lr_passage_encoder: float = 0.0
-    """peak learning rate; 0: optim.lr"""
-    lr_generator: float = 0.0
-    """peak learning rate; 0: optim.lr"""
-    weight_decay: float = 0.01
-    """AdamW, not on biases and normalisation"""
-    warmup_steps: int = 10
-    """optimizer steps from zero to the peak"""
-    final_lr: float = 0.1
-    """share of the peak at the last step; linear decay"""
-    clip: float = 1.0
-    """largest gradient norm; 0: no clipping"""
+    lr: float = unit(1.0e-4, "peak learning rate of every part that names none of its own")
+    lr_question_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
+    lr_passage_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
+    lr_generator: float = unit(0.0, "peak learning rate; 0: optim.lr")
+    weight_decay: float = unit(0.01, "AdamW, not on biases and normalisation")
+    warmup_steps: int = unit(10, "optimizer steps from zero to the peak")
+    final_lr: float = unit(0.1, "share of the peak at the last step; linear decay")
+    clip: float = unit(1.0, "largest gradient norm; 0: no clipping")
 
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    max_steps: int = 100
-    """optimizer steps"""
-    batch_size: int = 16
-    """questions per rank and forward pass"""
-    accumulate: int = 1
-    """forward passes per optimizer step"""
-    reduction: Literal["question", "token"] = "question"
-    """what the loss is a mean over, counted over the batches of all ranks"""
-    devices: int = 1
-    """ranks on this node"""
-    nodes: int = 1
-    """nodes"""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """where the models train"""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """autocast dtype; auto takes bf16 where the hardware computes in it"""
-    tokens_per_pass: int = 0
-    """tokens of one forward pass of an encoder, padding included; 0: 4,096 on a CPU (its cache), 65,536 on a GPU"""
-    checkpointing: bool = False
-    """keep only the inputs of every layer of generator and encoders and run the layers once more in the backward pass:
-    the same gradients up to rounding, less memory, about a third more time"""
-    validate_every: int = 25
-    """optimizer steps between validations"""
-    checkpoint_every: int = 25
-    """optimizer steps between checkpoints"""
-    log_every: int = 1
-    """optimizer steps between rows of metrics.csv"""
+    max_steps: int = unit(100, "optimizer steps")
+    batch_size: int = unit(16, "questions per rank and forward pass")
+    accumulate: int = unit(1, "forward passes per optimizer step")
+    reduction: Literal["question", "token"] = unit(
+        "question",
+        "what the loss is a mean over, counted over the batches of all ranks",
+    )
+    devices: int = unit(1, "ranks on this node")
+    nodes: int = unit(1, "nodes")
+    accelerator: Literal["auto", "cpu", "gpu"] = unit("auto", "where the models train")
+    precision: Literal["auto", "fp32", "bf16"] = unit(
+        "auto",
+        "autocast dtype; auto takes bf16 where the hardware computes in it",
+    )
+    tokens_per_pass: int = unit(
+        0,
+        "tokens of one forward pass of an encoder, padding included; 0: 4,096 on a CPU (its cache), 65,536 on a GPU",
+    )
+    checkpointing: bool = unit(
+        False,
+        "keep only the inputs of every layer of generator and encoders and run the layers once more in the "
+        "backward pass: the same gradients up to rounding, less memory, about a third more time",
+    )
+    validate_every: int = unit(25, "optimizer steps between validations")
+    checkpoint_every: int = unit(25, "optimizer steps between checkpoints")
+    log_every: int = unit(1, "optimizer steps between rows of metrics.csv")
 
     @property
     def world_size(self) -> int:

@@ -1,0 +1,1 @@
+"""The experiments that come with openbook, one YAML file each."""
