@@ -26,7 +26,8 @@ def load_experiment(
     """The configuration of an experiment: schema defaults <- what it extends <- its own file <- overrides.
 
     experiment is a name in `folder`, one that comes with the package, or the path of a YAML file. Overrides read
-    `key.sub=value`; the schema's type decides how the text is read (`run.name=0123` stays text). Raises one OpenBookError that lists every problem.
+    `key.sub=value`; the schema's type decides how the text is read (`run.name=0123` stays text). Raises one
+    OpenBookError that lists every problem.
     """
     path = _path_of(experiment, folder)
     leaves = [(key, value, f"{origin}: {key}") for origin, file in _chain(path) for key, value in _leaves(file)]

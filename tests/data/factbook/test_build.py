@@ -24,8 +24,7 @@ from openbook.data.factbook.build import (
     describe,
 )
 from openbook.data.factbook.facts import SPLITS, occurs, read_facts
-from openbook.data.factbook.questions import RELATIONS
-from openbook.data.factbook.relations import Relation
+from openbook.data.factbook.relations import Relation, relations
 from openbook.data.factbook.text import Cut, book_files, cut_passages, find_book, read_country
 from openbook.errors import OpenBookError
 
@@ -85,7 +84,7 @@ def every_fact() -> dict[str, tuple[str, ...]]:
     for path in files:
         read = read_country(path)
         made = {f"{read.code}-{number}": one for number, one in enumerate(cut_passages(read, settings))}
-        answers |= {fact.id: fact.answers for fact in read_facts(read, RELATIONS, made, Counter())}
+        answers |= {fact.id: fact.answers for fact in read_facts(read, relations(), made, Counter())}
     return answers
 
 
@@ -116,8 +115,8 @@ def test_splits_share_no_country(questions: dict[str, Rows]) -> None:
 @needs_book
 def test_the_held_out_phrasing_is_never_trained_on(questions: dict[str, Rows]) -> None:
     assert {row["phrasing"] for row in questions["train"]} == {"trained"}
-    trained = {text for relation in RELATIONS for text in relation.trained}
-    assert not trained & {relation.held_out for relation in RELATIONS}
+    trained = {text for relation in relations() for text in relation.trained}
+    assert not trained & {relation.held_out for relation in relations()}
     for split in ("validation", "test"):
         phrasings = Counter((row["id"].rsplit("-", 1)[0], row["phrasing"]) for row in questions[split])
         assert set(phrasings.values()) == {1}  # each fact once in a trained and once in the held-out phrasing
@@ -137,17 +136,17 @@ def test_runs_are_seen_through_common_words() -> None:
     assert not near & content_runs("city of {country} with its seat")
 
 
-@pytest.mark.parametrize("relation", RELATIONS, ids=lambda relation: relation.name)
+@pytest.mark.parametrize("relation", relations(), ids=lambda relation: relation.name)
 def test_no_trained_phrasing_gives_the_held_out_one_away(relation: Relation) -> None:
     held_out = content_runs(relation.held_out)
     assert not {text: shared for text in relation.trained if (shared := content_runs(text) & held_out)}
 
 
 def test_every_relation_has_seven_trained_phrasings_and_all_are_distinct() -> None:
-    assert {len(relation.trained) for relation in RELATIONS} == {7}
-    phrasings = [text for relation in RELATIONS for text in (*relation.trained, relation.held_out)]
+    assert {len(relation.trained) for relation in relations()} == {7}
+    phrasings = [text for relation in relations() for text in (*relation.trained, relation.held_out)]
     assert all(text.count("{country}") == 1 for text in phrasings)
-    assert len({text.casefold().rstrip("?.") for text in phrasings}) == len(phrasings) == 8 * len(RELATIONS)
+    assert len({text.casefold().rstrip("?.") for text in phrasings}) == len(phrasings) == 8 * len(relations())
 
 
 @needs_book
@@ -177,7 +176,7 @@ def test_the_default_suits_two_cores(built: FactbookFiles, passages: dict[str, d
     assert max(len(row["text"].split()) for row in passages.values()) <= FactbookOptions().passage_words
     assert 1_000 <= built.counts["questions"]["test"] <= 1_200
     assert 300 <= built.counts["questions"]["validation"] <= 400
-    assert built.counts["questions"]["train"] > 40_000 and 30 <= len(RELATIONS) <= 45
+    assert built.counts["questions"]["train"] > 40_000 and 30 <= len(relations()) <= 45
 
 
 @needs_book

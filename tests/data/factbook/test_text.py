@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from openbook.data.factbook.facts import occurs, read_facts
-from openbook.data.factbook.questions import RELATIONS
 from openbook.data.factbook.relations import (
     read_author,
     read_capital,
@@ -22,6 +21,7 @@ from openbook.data.factbook.relations import (
     read_person,
     read_river,
     read_symbols,
+    relations,
 )
 from openbook.data.factbook.text import Country, Cut, Unit, clean, cut_passages
 
@@ -151,7 +151,7 @@ def test_a_long_field_keeps_every_word_in_order() -> None:
 
 def test_an_answer_cut_off_by_the_passage_is_dropped_and_counted() -> None:
     capital = Unit("Government", "Capital", "name", "one two San Jose")
-    relation = next(relation for relation in RELATIONS if relation.name == "capital")
+    relation = next(relation for relation in relations() if relation.name == "capital")
     asked = replace(relation, read=lambda text: ("San Jose",))
     settings = cut(sections=("Government",), field_words=3)
     dropped: Counter[str] = Counter()

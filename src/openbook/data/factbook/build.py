@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.data.factbook.facts import SPLITS, Fact, ask, read_facts, split_countries, thin
-from openbook.data.factbook.questions import RELATIONS
+from openbook.data.factbook.relations import relations
 from openbook.data.factbook.text import Country, Cut, book_digest, book_files, cut_passages, find_book, read_country
 from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder
@@ -162,7 +162,7 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> dict[str
     for country in countries:
         cuts = {f"{country.code}-{number:03d}": made for number, made in enumerate(cut_passages(country, cut))}
         passages += [{"id": id_, "title": country.title, "text": made.text} for id_, made in cuts.items()]
-        facts += read_facts(country, RELATIONS, cuts, dropped)
+        facts += read_facts(country, relations(), cuts, dropped)
     facts_read = len(facts) + dropped.total()
     facts, majority = thin(facts, options.max_answer_share, options.seed, dropped)
     split_of = split_countries(facts, options.validation_fraction, options.test_fraction, options.seed)
@@ -186,7 +186,7 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> dict[str
                 **{split: asked[split][relation.name] for split in SPLITS},
                 "majority_rate": majority.get(relation.name, 0.0),
             }
-            for relation in RELATIONS
+            for relation in relations()
         },
     }
     return {"passages": passages, **rows, "counts": [counts]}

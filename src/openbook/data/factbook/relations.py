@@ -1,8 +1,7 @@
 """What is asked about each country: a field of the book, how its answer is read off, and how people ask for it.
 
 Every reading is a pure function from the field's clean text to the answers, word for word as they stand in it; no
-answer means that the field cannot be asked about (several capitals, an unnamed hill). All questions were written for
-this project. `trained` phrasings are for all splits, `held_out` ones are never trained on.
+answer means that the field cannot be asked about (several capitals, an unnamed hill).
 """
 
 from __future__ import annotations
@@ -10,6 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+import yaml
 
 Reading = Callable[[str], tuple[str, ...]]
 
@@ -35,12 +38,6 @@ class Relation:
     def reads(self, sub_field: str) -> bool:
         """Whether this piece of the relation's field is the one that holds the answer."""
         return sub_field in self.sub_fields or re.sub(r" \d{4}$", "", sub_field) in self.sub_fields
-
-
-def asked(name: str, section: str, path: str, read: Reading, *phrasings: str) -> Relation:
-    """`path` is `field` or `field > sub-field`, alternatives after `|`; the last phrasing is the held-out one."""
-    field, _, sub_fields = path.partition(" > ")
-    return Relation(name, section, field, tuple(sub_fields.split("|")), read, phrasings[:-1], phrasings[-1])
 
 
 def matched(pattern: str) -> Reading:
@@ -156,3 +153,41 @@ def read_forces(text: str) -> tuple[str, ...]:
     """`Norwegian Armed Forces (Forsvaret ...): ...` -> Norwegian Armed Forces."""
     found = re.match(r"([A-Z][^(:;,/]+?)(?: \(|: )", text)
     return (found.group(1),) if found and "Ministry" not in found.group(1) else ()
+
+
+READINGS: dict[str, Reading] = {
+    "author_0": read_author(0),
+    "author_1": read_author(1),
+    "capital": read_capital,
+    "codes": read_codes,
+    "colors": read_colors,
+    "divisions": read_divisions,
+    "forces": read_forces,
+    "former_ruler": read_former_ruler,
+    "head": read_head,
+    "holiday": read_holiday,
+    "landform": read_landform,
+    "largest_city": read_largest_city,
+    "official_language": read_official_language,
+    "person": read_person,
+    "river": read_river,
+    "symbols": read_symbols,
+}
+
+
+@cache
+def relations() -> tuple[Relation, ...]:
+    """Everything that is asked, from relations.yaml, in its order."""
+    rows = yaml.safe_load((files(__package__) / "relations.yaml").read_text(encoding="utf-8"))
+    return tuple(
+        Relation(
+            name=row["name"],
+            section=row["section"],
+            field=row["field"].split(" > ")[0],
+            sub_fields=tuple(row["field"].partition(" > ")[2].split("|")),
+            read=matched(row["pattern"]) if "pattern" in row else READINGS[row["read"]],
+            trained=tuple(row["trained"]),
+            held_out=row["held_out"],
+        )
+        for row in rows
+    )
