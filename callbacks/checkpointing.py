@@ -1,7 +1,5 @@
 """Checkpoints that a run resumes from: every N steps and at the end; Ctrl-C and SIGTERM save first, on all ranks."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from types import FrameType

@@ -1,7 +1,5 @@
 """Watch for retrieval collapse: the same few passages for every question, after which nothing is learnt any more."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections import Counter, deque

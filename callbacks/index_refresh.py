@@ -1,7 +1,5 @@
 """Keep the index fresh: re-encode passages when it is time, and swap on all ranks at the same optimizer step."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

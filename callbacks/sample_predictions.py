@@ -1,7 +1,5 @@
 """A few answers at every validation, with the passages they were read from: people look rather than read numbers."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How stale the index is at every step, and what the marginal makes of the passages: measured for free."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

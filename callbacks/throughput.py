@@ -1,7 +1,5 @@
 """Where the time goes: questions per second, seconds per step, seconds of each stage."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

@@ -7,8 +7,6 @@
 Nothing heavy is imported before one of the names below is used.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """The command line: parses one command and calls it."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -1,7 +1,5 @@
 """The one error a user meets: what was wrong, where, what was expected, what to do next."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """`answers`: prints answers of a run with the passages they are based on."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Sequence

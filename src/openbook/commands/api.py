@@ -1,7 +1,5 @@
 """The Python API: train, resume, evaluate and ask from a program, with parts of one's own."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace

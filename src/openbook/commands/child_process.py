@@ -1,7 +1,5 @@
 """Runs another openbook command in a process of its own and waits for it; each signal is forwarded once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

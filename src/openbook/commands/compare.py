@@ -1,7 +1,5 @@
 """`compare`: experiments times seeds. Finds existing runs, trains the missing ones and tabulates all of them."""
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The runs of a comparison: which there are, which start from which, which are still to be trained or tested."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 

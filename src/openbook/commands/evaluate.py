@@ -1,7 +1,5 @@
 """`evaluate`: a trained run on its test split, or on another corpus or other questions, without training."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Two indexes times two sets of facts. If the answers come from the index, the mat
 low; a generator that answered from its parameters would give the same answers with both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

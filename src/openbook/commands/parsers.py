@@ -1,7 +1,5 @@
 """One argparse parser per command, all with the same conventions. Imports nothing heavy, so help is printed at once."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Sequence
 from typing import NamedTuple

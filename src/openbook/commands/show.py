@@ -1,7 +1,5 @@
 """The small commands: `list`, `keys`, `show`, `report`, `data` and `plan`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from openbook.config.load import described_keys, list_experiments, load_experiment, to_yaml

@@ -1,7 +1,5 @@
 """`train` and `resume`: from a configuration to a run folder with a trained model, its metrics and its report."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What can be seen to be wrong with a configuration without opening a file: ranges and combinations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from openbook.config.data import BUILT_IN

@@ -1,7 +1,5 @@
 """Settings of the corpus, the questions and the embedded World Factbook."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from openbook.config.unit import unit

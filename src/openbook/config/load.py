@@ -1,7 +1,5 @@
 """From experiments/NAME.yaml and key=value overrides to one checked Config. The only module that knows OmegaConf."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass

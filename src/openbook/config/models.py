@@ -1,7 +1,5 @@
 """Settings of the generator."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from openbook.config.unit import unit

@@ -1,7 +1,5 @@
 """Settings of the retriever, its index and how the index is refreshed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Every setting of an experiment, its unit under it. Values come from experiments/*.yaml (see openbook.experiment)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Settings of training: optimizer, trainer, warm-up and DPR."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

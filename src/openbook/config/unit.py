@@ -1,7 +1,5 @@
 """A setting's unit, kept beside its default: what `openbook keys` shows."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import TypeVar, cast
 

@@ -1,7 +1,5 @@
 """Batches of similar length: forward passes that pad little."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 

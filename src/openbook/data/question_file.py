@@ -1,7 +1,5 @@
 """A question file, validated once and then read line by line."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,8 +5,6 @@ example at a time. So each example comes exactly once per epoch whatever the num
 that stops is continued from one number: how many examples were consumed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ the worse it gets, until most are. Passages that a step encodes anyway show the 
 one, before the old one is replaced.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

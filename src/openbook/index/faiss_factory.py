@@ -1,7 +1,5 @@
 """FAISS factory strings: whether one can be built here, what it learns from, and what a passage costs in it."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import faiss

@@ -1,7 +1,5 @@
 """FAISS index families that are added to in the order of writing (IVF, HNSW, ...), and everything on a GPU but flat."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import faiss

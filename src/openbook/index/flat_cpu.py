@@ -4,8 +4,6 @@ FAISS multiplies with the BLAS it was built with. Where torch multiplies by oneD
 to twice as fast, and what follows the matmul costs little: only the best groups of passages are considered.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import faiss

@@ -1,7 +1,5 @@
 """Exact search on a GPU over vectors that a torch tensor owns: replaced in place, fp32 or fp16, not copied by FAISS."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -4,8 +4,6 @@ A plan is arithmetic over plain numbers; two of them, seconds per refresh and pe
 is that of the index and of refreshing it; what models, optimizer and libraries hold is not counted.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cache

@@ -1,7 +1,5 @@
 """Whether a plan fits this machine; where it does not, which settings would, computed."""
 
-from __future__ import annotations
-
 import math
 from contextlib import suppress
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Maximum inner product search over a snapshot: one immutable index, sharded over the ranks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What every index storage offers, and exact top-k where the code of each passage can be read back."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import numpy as np

@@ -8,8 +8,6 @@ never by its row, so a changed corpus finds its unchanged passages. All of it is
 ignored, what cannot be written is left out, each with one warning. Make one store per process.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

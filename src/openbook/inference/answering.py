@@ -1,7 +1,5 @@
 """Questions to answers with their passages: retrieve, read, decode, compare with the gold answers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -7,8 +7,6 @@ does not beat the worst of them. That is what transformers' beam search does wit
 length_penalty is 1.0 unless told otherwise; here it is 0.0, which ranks by probability.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

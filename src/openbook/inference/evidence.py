@@ -1,7 +1,5 @@
 """The passages found for a question, and what retrieval alone is measured by: nothing yet about answers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """How likely given answers are, passage by passage: gold answers, produced answers, labels. No gradient is meant."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

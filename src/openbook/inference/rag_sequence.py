@@ -10,8 +10,6 @@ What a passage's own beams found needs no second pass there: the beams know its 
 teacher forcing, each distinct prefix once through the vocabulary head, over contexts that are encoded once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -10,8 +10,6 @@ w <- log_softmax_k( w + log p_G(y_t | x, z_k, y_<t) ), which is greedy on the ex
 searches once per passage and scores the candidates afterwards: openbook.sequence_decode.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 

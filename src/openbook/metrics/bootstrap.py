@@ -5,8 +5,6 @@ it depends on the questions that happened to be asked. Every metric here is a fu
 a thousand draws are one matrix product.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Words are lower-cased and without punctuation; "don't", "u.s", "well-known" and 
 published scorers cut words with the Penn Treebank tokenizer, which cuts "don't" in two; else the words are the same.
 """
 
-from __future__ import annotations
-
 import math
 import unicodedata
 from collections import Counter

@@ -1,7 +1,5 @@
 """Whether a text is, or holds, one of the gold answers: exact match and F1 (SQuAD), answer in passage (DPR)."""
 
-from __future__ import annotations
-
 import re
 import string
 import unicodedata

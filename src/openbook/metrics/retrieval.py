@@ -1,7 +1,5 @@
 """Which retrieved passages are relevant, and the rank of the first."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

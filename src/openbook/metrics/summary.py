@@ -1,7 +1,5 @@
 """What an evaluation measures: the answer, the passages, what they are worth; overall, per group and how surely."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 

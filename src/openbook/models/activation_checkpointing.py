@@ -8,8 +8,6 @@ dropout included, so that gradients are bit for bit those of the plain way (but 
 openbook.attention may compute in another, equally exact way where layers are not checkpointed).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -18,8 +18,6 @@ saves 2 * layers * dim numbers per context token and the work of making them, wh
 per context (64 for BART-base: 16 tokens of 4 beams); of longer answers the plain way needs fewer operations.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

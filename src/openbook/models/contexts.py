@@ -1,7 +1,5 @@
 """What the generator reads: question + passage, assembled from token ids, and its opinion of an answer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ beams, the rows of decoder_input_ids for each of n contexts, follows from the sh
 same calls; `load_generator` gives either.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Protocol
 

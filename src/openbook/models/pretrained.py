@@ -1,7 +1,5 @@
 """Where weights come from: a folder, the packaged MiniLM, or a hub name; never a pickle, never code."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path

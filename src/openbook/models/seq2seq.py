@@ -1,7 +1,5 @@
 """transformers' encoder-decoders (BART, T5, ...) as a Generator, and loading any generator."""
 
-from __future__ import annotations
-
 import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path

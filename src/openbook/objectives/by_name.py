@@ -1,7 +1,5 @@
 """Objectives by the name that a configuration gives them."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from openbook.objectives.distillation import (

@@ -1,7 +1,5 @@
 """Objectives that teach the retriever by the generator's likelihoods: EMDR2, perplexity distillation, leave-one-out."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -8,8 +8,6 @@ questions included (in-batch negatives, section 3.2), and A_b the passages that 
 Its gradient in s is p(j | x_b) over A_b, minus one at the positive passage.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

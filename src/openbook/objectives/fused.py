@@ -15,8 +15,6 @@ real targets of passages that are there, never padding. Chunks are whole questio
 chunk holds goes through in pieces, twice: once for its token_logprobs, once more for the gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 

@@ -34,8 +34,6 @@ Where transformers differs: its RAG-Sequence loss adds the prior at the second t
 loses the prior and gives the retriever no gradient. Here the prior is added once per sequence, whatever its length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -5,8 +5,6 @@ question. Scores are inner products. Every result is a plain number; where there
 an index that has lost nothing.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -3,8 +3,6 @@
 `callbacks/index_refresh.py` calls this from Lightning's hooks; nothing here depends on Lightning.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The files of a comparison: tables as Markdown and JSON, and plots."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

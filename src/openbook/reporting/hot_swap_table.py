@@ -1,7 +1,5 @@
 """The 2 x 2 table of a knowledge hot-swap: two indexes times two sets of facts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any

@@ -4,8 +4,6 @@ They were measured on other questions, over 21 million passages and with BART-la
 compared, the absolute values cannot.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 DATASETS = ("Natural Questions", "TriviaQA", "WebQuestions", "CuratedTREC")

@@ -1,7 +1,5 @@
 """The report of a run: one self-contained HTML file from the run folder's files, and the table for the terminal."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence

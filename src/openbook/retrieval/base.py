@@ -1,7 +1,5 @@
 """What training and answering ask of a retriever: p(z|x) of Lewis et al. 2020, section 2.2."""
 
-from __future__ import annotations
-
 from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor, nn

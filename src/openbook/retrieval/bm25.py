@@ -7,8 +7,6 @@ defaults of bm25s (Lu 2024, arXiv:2407.03618), over title and text. Words are ru
 lower case, unstemmed, English stop words left out.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """No retrieval: the generator reads the question alone (closed book; Lewis et al. 2020, section 4.1)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

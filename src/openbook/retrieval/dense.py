@@ -1,7 +1,5 @@
 """The dense retriever: question encoder, passage encoder and one snapshot of the index (DPR, Karpukhin et al. 2020)."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch

@@ -1,7 +1,5 @@
 """Passages that were encoded with today's weights, kept while the weights are today's."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

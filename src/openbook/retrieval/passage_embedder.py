@@ -1,7 +1,5 @@
 """Passages to embeddings with the current weights, as training and answering need them: few, of any length."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """From a configuration to its data: files, corpus store, tokenizers, DataModule."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path

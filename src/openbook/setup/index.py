@@ -1,7 +1,5 @@
 """From a configuration to the callback that owns the index."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """From a configuration to models: encoders, generator, retriever, LightningModule."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The plan of one experiment: sizes from the configuration, seconds from a timed sample."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterable

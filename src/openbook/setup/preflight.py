@@ -1,7 +1,5 @@
 """Checks of the whole configuration before anything expensive starts; all problems are reported together."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path

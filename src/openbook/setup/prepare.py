@@ -1,7 +1,5 @@
 """What `train`, `evaluate` and `plan` begin with: checks and data first, then models."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

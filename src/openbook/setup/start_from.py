@@ -1,7 +1,5 @@
 """Encoders of another run to start with: retriever.start_from."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

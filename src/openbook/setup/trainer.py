@@ -1,7 +1,5 @@
 """Lightning's Trainer as configured by this project, for training and for testing."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import warnings

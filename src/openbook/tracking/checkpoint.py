@@ -1,7 +1,5 @@
 """Checkpoints that are complete or absent, and that execute no code when loaded."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Reads metrics.csv as curves over steps."""
 
-from __future__ import annotations
-
 import csv
 import math
 from pathlib import Path

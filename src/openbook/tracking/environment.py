@@ -1,7 +1,5 @@
 """Versions, commit and hardware of a run, for environment.json."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """metrics.csv as a Lightning logger that a resumed run continues."""
 
-from __future__ import annotations
-
 import csv
 import time
 from argparse import Namespace

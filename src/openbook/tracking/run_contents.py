@@ -1,7 +1,5 @@
 """The contents of a run folder, as far as its files exist and are readable."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

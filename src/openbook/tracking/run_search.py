@@ -1,7 +1,5 @@
 """Finds the run folder that holds a run of a given configuration, finished or to be continued."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,8 +1,6 @@
 """What the LightningModules have in common: questions answered at evaluation, metrics gathered over the ranks, one
 optimizer with a learning rate for each part, and random states that a resumed run draws again."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import lightning as L

@@ -1,7 +1,5 @@
 """The LightningModule of the retriever's warm-up: both encoders under the DPR loss, no generator."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -4,8 +4,6 @@ Positives and BM25's negatives are those of Karpukhin et al. 2020, section 3.2 a
 an answer); negatives from the live index are those of Xiong et al. 2020 (ANCE, arXiv:2007.00808).
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Parameter groups with their own learning rates, and linear warm-up with linear decay."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

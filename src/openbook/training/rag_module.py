@@ -1,7 +1,5 @@
 """The LightningModule: retriever and generator under one marginal likelihood."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 

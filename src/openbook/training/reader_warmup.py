@@ -4,8 +4,6 @@ A reader that cannot read yet has no opinion which passage helped, so it would t
 training, which follows, sees no gold passage.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

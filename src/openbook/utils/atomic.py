@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all: written under a temporary name beside the target, then renamed."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

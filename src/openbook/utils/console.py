@@ -1,7 +1,5 @@
 """A progress bar on a terminal, a line now and then in a log: every long stage says how far it is."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Several ranks as one: the only module that talks to torch.distributed. For one process all is the identity."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

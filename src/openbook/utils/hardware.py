@@ -1,7 +1,5 @@
 """What this machine computes in: threads, autocast dtype, accelerator. Chosen once, said aloud, written down."""
 
-from __future__ import annotations
-
 import os
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """How much memory and disk there is, and how much this process has taken. None where a system does not say."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

@@ -3,8 +3,6 @@
 What is written are plain jsonl files, so everything else reads them exactly like a user's own.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import json

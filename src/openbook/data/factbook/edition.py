@@ -5,8 +5,6 @@ two corpora that agree in nearly everything, and questions that each of them ans
 heart answers the same from both; whoever reads answers what the corpus says.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

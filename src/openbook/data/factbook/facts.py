@@ -1,7 +1,5 @@
 """From the book's fields to questions: facts found in the passages, thinned, split by country, phrased."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import Counter

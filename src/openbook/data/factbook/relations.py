@@ -4,8 +4,6 @@ Every reading is a pure function from the field's clean text to the answers, wor
 answer means that the field cannot be asked about (several capitals, an unnamed hill).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The book is public domain and written by people. The PyPI package `cia_world_fac
 country: section -> field -> {"text": html} or section -> field -> sub-field -> {"text": html}.
 """
 
-from __future__ import annotations
-
 import hashlib
 import html
 import importlib.util

@@ -8,8 +8,6 @@ A check reads the whole file once and keeps only 8 bytes per line (a hash of the
 170 MB; repeated ids are then looked up in a second pass.
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import json

@@ -1,7 +1,5 @@
 """WordPiece tokens back to text as the World Factbook writes it."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Parts of the small generator: its configuration, BERT's layers, and how they start from BERT's weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
