@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from openbook.data.corpus import Corpus
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.small_system import SmallSystem, column, train_until
 
+README = Path(__file__).parent.parent / "README.md"
 BIAS = "retriever.bias"
 
 
@@ -131,3 +133,16 @@ def test_own_parts_where_nothing_is_marginalised_are_refused(small_system: Small
     with pytest.raises(OpenBookError, match=r"cannot be used here \(objective\): got closed_book"):
         train(small_system.config(tmp_path / "run", "objective=closed_book"), retriever=learnt)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_lines_that_readme_shows(
+    small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+    monkeypatch.setattr(openbook, "load_experiment", lambda *_: small_system.config(tmp_path / "run"), raising=False)
+    exec(compile(code, str(README), "exec"), {})
+    said = capsys.readouterr().out
+    assert "What is the capital of Iceland? -> " in said
+    assert len(re.findall(r"^  \d\.\d\d -> \d\.\d\d  ", said, re.MULTILINE)) == 2 * 3  # questions x passages
+    assert re.search(r"^  \(end\)  ", said, re.MULTILINE)
