@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -108,3 +112,51 @@ def test_faiss_comes_from_one_extra_at_a_time() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     with_faiss = {name: [r for r in extra if r.startswith("faiss")] for name, extra in extras.items()}
     assert {name for name, found in with_faiss.items() if found} == {"cpu", "gpu"}
+
+
+def test_the_wheel_trains_from_an_empty_folder(tmp_path: Path) -> None:
+    """Everything the commands need is in the wheel: experiments, templates, data files. Dependencies are those of this
+    environment."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):  # a copy: a build folder beside the sources keeps what was deleted
+        if (ROOT / name).is_file() and not name.startswith(("docs", "tests", "benchmarks")):
+            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "source" / name)
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, "."]
+    subprocess.run(build, cwd=tmp_path / "source", check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def openbook(*words: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "openbook", *words]
+        done = subprocess.run(command, cwd=empty, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert {line.split()[0] for line in openbook("list").splitlines()} == {
+        path.stem for path in (ROOT / "experiments").glob("*.yaml")
+    }
+    quick = [
+        "trainer.max_steps=2",
+        "warmup.steps=1",
+        "data.validation=",
+        "data.test=",
+        "warmup.held_out=",
+        "refresh.every=0",
+    ]
+    openbook("train", "tiny", *quick, "run.dir=run")
+    assert json.loads((empty / "run/summary.json").read_text())["status"] == "finished"
+    assert (empty / "run/report.html").is_file()
+
+
+def test_help_is_printed_without_heavy_imports() -> None:
+    heavy = "{'torch', 'lightning', 'transformers', 'faiss', 'omegaconf', 'wandb', 'rich', 'matplotlib', 'numpy'}"
+    code = (
+        "import contextlib, io, sys; from openbook.__main__ import main\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n    main(['--help'])\n"
+        f"print(sorted({heavy} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
