@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
+from transformers import BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
 
 from tests.small_system import SmallSystem
+from tests.tiny_models import bart_config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -59,23 +60,8 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: P
 def generator_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     """A BART of 1 + 1 layers, dim 20, random weights, over the same vocabulary."""
     torch.manual_seed(2)
-    config = BartConfig(
-        vocab_size=len(set(WORDS)),
-        d_model=20,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=36,
-        decoder_ffn_dim=36,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        decoder_start_token_id=2,
-        forced_eos_token_id=None,
-        dropout=0.0,
-        init_std=0.3,
+    config = bart_config(
+        len(set(WORDS)), layers=(1, 1), pad=0, bos=2, eos=3, max_position_embeddings=128, dropout=0.0, init_std=0.3
     )
     return _with_tokenizer(BartForConditionalGeneration(config), tmp_path_factory.mktemp("generator"), tokenizer_folder)
 

@@ -70,36 +70,37 @@ def pair(case: Case) -> Pair:
     return Pair(Seq2SeqGenerator(model), token_peer, sequence_peer, ids, torch.ones_like(ids), scores)
 
 
-def ours(on: Pair, case: Case) -> list[list[int]]:
-    answers = rag_token_beams(
-        on.generator,
-        on.context_ids,
-        on.context_mask,
-        on.doc_scores.log_softmax(1),
-        BEAMS,
-        case.target_len,
-        case.target_len,
-    )
+def searched(search: Callable[..., Any], on: Pair, case: Case) -> list[list[int]]:
+    """The best answer of each question, by one of our beam searches."""
+    prior = on.doc_scores.log_softmax(1)
+    answers = search(on.generator, on.context_ids, on.context_mask, prior, BEAMS, case.target_len, case.target_len)
     return [list(found[0].token_ids) for found in answers]
 
 
-def theirs(on: Pair, case: Case) -> list[list[int]]:
-    """generate counts the start token and returns it."""
+def generated(peer: Any, on: Pair, case: Case, **more: int) -> list[list[int]]:
+    """The same by transformers; generate counts the start token and returns it."""
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tokens = on.token_peer.generate(
+        tokens = peer.generate(
             context_input_ids=on.context_ids,
             context_attention_mask=on.context_mask,
             doc_scores=on.doc_scores,
-            n_docs=N_DOCS,
             num_beams=BEAMS,
             max_length=case.target_len + 1,
-            min_length=case.target_len,
             length_penalty=0.0,
             early_stopping=False,
             do_sample=False,
+            **more,
         )
     return tokens[:, 1:].tolist()
+
+
+def ours(on: Pair, case: Case) -> list[list[int]]:
+    return searched(rag_token_beams, on, case)
+
+
+def theirs(on: Pair, case: Case) -> list[list[int]]:
+    return generated(on.token_peer, on, case, n_docs=N_DOCS, min_length=case.target_len)
 
 
 Sides = dict[str, Callable[[Pair, Case], list[list[int]]]]

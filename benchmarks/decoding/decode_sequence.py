@@ -9,46 +9,29 @@ log p(z|x) at the second token, which is the paper's sum here, where all answers
 
 from __future__ import annotations
 
-import warnings
-
-import torch
-
 from benchmarks.common.figures import Value, finish
 from benchmarks.common.system import prepare_machine
-from benchmarks.decoding.decode import BEAMS, Case, Pair, Sides, asked_for, beside, pair, print_memory
+from benchmarks.decoding.decode import (
+    BEAMS,
+    Case,
+    Pair,
+    Sides,
+    asked_for,
+    beside,
+    generated,
+    pair,
+    print_memory,
+    searched,
+)
 from openbook.inference.rag_sequence import rag_sequence_thorough
 
 
 def ours(on: Pair, case: Case) -> list[list[int]]:
-    answers = rag_sequence_thorough(
-        on.generator,
-        on.context_ids,
-        on.context_mask,
-        on.doc_scores.log_softmax(1),
-        BEAMS,
-        case.target_len,
-        case.target_len,
-    )
-    return [list(found[0].token_ids) for found in answers]
+    return searched(rag_sequence_thorough, on, case)
 
 
 def theirs(on: Pair, case: Case) -> list[list[int]]:
-    """generate counts the start token and returns it."""
-    with torch.inference_mode(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tokens = on.sequence_peer.generate(
-            context_input_ids=on.context_ids,
-            context_attention_mask=on.context_mask,
-            doc_scores=on.doc_scores,
-            num_beams=BEAMS,
-            num_return_sequences=1,
-            max_length=case.target_len + 1,
-            min_length=case.target_len + 1,
-            length_penalty=0.0,
-            early_stopping=False,
-            do_sample=False,
-        )
-    return tokens[:, 1:].tolist()
+    return generated(on.sequence_peer, on, case, num_return_sequences=1, min_length=case.target_len + 1)
 
 
 SIDES: Sides = {"ours": ours, "theirs": theirs}

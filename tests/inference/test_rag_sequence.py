@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModel,
-    BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     RagConfig,
@@ -28,6 +27,7 @@ from openbook.inference.rag_sequence import (
 from openbook.inference.rag_token import rag_token_beams
 from openbook.models.seq2seq import Seq2SeqGenerator
 from tests.models.test_attention import KINDS, build, contexts
+from tests.tiny_models import bart_config
 
 BATCH, N_DOCS, CONTEXT_LEN, VOCAB, N_STATES, N_PASSAGES = 4, 3, 2, 5, 13, 17
 PAD, START, EOS = 0, 1, 2
@@ -305,24 +305,8 @@ def bart(seed: int) -> Seq2SeqGenerator:
     """Random weights and BART's own special tokens. Neither padding nor <s> is ever written: transformers does not
     score them. (Nor may padding be token 0: its beams would fill up with end-of-sequence instead, and score that.)"""
     torch.manual_seed(seed)
-    config = BartConfig(
-        vocab_size=97,
-        d_model=20,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=36,
-        decoder_ffn_dim=36,
-        max_position_embeddings=64,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-        decoder_start_token_id=2,
-        forced_eos_token_id=None,
-        dropout=0.0,
-        init_std=0.4,
-    )
+    ids = {"pad": 1, "bos": 0, "eos": 2, "decoder_start_token_id": 2}
+    config = bart_config(97, layers=(1, 2), **ids, max_position_embeddings=64, dropout=0.0, init_std=0.4)
     model = BartForConditionalGeneration(config)
     model.final_logits_bias[:, :2] = -1e4
     model.final_logits_bias[:, 2] = 3.0

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModel,
-    BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     RagConfig,
@@ -16,6 +15,7 @@ from transformers import (
 
 from openbook.inference.rag_token import greedy, rag_token_beams
 from openbook.models.seq2seq import Seq2SeqGenerator
+from tests.tiny_models import bart_config
 
 BATCH, N_DOCS, CONTEXT_LEN, VOCAB, MAX_LENGTH = 3, 5, 13, 47, 11
 PAD, START, EOS = 1, 2, 3
@@ -23,22 +23,8 @@ PAD, START, EOS = 1, 2, 3
 
 def both(seed: int) -> tuple[Seq2SeqGenerator, RagTokenForGeneration]:
     torch.manual_seed(seed)
-    bart = BartConfig(
-        vocab_size=VOCAB,
-        d_model=20,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=36,
-        decoder_ffn_dim=36,
-        max_position_embeddings=64,
-        pad_token_id=PAD,
-        bos_token_id=START,
-        eos_token_id=EOS,
-        decoder_start_token_id=START,
-        init_std=0.5,
-        forced_eos_token_id=None,
+    bart = bart_config(
+        VOCAB, layers=(1, 2), heads=(2, 4), pad=PAD, bos=START, eos=EOS, max_position_embeddings=64, init_std=0.5
     )
     model = BartForConditionalGeneration(bart).eval()
     model.final_logits_bias[0, EOS] = 4.0  # so that answers end at different lengths

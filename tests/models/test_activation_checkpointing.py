@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+from transformers import BartForConditionalGeneration, T5ForConditionalGeneration
 
 from benchmarks.training.passage_gradient import Peak
 from openbook.batch import Retrieved
@@ -30,6 +30,7 @@ from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from tests.ranks import on_ranks
 from tests.small_system import DIM, SmallSystem, column, tiny_corpus, tiny_encoder
+from tests.tiny_models import bart_config, t5_config
 
 BATCH, N_DOCS = 3, 7
 ROWS = torch.tensor([[3, 8, 1, 30, 12, 17, -1], [8, 2, 36, 5, 0, 40, 22], [7, 3, 29, 11, 13, -1, -1]])
@@ -239,21 +240,13 @@ def bart(dropout: float) -> nn.Module:
     torch.manual_seed(5)
     return Seq2SeqGenerator(
         BartForConditionalGeneration(
-            BartConfig(
-                vocab_size=61,
-                d_model=20,
-                encoder_layers=3,
-                decoder_layers=2,
-                encoder_attention_heads=2,
-                decoder_attention_heads=2,
-                encoder_ffn_dim=36,
-                decoder_ffn_dim=36,
+            bart_config(
+                61,
+                layers=(3, 2),
+                pad=0,
+                bos=1,
+                eos=3,
                 max_position_embeddings=41,
-                pad_token_id=0,
-                bos_token_id=1,
-                eos_token_id=3,
-                decoder_start_token_id=1,
-                forced_eos_token_id=None,
                 dropout=dropout,
                 attention_dropout=dropout,
                 attn_implementation="eager",
@@ -266,18 +259,15 @@ def t5(dropout: float) -> nn.Module:
     torch.manual_seed(5)
     return Seq2SeqGenerator(
         T5ForConditionalGeneration(
-            T5Config(
-                vocab_size=61,
-                d_model=20,
+            t5_config(
+                61,
+                layers=3,
                 d_kv=5,
                 d_ff=36,
-                num_layers=3,
+                dropout=dropout,
                 num_decoder_layers=2,
-                num_heads=4,
                 pad_token_id=0,
                 eos_token_id=3,
-                decoder_start_token_id=0,
-                dropout_rate=dropout,
                 attn_implementation="eager",
             )
         )

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
-    BartConfig,
     BartForConditionalGeneration,
     BertConfig,
     BertModel,
@@ -16,7 +15,6 @@ from transformers import (
     LEDForConditionalGeneration,
     MPNetConfig,
     MPNetModel,
-    T5Config,
     T5ForConditionalGeneration,
 )
 
@@ -27,6 +25,7 @@ from openbook.models.generator import Generator
 from openbook.models.seq2seq import Seq2SeqGenerator
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
+from tests.tiny_models import bart_config, t5_config
 
 N, BEAMS, CONTEXT_LEN, STEPS, VOCAB = 5, 3, 13, 7, 43
 LENGTHS = torch.tensor([13, 5, 1, 8, 11])
@@ -56,36 +55,18 @@ def build(kind: str) -> Generator:
                 part.add_(torch.randn_like(part) * 0.3)
         return reader.eval()
     if kind.startswith("t5"):
-        t5 = T5Config(
-            vocab_size=VOCAB,
-            d_model=20,
-            d_kv=7,
-            d_ff=31,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-            initializer_factor=1.5,
-            attn_implementation=attention,
-        )
+        t5 = t5_config(VOCAB, layers=2, d_kv=7, initializer_factor=1.5, attn_implementation=attention)
         return Seq2SeqGenerator(T5ForConditionalGeneration(t5).eval())
-    bart = BartConfig(
-        vocab_size=VOCAB,
-        d_model=20,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=4,
-        encoder_ffn_dim=36,
-        decoder_ffn_dim=36,
+    bart = bart_config(
+        VOCAB,
+        layers=(2, 2),
+        heads=(2, 4),
+        pad=0,
+        bos=2,
+        eos=3,
         max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=3,
-        decoder_start_token_id=2,
         init_std=0.3,
         dropout=0.0,
-        forced_eos_token_id=None,
         attn_implementation=attention,
     )
     model = BartForConditionalGeneration(bart).eval()

@@ -13,7 +13,6 @@ from transformers import (
     RagConfig,
     RagSequenceForGeneration,
     RagTokenForGeneration,
-    T5Config,
     T5ForConditionalGeneration,
 )
 
@@ -27,6 +26,7 @@ from openbook.objectives.by_name import OBJECTIVES
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 from tests.plain_loss import answer_logprobs
+from tests.tiny_models import t5_config
 
 BATCH, N_DOCS = 3, 5
 PEERS = {"rag_token": RagTokenForGeneration, "rag_sequence": RagSequenceForGeneration}
@@ -126,17 +126,7 @@ def test_loss_and_all_gradients(
 
 def t5(scaled: bool) -> Seq2SeqGenerator:
     torch.manual_seed(5)
-    config = T5Config(
-        vocab_size=43,
-        d_model=20,
-        d_kv=5,
-        d_ff=31,
-        num_layers=1,
-        num_heads=4,
-        decoder_start_token_id=0,
-        tie_word_embeddings=scaled,
-        dropout_rate=0.0,
-    )
+    config = t5_config(43, layers=1, d_kv=5, tie_word_embeddings=scaled)
     return Seq2SeqGenerator(T5ForConditionalGeneration(config).eval())
 
 
