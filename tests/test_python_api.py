@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import openbook
-from openbook import OpenBookError, Retriever, evaluate, load_run, objectives, resume, train
+from openbook import evaluate, objectives, resume, train
 from openbook.batch import Batch, Retrieved
+from openbook.commands.api import load_run
 from openbook.data.corpus import Corpus
+from openbook.errors import OpenBookError
+from openbook.retrieval.base import Retriever
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.small_system import SmallSystem, column, train_until
 

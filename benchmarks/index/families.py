@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from openbook.refresh.look import embedded
 
 from benchmarks.common import synthetic
 from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import now, prepare_machine, system
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.refresh.drift import overlap_at_k
+from openbook.refresh.measure import StalenessProbe
 
 DIM, TOP_K, ASKED, SLICE = 384, 10, 32, 4096
 QUESTION_NOISE = 0.5
@@ -87,7 +87,8 @@ def on_corpus(quick: bool, lists: int, n_questions: int) -> dict[str, Value]:
     on.manager.ensure(on.retriever, 0)
     assert on.retriever.snapshot is not None
     vectors = on.retriever.snapshot.index.vectors(np.arange(on.manager.corpus.n_passages))
-    asked = embedded(on.questions.probe_questions(n_questions), on.retriever, on.manager.corpus.dtype).numpy()
+    probe = StalenessProbe(on.questions.probe_questions(n_questions), on.manager.corpus, TOP_K)
+    asked = probe.embed(on.retriever).numpy()
     exact = searched(built("Flat", vectors)[0], asked)[0]
     found: dict[str, Value] = {"family.corpus.passages": len(vectors), "family.corpus.questions": len(asked)}
     for factory in factories(lists):

@@ -18,7 +18,8 @@ import torch
 
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds
-from openbook.index.vector_store import VectorStore, passage_keys, store_name
+from openbook.index.passage_keys import passage_keys, store_name
+from openbook.index.vector_store import VectorStore
 
 DIM = 7
 NAME, OTHER = "a" * 64, "b" * 64

@@ -540,3 +540,24 @@ def test_nothing_is_left_to_do_where_an_index_is_there(monkeypatch: pytest.Monke
     monkeypatch.setattr(Rebuild, "__init__", lambda *_: pytest.fail("built again"))
     keeper.ensure(retriever, 5)
     keeper.prepare(retriever, 5)
+
+
+@pytest.mark.parametrize("mode", ["blocking", "amortized", "rolling", "hot"])
+def test_a_state_of_the_first_layout_is_taken_up(mode: str) -> None:
+    """The keys that checkpoints have had from the start, all in one dict."""
+    keeper, retriever = prepared(mode)
+    run(keeper, retriever, range(1, 6))
+    state = keeper.state_dict()
+    keys = {"generation", "made_at", "corpus", "passage_encoder", "encoded", "started_at"}
+    extra = {"amortized": {"next"}, "rolling": {"rolling"}, "hot": {"rolling"}}.get(mode, set())
+    assert set(state) == keys | extra
+    if "next" in state:
+        assert set(state["next"]) == {"passage_encoder", "questions"}
+    if "rolling" in state:
+        parts = {"codes", "made_at", "asked", "credit", "encoded", "step", "calibration"}
+        assert set(state["rolling"]) == parts
+    again, other = kept(mode), tiny_retriever(CORPUS)
+    again.load_state_dict({key: state[key] for key in sorted(state)})
+    other.load_state_dict(retriever.state_dict())
+    again.prepare(other, 5)
+    assert np.array_equal(stored(other), stored(retriever)) and again.generation == keeper.generation

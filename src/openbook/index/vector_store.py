@@ -17,55 +17,17 @@ import shutil
 import time
 import tokenize
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import SpecialIds
-
-LAYOUT = 1
-"""The version of the files and of what an encoder reads of a passage; raised when they change."""
+from openbook.index.passage_keys import LAYOUT, rows_of
 
 _CHUNK = 8192  # passages hashed, written or copied at once: a few MB
 _DAY = 24 * 3600
 _FORMATS: dict[str, np.dtype] = {"keys.npy": np.dtype("<u8"), "vectors.npy": np.dtype("<f4")}
 _log = logging.getLogger(__name__)
-
-
-def store_name(encoder_fingerprint: str, max_length: int, special: SpecialIds, dtype: torch.dtype) -> str:
-    """The sha256 of all that decides an embedding beside the passage: equal names, equal embeddings."""
-    facts = [LAYOUT, encoder_fingerprint, max_length, asdict(special), str(dtype)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def passage_keys(tokens: PassageTokens, rows: np.ndarray | range) -> np.ndarray:
-    """[n, 2] uint64: the first 128 bits of BLAKE2b over title length, title ids and text ids of each of the rows.
-
-    Equal passages have equal keys, whatever their rows and whatever type the ids are stored in. Raises IndexError on a
-    row that is not in the corpus.
-    """
-    rows = np.asarray(rows, dtype=np.int64)
-    keys = np.empty((len(rows), 2), dtype=np.uint64)
-    for start in range(0, len(rows), _CHUNK):
-        chosen = rows[start : start + _CHUNK]
-        lengths = tokens.length(chosen)
-        ends = np.cumsum(lengths + 1)
-        heads = ends - lengths - 1
-        # Each passage as its title length and then its ids, one after another in one buffer.
-        words = np.empty(ends[-1], dtype="<u4")
-        is_id = np.ones(len(words), dtype=bool)
-        is_id[heads] = False
-        words[heads] = tokens.title_lengths[chosen]
-        shifts = tokens.offsets[chosen] - np.cumsum(lengths) + lengths
-        words[is_id] = tokens.flat[np.arange(lengths.sum()) + np.repeat(shifts, lengths)]
-        raw = memoryview(words.tobytes())
-        bounds = zip((4 * heads).tolist(), (4 * ends).tolist(), strict=True)
-        digests = b"".join([hashlib.blake2b(raw[first:end], digest_size=16).digest() for first, end in bounds])
-        keys[start : start + _CHUNK] = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
-    return keys
 
 
 @dataclass(frozen=True)
@@ -89,7 +51,7 @@ class VectorStore:
         """known [n] bool: which of the keys [n, 2] the set `name` holds; and their vectors [known.sum(), dim] float32
         in the order of keys (dim is 0 where nothing is known)."""
         known = np.zeros(len(keys), dtype=bool)
-        matches = [(part, _rows_of(part.keys, keys)) for part in self._parts(name)] if len(keys) else []
+        matches = [(part, rows_of(part.keys, keys)) for part in self._parts(name)] if len(keys) else []
         # The part with the most hits first: a file is checked whole, so one shared passage should not open another.
         matches.sort(key=lambda match: int((match[1] >= 0).sum()), reverse=True)
         chosen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -242,16 +204,6 @@ class VectorStore:
         if path not in self._told:
             self._told.add(path)
             _log.warning(text, path, reason)
-
-
-def _rows_of(held: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """[n] for each of the asked keys its row among the held ones, -1 where there is none. Two different keys that share
-    their first half hide one another, about once in 2^64 pairs: that passage is encoded anew."""
-    order, wanted = np.argsort(held[:, 0]), np.argsort(asked[:, 0])
-    place = np.empty(len(asked), dtype=np.int64)
-    place[wanted] = np.searchsorted(held[order, 0], asked[wanted, 0])  # both in order: eight times as fast
-    rows = order[np.minimum(place, len(order) - 1)]
-    return np.where((held[rows] == asked).all(axis=1), rows, -1)
 
 
 def _write_array(path: Path, array: np.ndarray, dtype: np.dtype) -> dict[str, int | str]:

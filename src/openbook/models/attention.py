@@ -227,12 +227,9 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
-    """What makes keys and values, by the names that BART's and T5's relatives give them."""
-    for names in (("k_proj", "v_proj"), ("k", "v")):
-        pair = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(part, nn.Linear) for part in pair):
-            return pair  # type: ignore[return-value]
-    return None
+    """The projections of keys and values, by the names that models like BART and T5 give them."""
+    pairs = [tuple(getattr(module, name, None) for name in names) for names in (("k_proj", "v_proj"), ("k", "v"))]
+    return next((pair for pair in pairs if all(isinstance(part, nn.Linear) for part in pair)), None)  # type: ignore[return-value]
 
 
 def _mask(*arguments: Any, **named: Any) -> Tensor | None:

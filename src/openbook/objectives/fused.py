@@ -23,6 +23,7 @@ from torch import Tensor
 
 from openbook.batch import to_device
 from openbook.errors import OpenBookError
+from openbook.objectives.vocabulary_head import VocabularyHead, add_product, slices
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len]) -> [batch];
@@ -113,20 +114,14 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            raise OpenBookError(
-                "the fused loss has no second derivative",
-                where="create_graph=True",
-                action="Use openbook.objectives on the logits.",
-            )
+            action = "Use openbook.objectives on the logits."
+            raise OpenBookError("the fused loss has no second derivative", where="create_graph=True", action=action)
         if upstream is None:
             return (None,) * 7
         gradients = ctx.gradients
         if gradients is None:
-            raise OpenBookError(
-                "the fused loss has handed its gradient over",
-                where="a second backward",
-                action="Pass retain=True to fused_marginal_nll.",
-            )
+            action = "Pass retain=True to fused_marginal_nll."
+            raise OpenBookError("the fused loss has handed its gradient over", where="a second backward", action=action)
         # Scaled in place where the values are not needed again: the head's gradient is as large as the head.
         if ctx.retain:
             gradients = [None if value is None else value * upstream for value in gradients]
@@ -158,7 +153,7 @@ def _forward(
     rows = to_device(counted.flatten().nonzero()[:, 0], hidden.device)
     row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
     flat_hidden = hidden.reshape(-1, dim)
-    head = _Head(head_weight, head_bias, options.label_smoothing, dtype, exact)
+    head = VocabularyHead(head_weight, head_bias, options.label_smoothing, dtype, exact)
 
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
@@ -200,11 +195,11 @@ def _forward(
             d_states = torch.zeros_like(states, dtype=exact) if d_hidden is not None else None
             scaled = (states * scale[:, None]).to(dtype) if d_weight is not None else None
             # Some of the vocabulary at a time: it stays in a CPU's cache, and no product is as large as the head.
-            for some in _slices(len(head_weight), dim * dtype.itemsize, hidden):
+            for some in slices(len(head_weight), dim * dtype.itemsize, hidden):
                 if d_states is not None:
-                    _add_product(d_states, residual[:, some], head.weight[some])
+                    add_product(d_states, residual[:, some], head.weight[some])
                 if d_weight is not None and scaled is not None:
-                    _add_product(d_weight[some], residual[:, some].T, scaled)
+                    add_product(d_weight[some], residual[:, some].T, scaled)
             if d_hidden is not None and d_states is not None:
                 d_hidden[piece] = d_states.mul_(scale[:, None])
             if d_bias is not None:
@@ -213,42 +208,6 @@ def _forward(
 
     found = FusedLoss(loss, nll, token_logprobs)
     return found, [None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias, d_scores]
-
-
-class _Head:
-    """The vocabulary head in `dtype`; what follows its product is computed in `exact`."""
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, smoothing: float, dtype: torch.dtype, exact: torch.dtype):
-        self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(exact)
-        self.smoothing, self.exact = smoothing, exact
-
-    def __call__(self, hidden: Tensor, labels: Tensor, keep: bool) -> tuple[Tensor | None, Tensor]:
-        """hidden [n, dim], labels [n] -> residual [n, vocab] (None unless kept) and the label's log-probability [n],
-        smoothed as openbook.objectives.token_logprobs_of does.
-
-        The logits' memory becomes the residual's, a few rows at a time: on a CPU these stay in its cache from the bias
-        to the residual."""
-        logits, share = hidden.to(self.weight.dtype) @ self.weight.T, self.smoothing
-        n, vocab = logits.shape
-        logprobs = hidden.new_empty(n, dtype=self.exact)
-        for some in _slices(n, vocab * self.exact.itemsize, hidden):
-            block, index = logits[some].to(self.exact), labels[some, None]
-            if self.bias is not None:
-                block = block + self.bias
-            top = block.amax(-1)
-            softmax = block.softmax(-1)
-            # The largest probability is at least 1 / vocab: unlike the label's, its logarithm is safe.
-            top_logprob = softmax.amax(-1).log()
-            logprob = block.gather(-1, index)[:, 0] - top + top_logprob
-            logprobs[some] = logprob
-            if share:
-                logprobs[some] = (1 - share) * logprob + share * (block.mean(-1) - top + top_logprob)
-            if keep:
-                if share:
-                    softmax -= share / vocab
-                at_label = logprob.expm1() + share - share / vocab  # p - 1 without cancellation, also before rounding
-                logits[some] = softmax.scatter_(-1, index, at_label[:, None])
-        return logits if keep else None, logprobs
 
 
 def _chunks(rows_of: Sequence[int], most: int) -> Iterator[tuple[slice, slice]]:
@@ -263,42 +222,28 @@ def _chunks(rows_of: Sequence[int], most: int) -> Iterator[tuple[slice, slice]]:
         yield slice(first, len(rows_of)), slice(start, stop)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, added up in total's type."""
-    if total.dtype == left.dtype:
-        total.addmm_(left, right)
-    else:
-        total += left @ right
-
-
-def _slices(n: int, row_bytes: int, on: Tensor) -> Iterator[slice]:
-    """n rows, some at a time: on a CPU what its cache holds, elsewhere enough to be busy with."""
-    at_once = max(1, (2 * 2**20 if on.device.type == "cpu" else 64 * 2**20) // row_bytes)
-    for start in range(0, n, at_once):
-        yield slice(start, start + at_once)
-
-
 def _check(
     hidden: Tensor, head_weight: Tensor, head_bias: Tensor | None, labels: Tensor, doc_scores: Tensor, weight: Tensor
 ) -> None:
-    shapes = [tuple(value.shape) for value in (hidden, head_weight, labels, doc_scores, weight)]
-    bias_shape = None if head_bias is None else tuple(head_bias.shape)
     batch, n_docs, target_len, dim = hidden.shape if hidden.dim() == 4 else (-1, -1, -1, -1)
-    vocab = len(head_weight)
-    right = [(batch, n_docs, target_len, dim), (vocab, dim), (batch, target_len), (batch, n_docs), (batch,)]
-    if shapes != right or bias_shape not in (None, (vocab,)):
-        named = zip(("hidden", "head_weight", "labels", "doc_scores", "weight"), shapes, strict=True)
+    vocab, bias_shape = len(head_weight), None if head_bias is None else tuple(head_bias.shape)
+    axes = {
+        "hidden": (hidden, (batch, n_docs, target_len, dim)),
+        "head_weight": (head_weight, (vocab, dim)),
+        "labels": (labels, (batch, target_len)),
+        "doc_scores": (doc_scores, (batch, n_docs)),
+        "weight": (weight, (batch,)),
+    }
+    if any(value.shape != right for value, right in axes.values()) or bias_shape not in (None, (vocab,)):
         raise OpenBookError(
             "axes do not agree",
-            got=", ".join(f"{name} {shape}" for name, shape in named) + f", head_bias {bias_shape}",
+            got="".join(f"{name} {tuple(value.shape)}, " for name, (value, _) in axes.items())
+            + f"head_bias {bias_shape}",
             expected="[batch, n_docs, target_len, dim], [vocab, dim], [batch, target_len], [batch, n_docs], [batch], "
             "[vocab]",
         )
     if labels.is_floating_point():
         raise OpenBookError("labels have the wrong type", got=labels.dtype, expected="torch.int64")
     if hidden.dtype != head_weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
-        raise OpenBookError(
-            "hidden states and head have different types",
-            expected="the same, or autocast",
-            got=f"hidden {hidden.dtype}, head_weight {head_weight.dtype}",
-        )
+        got = f"hidden {hidden.dtype}, head_weight {head_weight.dtype}"
+        raise OpenBookError("hidden states and head have different types", expected="the same, or autocast", got=got)

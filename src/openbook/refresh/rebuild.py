@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openbook.index.passage_keys import passage_keys, store_name
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
-from openbook.index.vector_store import VectorStore, passage_keys, store_name
+from openbook.index.vector_store import VectorStore
 from openbook.models.encoders import TextEncoder
 from openbook.refresh.measure import IndexMeasure, StalenessProbe
 from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, encode_passes
@@ -222,10 +223,9 @@ class Rebuild:
 
     def _passes(self, rows: np.ndarray) -> list[np.ndarray]:
         """Those of a seeded sample to learn from first, where there is one."""
-        corpus = self.corpus
-        first = np.isin(rows, self._to_learn_from)
+        first, size, seed = np.isin(rows, self._to_learn_from), self.corpus.tokens_per_pass, self.corpus.seed
         parts = [part for part in (rows[first], rows[~first]) if len(part)]
-        return [rows for part in parts for rows in self.coder.passes(part, corpus.tokens_per_pass, corpus.seed)]
+        return [rows for part in parts for rows in self.coder.passes(part, size, seed)]
 
     def _unknown(self) -> np.ndarray:
         """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""
@@ -247,5 +247,4 @@ class Rebuild:
             self.store.save(self._store_name(), part, self._keys, vectors)
 
     def _store_name(self) -> str:
-        corpus = self.corpus
-        return store_name(self.fingerprint, corpus.max_length, corpus.special, corpus.dtype)
+        return store_name(self.fingerprint, self.corpus.max_length, self.corpus.special, self.corpus.dtype)

@@ -4,8 +4,7 @@ Passages: `.jsonl` with `id`, `title`, `text` on each line, or DPR's `psgs_w100.
 fields quoted as Python's csv module writes them); either may be gzipped (`.gz`). Questions: `.jsonl` with `question`
 and `answers`, optional `id`, `positive_ids`, `relation`, `phrasing`; not gzipped, because training reads single lines.
 
-A check reads the whole file once and keeps only 8 bytes per line (a hash of the id), so 21 million passages need about
-170 MB; repeated ids are then looked up in a second pass.
+A check reads the whole file once and keeps 8 bytes per line (a hash of the id): 170 MB for 21 million passages.
 """
 
 import csv

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +19,29 @@ RUN_BONUS = (0.0, 6.0, 8.0, 9.0, 10.0)
 
 HIDDEN = -1e4
 """Added to the scores of padding; finite, so that a context of padding alone gives numbers that can be masked later."""
+
+
+class Memory(NamedTuple):
+    """An encoded context: states [n, context_len, dim], ids and in_passage [n, context_len]."""
+
+    states: Tensor
+    ids: Tensor
+    in_passage: Tensor
+
+
+class Cache(NamedTuple):
+    """What decoding keeps between positions. Per row of n * beams: run, start [rows, context_len], the runs after the
+    newest token and the scores of where an answer starts; self_keys, self_values [rows, heads, length, dim per head] of
+    each decoder layer. Per context: copy_keys [n, context_len, dim], cross_keys and cross_values."""
+
+    length: int
+    run: Tensor
+    start: Tensor
+    copy_keys: Tensor
+    self_keys: tuple[Tensor, ...]
+    self_values: tuple[Tensor, ...]
+    cross_keys: tuple[Tensor, ...]
+    cross_values: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)

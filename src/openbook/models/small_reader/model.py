@@ -21,7 +21,6 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -31,36 +30,13 @@ from torch.nn import functional as F
 from openbook.errors import OpenBookError
 from openbook.models.activation_checkpointing import recomputed
 from openbook.models.small_reader import layers as parts
-from openbook.models.small_reader.layers import Layer, ReaderConfig
-
-
-class Memory(NamedTuple):
-    """An encoded context: states [n, context_len, dim], ids and in_passage [n, context_len]."""
-
-    states: Tensor
-    ids: Tensor
-    in_passage: Tensor
-
-
-class Cache(NamedTuple):
-    """What decoding keeps between positions. Per row of n * beams: run, start [rows, context_len], the runs after the
-    newest token and the scores of where an answer starts; self_keys, self_values [rows, heads, length, dim per head] of
-    each decoder layer. Per context: copy_keys [n, context_len, dim], cross_keys and cross_values."""
-
-    length: int
-    run: Tensor
-    start: Tensor
-    copy_keys: Tensor
-    self_keys: tuple[Tensor, ...]
-    self_values: tuple[Tensor, ...]
-    cross_keys: tuple[Tensor, ...]
-    cross_values: tuple[Tensor, ...]
+from openbook.models.small_reader.layers import Cache, Layer, Memory, ReaderConfig
 
 
 class MiniLMReader(nn.Module):
     """See the module's text. Word embeddings and the head are buffers: they are frozen and get no gradient.
 
-    checkpointing: while gradients are recorded keep only the layers' inputs (see openbook.recompute).
+    checkpointing: while gradients are recorded, keep only the layers' inputs (see models/activation_checkpointing.py).
     """
 
     word_embeddings: Tensor
