@@ -9,7 +9,7 @@ from openbook.errors import OpenBookError
 def show_experiments() -> None:
     """Print every experiment with what it shows."""
     for name, shows in list_experiments().items():
-        print(f"{name:<20} {shows}")
+        print(f"{name:<24} {shows}")
 
 
 def show_keys(text: str) -> None:

@@ -23,13 +23,13 @@ BUILT_IN = {
 
 @dataclass(frozen=True)
 class FactbookConfig:
-    passage_words: int = unit(50, "words per passage, at most")
+    passage_words: int = unit(50, "maximum words per passage")
     field_words: int = unit(24, "words kept of each field of the book")
     field_parts: int = unit(3, "sub-fields kept of each field; 0 keeps all")
     sections: str = unit("", "sections of the book, comma-separated; empty: Geography to Military and Security")
     whole: bool = unit(
         False,
-        "the whole book in passages of passage_words, nothing left out; the keys above are then not looked at",
+        "use the whole book in passages of passage_words; field_words, field_parts and sections are then ignored",
     )
 
 
@@ -38,30 +38,30 @@ class DataConfig:
     corpus: str = unit(
         EMBEDDED,
         "file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the "
-        "embedded book, 'factbook_changed' another edition of it, with other facts about the test split's "
-        "countries",
+        "embedded book, 'factbook_changed' an edition with other facts about the test split's countries",
     )
     train: str = unit(
         EMBEDDED,
         "file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing)",
     )
-    validation: str = unit(EMBEDDED, "file of questions, watched during training; empty: none")
+    validation: str = unit(EMBEDDED, "file of questions evaluated during training; empty: none")
     test: str = unit(
         EMBEDDED,
-        "file of questions, for the figures in summary.json; empty: none; 'factbook_changed' or "
+        "file of questions for the metrics in summary.json; empty: none; 'factbook_changed' or "
         "'factbook_original_facts': the facts that the other edition changes, with its answers or the book's",
     )
     factbook: FactbookConfig = field(default_factory=FactbookConfig)
-    cache: str = unit(".cache/openbook", "folder for what is built once: texts, token ids, warmed-up readers")
-    max_question_tokens: int = unit(64, "tokens; a longer question is an error")
+    cache: str = unit(".cache/openbook", "cache folder: texts, token ids, warmed-up small readers, passage vectors")
+    max_question_tokens: int = unit(64, "tokens; longer questions are an error")
     max_passage_tokens: int = unit(128, "tokens of a passage as the passage encoder reads it, special tokens included")
     max_context_tokens: int = unit(
         192,
-        "tokens of question + passage as the generator reads them; the passage is cut, never the question",
+        "tokens of question + passage as the generator reads them; passages are truncated, questions never",
     )
     max_target_tokens: int = unit(24, "tokens of an answer, end-of-sequence included")
     strict_targets: bool = unit(
         False,
-        "true: an answer over max_target_tokens is an error; false: one warning with their count",
+        "true: answers over max_target_tokens are an error; false: they are truncated, with one warning and "
+        "their count",
     )
     workers: int = unit(0, "loader processes per rank; 0 tokenises in the training process")

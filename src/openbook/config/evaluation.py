@@ -13,15 +13,15 @@ class DecodeConfig:
     beams: int = unit(1, "hypotheses kept per question (RAG-Token) or per passage (RAG-Sequence); 1: greedy")
     rag_sequence: Literal["thorough", "fast", "greedy"] = unit(
         "thorough",
-        "every candidate scored under every passage; only under those whose beams produced it; or one greedy "
-        "search over the marginal of the prefix",
+        "thorough: score every candidate under every passage; fast: only under those whose beams produced it; "
+        "greedy: one greedy search over the marginal of the prefix",
     )
     length_penalty: float = unit(
         0.0,
         "hypotheses are ranked by log-probability / tokens**length_penalty; 0: by log-probability",
     )
-    min_tokens: int = unit(0, "fewest tokens of an answer, end-of-sequence included")
-    max_tokens: int = unit(0, "most tokens of an answer, end-of-sequence included; 0: data.max_target_tokens")
+    min_tokens: int = unit(0, "minimum tokens of an answer, end-of-sequence included")
+    max_tokens: int = unit(0, "maximum tokens of an answer, end-of-sequence included; 0: data.max_target_tokens")
     n_best: int = unit(1, "answers kept per question in predictions.jsonl, best first")
 
 
@@ -30,20 +30,17 @@ class EvaluateConfig:
     batch_size: int = unit(16, "questions per forward pass")
     task: Literal["qa", "generation", "labels"] = unit(
         "qa",
-        "what is measured beside exact match, F1 and the passages: nothing; ROUGE-L, BLEU-1, Q-BLEU-1 and "
-        "distinct n-grams; or label accuracy by the marginal of one token (FEVER)",
+        "metrics besides exact match, F1 and recall: qa: none; generation: ROUGE-L, BLEU-1, Q-BLEU-1 and "
+        "distinct n-grams; labels: label accuracy by the marginal of one token (FEVER)",
     )
-    labels: str = unit(
-        "",
-        "the labels of evaluate.task=labels, comma-separated; the 2-way accuracy is over the first two",
-    )
-    regex_answers: bool = unit(False, "the answers are regular expressions (CuratedTREC)")
+    labels: str = unit("", "labels for evaluate.task=labels, comma-separated; 2-way accuracy uses the first two")
+    regex_answers: bool = unit(False, "answers are regular expressions (CuratedTREC)")
     utility: bool = unit(
         True,
-        "also measure how much likelier the passages make the gold answer than the question alone does",
+        "also measure how much more likely the passages make the gold answer than the question alone does",
     )
-    bootstrap: int = unit(1000, "resamples of the questions behind every 95 % confidence interval; 0: no intervals")
+    bootstrap: int = unit(1000, "bootstrap resamples for 95 % confidence intervals; 0: no intervals")
     n_docs: int = unit(0, "passages read per question; 0: as in training")
-    validation_questions: int = unit(128, "questions of the validation split looked at during training; 0: all")
-    test_questions: int = unit(0, "questions of the test split; 0: all")
-    before_training: bool = unit(True, "also evaluate on the test split before the first step")
+    validation_questions: int = unit(128, "validation questions used during training; 0: all")
+    test_questions: int = unit(0, "test questions used; 0: all")
+    before_training: bool = unit(True, "also evaluate on the test split before training")

@@ -14,5 +14,5 @@ class GeneratorConfig:
         MINILM,
         "folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers",
     )
-    dropout: float = unit(0.0, "probability, while a transformers model trains; the small reader has none")
-    label_smoothing: float = unit(0.0, "share of each target's probability spread over the vocabulary")
+    dropout: float = unit(0.0, "dropout probability of a transformers model during training; the small reader has none")
+    label_smoothing: float = unit(0.0, "share of each target's probability that is spread over the vocabulary")

@@ -1,4 +1,4 @@
-"""Every setting of an experiment, its unit under it. Values come from experiments/*.yaml (see openbook.experiment)."""
+"""Every setting of an experiment, its unit under it. Values come from experiments/*.yaml (see config/load.py)."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,7 +17,7 @@ class WandbConfig:
         "offline",
         "offline needs no account; online needs `wandb login`",
     )
-    project: str = unit("openbook", "name")
+    project: str = unit("openbook", "project name")
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class RunConfig:
 class Config:
     """One experiment, whole."""
 
-    experiment: str = unit("unnamed", "name: the YAML file's")
-    shows: str = unit("", "one sentence: what this experiment is meant to show")
-    seed: int = unit(0, "decides order, sampled answers, dropout and initialisation")
+    experiment: str = unit("unnamed", "name of the experiment: that of its YAML file")
+    shows: str = unit("", "one sentence: what the experiment shows")
+    seed: int = unit(0, "seed of the order of examples, sampled answers, dropout and initialisation")
     objective: Literal[
         "rag_token", "rag_sequence", "closed_book", "emdr2", "perplexity_distillation", "leave_one_out", "dpr"
     ] = unit(
         "rag_token",
-        "what trains (openbook.objectives); dpr trains the encoders alone, on gold passages (openbook.dpr)",
+        "what is minimised (openbook.objectives); dpr trains only the encoders, on gold passages",
     )
     distill_temperature: float = unit(
         1.0,

@@ -16,10 +16,10 @@ class DprConfig:
         0,
         "hard negatives per question mined from the live index, from the first refresh after the start on",
     )
-    depth: int = unit(50, "candidates that BM25 or the index is asked for when hard negatives are looked for")
+    depth: int = unit(50, "candidates from BM25 or the index among which hard negatives are chosen")
     mask_false_negatives: bool = unit(
         True,
-        "passages of the batch that hold an answer of a question are no negatives of it",
+        "passages of the batch that contain an answer to a question are not used as its negatives",
     )
 
 
@@ -27,24 +27,24 @@ class DprConfig:
 class WarmupConfig:
     """The reader's warm-up: the generator alone on gold passages of the training split, before joint training."""
 
-    steps: int = unit(0, "optimizer steps; 0: none, the generator starts as its folder has it")
+    steps: int = unit(0, "optimizer steps; 0: no warm-up")
     batch_size: int = unit(32, "questions per step")
-    lr: float = unit(5.0e-4, "peak learning rate of MiniLM's layers; the reader's new parts get twice as much")
-    passages: str = unit(EMBEDDED, "passages the warm-up reads; another corpus for joint training leaves this alone")
+    lr: float = unit(5.0e-4, "peak learning rate of MiniLM's layers; the small reader's new parts use twice as much")
+    passages: str = unit(EMBEDDED, "passages for the warm-up, independent of data.corpus")
     questions: str = unit(EMBEDDED, "questions with positive_ids among those passages")
-    held_out: str = unit(EMBEDDED, "questions, likewise, on which the warmed-up reader is measured; empty: none")
+    held_out: str = unit(EMBEDDED, "questions on which the warmed-up small reader is evaluated; empty: none")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = unit(1.0e-4, "peak learning rate of every part that names none of its own")
+    lr: float = unit(1.0e-4, "peak learning rate of every part without its own")
     lr_question_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
     lr_passage_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
     lr_generator: float = unit(0.0, "peak learning rate; 0: optim.lr")
-    weight_decay: float = unit(0.01, "AdamW, not on biases and normalisation")
-    warmup_steps: int = unit(10, "optimizer steps from zero to the peak")
-    final_lr: float = unit(0.1, "share of the peak at the last step; linear decay")
-    clip: float = unit(1.0, "largest gradient norm; 0: no clipping")
+    weight_decay: float = unit(0.01, "AdamW's, not applied to biases and normalisation")
+    warmup_steps: int = unit(10, "optimizer steps of linear warm-up to the peak")
+    final_lr: float = unit(0.1, "share of the peak learning rate at the last step; linear decay")
+    clip: float = unit(1.0, "maximum gradient norm; 0: no clipping")
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class TrainerConfig:
     accumulate: int = unit(1, "forward passes per optimizer step")
     reduction: Literal["question", "token"] = unit(
         "question",
-        "what the loss is a mean over, counted over the batches of all ranks",
+        "the loss is a mean over questions or target tokens of all ranks",
     )
     devices: int = unit(1, "ranks on this node")
     nodes: int = unit(1, "nodes")
-    accelerator: Literal["auto", "cpu", "gpu"] = unit("auto", "where the models train")
+    accelerator: Literal["auto", "cpu", "gpu"] = unit("auto", "where models train; auto uses a GPU if there is one")
     precision: Literal["auto", "fp32", "bf16"] = unit(
         "auto",
-        "autocast dtype; auto takes bf16 where the hardware computes in it",
+        "autocast dtype; auto uses bf16 where the hardware supports it",
     )
     tokens_per_pass: int = unit(
         0,
@@ -69,8 +69,8 @@ class TrainerConfig:
     )
     checkpointing: bool = unit(
         False,
-        "keep only the inputs of every layer of generator and encoders and run the layers once more in the "
-        "backward pass: the same gradients up to rounding, less memory, about a third more time",
+        "activation checkpointing in generator and encoders: the same gradients up to rounding, less memory, "
+        "about a third more time",
     )
     validate_every: int = unit(25, "optimizer steps between validations")
     checkpoint_every: int = unit(25, "optimizer steps between checkpoints")
