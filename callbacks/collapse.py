@@ -1,4 +1,4 @@
-"""Watch for retrieval collapse: the same few passages for every question, after which nothing is learnt any more."""
+"""Watch for retrieval collapse: the same few passages for every question, after which the retriever stops learning."""
 
 import math
 import warnings

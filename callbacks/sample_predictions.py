@@ -1,4 +1,4 @@
-"""A few answers at every validation, with the passages they were read from: people look rather than read numbers."""
+"""A few answers at every validation, with the passages they were read from."""
 
 import json
 from pathlib import Path

@@ -291,7 +291,7 @@ def test_a_damaged_part_is_ignored_and_then_replaced(
         assert np.array_equal(vectors, vectors_of(more))
     reader.save(NAME, PART, keys, vectors_of(keys))
     [warning] = warnings_of(caplog)
-    assert str(saved) in warning and reason in warning and "passages encoded anew" in warning
+    assert str(saved) in warning and reason in warning and "passages encoded again" in warning
     known, vectors = fresh(store).find(NAME, keys)
     assert known.all() and np.array_equal(vectors, vectors_of(keys))
     assert names_in(store.root) == [saved.parent.name] and len(warnings_of(caplog)) == 1

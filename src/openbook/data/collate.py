@@ -37,7 +37,7 @@ class PlannedExamples(Dataset[Planned]):
         return self.length
 
     def example(self, index: int) -> Example:
-        """The index-th of the examples looked at."""
+        """The index-th of the examples in use."""
         return self.questions[index * len(self.questions) // self.length]
 
     def __getitems__(self, plan: BatchPlan) -> Planned:

@@ -49,7 +49,7 @@ class QuestionAnswerData(LightningDataModule):
     Training batches sample one of the gold answers per visit, by (seed, epoch, example id); the others label the
     first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
 
-    limits: {split: questions looked at}, spread evenly over the file; 0 or absent: all.
+    limits: {split: questions used}, spread evenly over the file; 0 or absent: all.
 
     The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
     step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own

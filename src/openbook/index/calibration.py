@@ -1,6 +1,6 @@
 """Scores of passages of different ages, made comparable: what an old vector's score would be if it were encoded today.
 
-As both encoders learn, scores gain contrast: today's vectors score higher near the top and lower far from it than old
+As both encoders learn, scores gain contrast: current vectors score higher near the top and lower far from it than old
 ones do. In an index of mixed ages the younger passage then wins over the better one, and the more passages are renewed
 the worse it gets, until most are. Passages that a step encodes anyway show the change: their old vector and their new
 one, before the old one is replaced.
@@ -15,7 +15,7 @@ PAIRS = 256
 """Passages whose old and new vectors are kept; with 64 the estimate is hardly better than none."""
 
 CANDIDATES = 50
-"""Passages per question that are looked at before their scores are made comparable."""
+"""Passages per question whose scores are calibrated."""
 
 _FARTHEST = 1.5  # times the mean age of the pairs: how far the line is followed
 

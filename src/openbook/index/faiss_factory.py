@@ -68,7 +68,7 @@ def check_factory(
     factory: str, dim: int, n_passages: int | None = None, in_place: bool = False, device: Literal["cpu", "gpu"] = "cpu"
 ) -> None:
     """Raise OpenBookError for a factory string that FAISS cannot build for dim, or not over so few passages (of one
-    shard), or whose rows cannot be replaced on that device where a refresh wants to (in_place)."""
+    shard), or whose rows cannot be replaced on that device where the refresh mode needs it (in_place)."""
     index = empty_index(dim, factory)
     needed = learnt_points(index)
     if n_passages is not None and n_passages < needed:

@@ -90,7 +90,7 @@ def best_of(table: np.ndarray, queries: np.ndarray, depth: int) -> tuple[np.ndar
 def _best_of_part(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """Of scores [n_passages, n] the depth highest of each column (or more, or all there are): [n, any] and places.
 
-    The depth highest lie in the depth groups whose best are highest, so nothing else need be looked at.
+    The depth highest lie in the depth groups whose best are highest, so the others can be ignored.
     """
     n_passages, n = scores.shape
     n_groups = n_passages // _GROUP

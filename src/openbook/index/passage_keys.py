@@ -51,7 +51,7 @@ def passage_keys(tokens: PassageTokens, rows: np.ndarray | range) -> np.ndarray:
 
 def rows_of(held: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """[n] for each of the asked keys its row among the held ones, -1 where there is none. Two different keys that share
-    their first half hide one another, about once in 2^64 pairs: that passage is encoded anew."""
+    their first half hide one another, about once in 2^64 pairs: that passage is encoded again."""
     order, wanted = np.argsort(held[:, 0]), np.argsort(asked[:, 0])
     place = np.empty(len(asked), dtype=np.int64)
     place[wanted] = np.searchsorted(held[order, 0], asked[wanted, 0])  # both in order: eight times as fast

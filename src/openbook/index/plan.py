@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def in_place(self) -> bool:
-        """Whether passages are encoded anew one by one, and come to have different ages."""
+        """Whether passages are re-encoded one by one, so that their ages differ."""
         return self.trains and self.mode in IN_PLACE
 
     @property
@@ -124,7 +124,7 @@ class Plan:
 
 @cache
 def family_facts(factory: str, dim: int) -> tuple[float, int]:
-    """Bytes per passage, and how many embeddings the family wants to learn from."""
+    """Bytes per passage, and how many embeddings the family is trained on."""
     index = empty_index(dim, factory)
     return bytes_per_passage(factory, dim), 0 if index.is_trained else 256 * max(learnt_points(index), 1)
 

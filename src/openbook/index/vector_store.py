@@ -87,7 +87,7 @@ class VectorStore:
             self._remove_old(target.parent)
         except OSError as error:
             text = (
-                "passage vectors cannot be saved under %s (%s); the run goes on, and the next one encodes them anew. "
+                "passage vectors cannot be saved under %s (%s); the run goes on, and the next one encodes them again. "
             )
             self._warn(self.root, text + "Free disk space, choose another cache folder or keep fewer sets.", error)
 
@@ -197,7 +197,7 @@ class VectorStore:
         shutil.rmtree(old, ignore_errors=True)
 
     def _damaged(self, folder: Path, reason: object) -> None:
-        text = "the saved passage vectors %s are damaged (%s); they are ignored and their passages encoded anew."
+        text = "the saved passage vectors %s are damaged (%s); they are ignored and their passages encoded again."
         self._warn(folder, text, reason)
 
     def _warn(self, path: Path, text: str, reason: object) -> None:

@@ -1,6 +1,6 @@
 """Beam search over next-token log-probabilities, whatever they come from; batched over questions.
 
-At every step the 2 * beams best continuations of a question are looked at, best first. Those that end (end-of-sequence,
+At every step the 2 * beams best continuations of a question are examined, best first. Those that end (end-of-sequence,
 or the last token allowed) become hypotheses if they are among the first `beams`; the others go on, as many as there are
 beams. A question is done when it has `beams` hypotheses and its best running prefix, scored at its present length,
 does not beat the worst of them. That is what transformers' beam search does with early_stopping=False. Its

@@ -1,6 +1,6 @@
 """How sure a measured rate is: bootstrap intervals over the questions (Efron and Tibshirani 1993, chapters 13 and 16).
 
-The questions are drawn anew, as many as there are, with replacement; what a metric is on each such draw tells how much
+The questions are resampled with replacement, as many as there are; what a metric is on each such draw tells how much
 it depends on the questions that happened to be asked. Every metric here is a function of sums over questions, so that
 a thousand draws are one matrix product.
 """

@@ -1,4 +1,4 @@
-"""What the generator reads: question + passage, assembled from token ids, and its opinion of an answer."""
+"""What the generator reads: question + passage assembled from token ids, and teacher-forced decoder states."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

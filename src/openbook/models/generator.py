@@ -2,7 +2,7 @@
 
     encode(context_ids, context_mask)                        -> memory, once per context
     decode(decoder_input_ids, memory, context_mask, cache)   -> hidden [n * beams, target_len, dim], cache
-    reorder(cache, rows)                                     -> cache, its rows chosen anew
+    reorder(cache, rows)                                     -> cache with these rows
     logits(hidden)                                           -> [..., vocab]
     head_weight, head_bias                                   logits = hidden @ head_weight.T + head_bias
 

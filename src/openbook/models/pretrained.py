@@ -31,7 +31,7 @@ def model_folder(name: str) -> str:
 
 
 def check_model_folder(name: str, key: str) -> None:
-    """Raise unless the weights at a config key can be loaded: looked at before anything else starts.
+    """Raise unless the weights at a config key can be loaded: checked before anything else starts.
 
     A name with one slash and no such folder is a hub name; whether the hub has it shows only when it is loaded.
     """

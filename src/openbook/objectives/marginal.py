@@ -61,7 +61,7 @@ def rag_token_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tenso
 
 
 def closed_book_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:
-    """-log p(y|x) without passages: token_logprobs [batch, 1, target_len]; doc_scores are not looked at."""
+    """-log p(y|x) without passages: token_logprobs [batch, 1, target_len]; doc_scores are ignored."""
     if token_logprobs.shape[1] != 1:
         raise OpenBookError("the closed-book objective reads no passages", got=f"n_docs {token_logprobs.shape[1]}")
     token_logprobs, _ = checked(token_logprobs, doc_scores, target_mask)

@@ -1,4 +1,4 @@
-"""How stale an index is: what today's encoder would find, and how it would score it, against what the index says.
+"""How stale an index is: what the current encoder would retrieve and how it would score it, against the index.
 
 Axis names beside those of `batch`: n is questions (or passages, where vectors are compared), m candidates per
 question. Scores are inner products. Every result is a plain number; where there is nothing to compare it is that of

@@ -1,4 +1,4 @@
-"""Passages that were encoded with today's weights, kept while the weights are today's."""
+"""Passage embeddings of the current weights, valid until the next optimizer step."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ _MOST = 65536
 
 
 class EmbeddingCache:
-    """Embeddings by row, without gradient. Rows are on the CPU. Whoever changes the weights says so with `outdate`.
+    """Embeddings by row, without gradient. Rows are on the CPU. Whoever changes the weights calls `outdate`.
 
     What is outdated is never found again, but can still be taken for an index in which ages differ: it is as fresh as
     an embedding in an index can be.

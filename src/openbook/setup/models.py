@@ -41,18 +41,18 @@ from openbook.utils.hardware import accelerator
 
 
 def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
-    """The folder of the warmed-up reader; None where the experiment wants no warm-up. Rank 0 makes it, others wait."""
+    """The folder of the warmed-up small reader; None without a warm-up. Rank 0 makes it, others wait."""
     if not config.warmup.steps:
         return None
-    wanted = config.warmup
-    data = replace(config.data, corpus=wanted.passages, train=wanted.questions, validation=wanted.held_out, test="")
+    warmup = config.warmup
+    data = replace(config.data, corpus=warmup.passages, train=warmup.questions, validation=warmup.held_out, test="")
     named = files(replace(config, data=data))
     tokenizer = load_tokenizer(MINILM)
     corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
     options = WarmupOptions(
-        wanted.steps,
-        wanted.batch_size,
-        wanted.lr,
+        warmup.steps,
+        warmup.batch_size,
+        warmup.lr,
         config.seed,
         config.data.max_context_tokens,
         config.data.max_target_tokens,
@@ -208,7 +208,7 @@ def bm25_index(corpus: Corpus) -> BM25Index:
 
 
 def detokenizer(config: Config, parts: Parts) -> Callable[[list[int]], str]:
-    """Answer ids to text. WordPiece wants its spaces mended; other tokenizers know their own."""
+    """Answer ids to text. WordPiece needs its spaces repaired; other tokenizers decode exactly."""
     tokenizer = parts.generator_tokenizer
     if config.generator.model == MINILM:
         return lambda ids: detokenize(tokenizer, ids)

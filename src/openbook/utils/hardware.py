@@ -1,4 +1,4 @@
-"""What this machine computes in: threads, autocast dtype, accelerator. Chosen once, said aloud, written down."""
+"""What this machine computes in: threads, autocast dtype, accelerator. Chosen once and logged."""
 
 import os
 from typing import Literal
