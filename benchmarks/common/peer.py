@@ -36,6 +36,7 @@ from openbook.models.attention import implementation
 from openbook.models.contexts import ContextBuilder
 from openbook.models.encoders import load_tokenizer
 from openbook.models.seq2seq import Seq2SeqGenerator
+from openbook.retrieval.base import Retriever
 from openbook.training.rag_module import RagModule
 
 PEERS = {"rag_token": RagTokenForGeneration, "rag_sequence": RagSequenceForGeneration}
@@ -91,7 +92,7 @@ class Asked:
         return int(self.context_mask.sum(-1).max())
 
 
-class Given(nn.Module):
+class Given(nn.Module, Retriever[None]):
     """Stands where the retriever stands in RagModule.training_step, and answers what was given beforehand."""
 
     asked: Asked

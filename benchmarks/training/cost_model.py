@@ -35,6 +35,7 @@ from openbook.models.encoders import TextEncoder
 from openbook.models.seq2seq import Seq2SeqGenerator
 from openbook.retrieval.corpus_encoder import PassageCoder, encode_passes
 from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.training.rag_module import RagModule
 from openbook.utils.hardware import autocast_dtype
 
@@ -150,15 +151,8 @@ class Running:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = autocast_dtype("auto", "gpu" if self.device.type == "cuda" else "cpu")
         tokens = passages(sizes.n_passages, sizes.passage_len)
-        self.retriever = Drawn(
-            encoder(sizes.encoder),
-            encoder(sizes.encoder),
-            tokens,
-            SPECIAL,
-            512,
-            1.0,
-            tokens_per_pass=sizes.tokens_per_pass,
-        )
+        embedder = PassageEmbedder(encoder(sizes.encoder), tokens, SPECIAL, 512, tokens_per_pass=sizes.tokens_per_pass)
+        self.retriever = Drawn(encoder(sizes.encoder), embedder, temperature=1.0)
         self.retriever.snapshot = snapshot
         contexts = ContextBuilder(tokens, SPECIAL, 1024, sizes.tokens_per_pass)
         self.module = RagModule(
