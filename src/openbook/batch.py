@@ -20,15 +20,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-IGNORED_LABEL = -100
-"""The label of a target position that no loss counts (padding)."""
+IGNORED_LABEL = -100  # The label of a target position that no loss counts (padding).
 
+# The row of a hit that the index did not have; FAISS answers -1, and nothing may be read at it.
 MISSING_ROW = -1
-"""The row of a hit that the index did not have; FAISS answers -1, and nothing may be read at it."""
 
+# The row of the null document, an empty passage (Guu et al. 2020, section 3.3): its context is the question alone, and
+# unlike a missing hit it counts. A closed book reads nothing else.
 NULL_ROW = -2
-"""The row of the null document, an empty passage (Guu et al. 2020, section 3.3): its context is the question alone, and
-unlike a missing hit it counts. A closed book reads nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
 
 N_ANSWERS = 10
-WIDTH = 100
-"""Maximum width in columns."""
+WIDTH = 100  # Maximum width in columns.
 
 TITLE, BAR, TOKEN = 22, 6, 16
 

@@ -9,8 +9,8 @@ from openbook.reporting.comparison_table import Row, measures
 from openbook.reporting.published import PAIRS
 from openbook.tracking.run_search import FoundRun, Runs
 
+# The objectives whose first experiment is also tested with other numbers of passages, as in the paper's figure 3.
 SWEPT = ("rag_token", "rag_sequence")
-"""The objectives whose first experiment is also tested with other numbers of passages, as in the paper's figure 3."""
 
 
 @dataclass

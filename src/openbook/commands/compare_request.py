@@ -15,12 +15,12 @@ from openbook.errors import OpenBookError, raise_all
 from openbook.tracking.run_folder import RUNS
 from openbook.tracking.run_search import FoundRun, without_effect
 
+# Keys that a comparison sets itself.
 RESERVED = {
     "seed": 'Name the seeds with SEEDS="0 1 2".',
     "run.dir": "Every run has a folder of its own: RUNS=FOLDER.",
     "run.name": "Every run has a name of its own.",
 }
-"""Keys that a comparison sets itself."""
 
 
 @dataclass(frozen=True)

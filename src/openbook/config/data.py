@@ -4,21 +4,21 @@ from dataclasses import dataclass, field
 
 from openbook.config.unit import unit
 
+# The value of data.corpus, data.train, … that stands for the embedded data, The World Factbook.
 EMBEDDED = "factbook"
-"""The value of data.corpus, data.train, … that stands for the embedded data, The World Factbook."""
 
+# Another edition of the embedded book, as data.corpus; as data.test the questions about what it changes, with its
+# answers or with the book's own.
 CHANGED, ORIGINAL_FACTS = "factbook_changed", "factbook_original_facts"
-"""Another edition of the embedded book, as data.corpus; as data.test the questions about what it changes, with its
-answers or with the book's own."""
 
 
+# What the keys of `data` take that is no file.
 BUILT_IN = {
     "corpus": (EMBEDDED, CHANGED),
     "train": (EMBEDDED,),
     "validation": (EMBEDDED,),
     "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS),
 }
-"""What the keys of `data` take that is no file."""
 
 
 @dataclass(frozen=True)

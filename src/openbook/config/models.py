@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from openbook.config.unit import unit
 
+# The value of encoder and generator folders that stands for the packaged MiniLM weights.
 MINILM = "minilm"
-"""The value of encoder and generator folders that stands for the packaged MiniLM weights."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from openbook.errors import OpenBookError
 
-STALENESS = "staleness"
-"""The word that makes measured overlap, not the step alone, decide."""
+STALENESS = "staleness"  # The word that makes measured overlap, not the step alone, decide.
 
 _SPAN = re.compile(r"(\d+)-(\d*):(\d+)")
 

@@ -10,8 +10,8 @@ from openbook.config.unit import unit
 RefreshMode = Literal["blocking", "amortized", "rolling", "hot"]
 
 
+# The ways to refresh that replace passages one by one, so that they come to have different ages.
 IN_PLACE: tuple[RefreshMode, ...] = ("rolling", "hot")
-"""The ways to refresh that replace passages one by one, so that they come to have different ages."""
 
 
 @dataclass(frozen=True)

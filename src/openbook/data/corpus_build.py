@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
+# The version of the files below; raised when they change, so that older ones are rebuilt.
 LAYOUT = 1
-"""The version of the files below; raised when they change, so that older ones are rebuilt."""
 
 
 _CHUNK = 1024  # passages tokenised at once: enough to keep the tokenizer's threads busy, a few MB of memory
@@ -37,8 +37,8 @@ _UINT16_RANGE = 1 << 16
 _log = logging.getLogger(__name__)
 
 
+# Called with (passages tokenised so far, passages to tokenise in all); each distinct tokenizer counts its own.
 Progress = Callable[[int, int], None]
-"""Called with (passages tokenised so far, passages to tokenise in all); each distinct tokenizer counts its own."""
 
 
 def build_corpus(

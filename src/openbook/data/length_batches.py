@@ -8,9 +8,9 @@ import numpy as np
 if TYPE_CHECKING:
     pass
 
+# What a pass of training costs beside its tokens, in tokens: weights are read and their gradients written on a CPU, and
+# a GPU waits for its kernels to be launched.
 TOKENS_OF_A_PASS = {"cpu": 100, "cuda": 16384}
-"""What a pass of training costs beside its tokens, in tokens: weights are read and their gradients written on a CPU,
-and a GPU waits for its kernels to be launched."""
 
 
 def by_length(lengths: np.ndarray, tokens_per_pass: int, padded: bool = True) -> Iterator[np.ndarray]:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
+# Passages whose old and new vectors are kept; with 64 the estimate is hardly better than none.
 PAIRS = 256
-"""Passages whose old and new vectors are kept; with 64 the estimate is hardly better than none."""
 
-CANDIDATES = 50
-"""Passages per question whose scores are calibrated."""
+CANDIDATES = 50  # Passages per question whose scores are calibrated.
 
 _FARTHEST = 1.5  # times the mean age of the pairs: how far the line is followed
 

@@ -7,11 +7,11 @@ import torch
 
 from openbook.errors import OpenBookError
 
+# Families that a GPU searches in a tensor of this project's own, and its dtype.
 FLAT_ON_GPU = {"Flat": torch.float32, "SQfp16": torch.float16}
-"""Families that a GPU searches in a tensor of this project's own, and its dtype."""
 
+# Bytes of the row number that families which are added to keep beside each passage.
 ROW = 8
-"""Bytes of the row number that families which are added to keep beside each passage."""
 
 
 def search_device(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from openbook.index.storage import PlainCodes
 
+# With fewer queries FAISS is as fast or faster: reading the vectors is nearly all there is to do.
 LEAST_QUERIES = 6
-"""With fewer queries FAISS is as fast or faster: reading the vectors is nearly all there is to do."""
 
 _GROUP = 16  # passages whose best score stands for all of them
 _NUMBERS = 1 << 22  # scores at once, 16 MiB

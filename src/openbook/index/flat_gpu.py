@@ -9,8 +9,7 @@ import torch
 
 from openbook.index.storage import PlainCodes
 
-GPU_MOST = 2048
-"""The most hits that FAISS returns per query on a GPU."""
+GPU_MOST = 2048  # The most hits that FAISS returns per query on a GPU.
 
 
 @cache

@@ -10,8 +10,8 @@ import torch
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds
 
+# The version of the stored files and of what an encoder reads of a passage; raised when they change.
 LAYOUT = 1
-"""The version of the stored files and of what an encoder reads of a passage; raised when they change."""
 
 _CHUNK = 8192  # passages hashed at once: a few MB
 

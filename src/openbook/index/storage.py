@@ -4,11 +4,11 @@ from typing import Protocol
 
 import numpy as np
 
+# Candidates considered beyond top-k, so that rounding in FAISS's sums decides nothing.
 SPARE = 8
-"""Candidates considered beyond top-k, so that rounding in FAISS's sums decides nothing."""
 
+# Times the largest error seen among the candidates: where torch multiplies fp32 in less than that, more is hidden.
 _SEEN = 4
-"""Times the largest error seen among the candidates: where torch multiplies fp32 in less than that, more is hidden."""
 
 _CHUNK = 1 << 24  # numbers of candidates' vectors held in fp64 at once: 128 MiB
 

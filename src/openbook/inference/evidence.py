@@ -15,8 +15,7 @@ from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
 from openbook.retrieval.base import Retriever
 
-OF_ANSWERS = ("exact_match", "f1")
-"""Measures that need an answer: null where there is none."""
+OF_ANSWERS = ("exact_match", "f1")  # Measures that need an answer: null where there is none.
 
 
 @torch.inference_mode()

@@ -9,12 +9,11 @@ from openbook.data.inputs import decoder_inputs
 from openbook.models.generator import Generator
 from openbook.objectives.marginal import doc_logprobs, token_logprobs_of
 
-LOGITS_AT_ONCE = 1 << 24
-"""Numbers of one chunk of logits [tokens, vocab]: 64 MiB in fp32."""
+LOGITS_AT_ONCE = 1 << 24  # Numbers of one chunk of logits [tokens, vocab]: 64 MiB in fp32.
 
+# Target tokens, padding and all contexts included, in one pass of the decoder: some questions have hundreds of gold
+# answers.
 TOKENS_AT_ONCE = 1 << 13
-"""Target tokens, padding and all contexts included, in one pass of the decoder: some questions have hundreds of gold
-answers."""
 
 
 class EncodedOnce:

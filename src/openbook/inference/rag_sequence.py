@@ -26,12 +26,12 @@ from openbook.inference.rag_token import checked_shape, rag_token_beams
 from openbook.models.generator import Generator
 from openbook.objectives.marginal import token_logprobs_of
 
+# Decoder tokens of all contexts in one scoring pass. A pass computes the contexts' cross-attention keys once, so few
+# large ones are cheaper; a BART-base pass of this size holds a few hundred MiB.
 TOKENS_PER_PASS = 8192
-"""Decoder tokens of all contexts in one scoring pass. A pass computes the contexts' cross-attention keys once, so
-few large ones are cheaper; a BART-base pass of this size holds a few hundred MiB."""
 
+# Rows through the vocabulary head at a time: [128, vocab] of logits is all that exists at once.
 HEAD_ROWS = 128
-"""Rows through the vocabulary head at a time: [128, vocab] of logits is all that exists at once."""
 
 Tokens = tuple[int, ...]
 

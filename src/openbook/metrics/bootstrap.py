@@ -17,8 +17,8 @@ from openbook.errors import OpenBookError
 Floats = NDArray[np.float64]
 
 _COVERED = (0.025, 0.975)
+# Questions drawn in one block: 32 MiB, however many questions and resamples there are.
 _DRAWS_AT_ONCE = 2**22
-"""Questions drawn in one block: 32 MiB, however many questions and resamples there are."""
 
 
 class Statistic(NamedTuple):

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from openbook.batch import Example, Passage
 from openbook.metrics.matching import has_answer
 
-RECALL_AT = (1, 5, 20)
-"""The depths k that every summary reports."""
+RECALL_AT = (1, 5, 20)  # The depths k that every summary reports.
 
 
 def answer_hits(answers: Sequence[str], passages: Sequence[Passage], regex: bool = False) -> tuple[bool, ...]:

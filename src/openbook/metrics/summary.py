@@ -31,11 +31,9 @@ __all__ = [
 ]
 
 
-HELD_OUT = "held_out"
-"""The phrasing of questions that are reported apart from the headline."""
+HELD_OUT = "held_out"  # The phrasing of questions that are reported apart from the headline.
 
-Task = Literal["qa", "generation", "labels"]
-"""What is measured of the answer beside exact match and F1."""
+Task = Literal["qa", "generation", "labels"]  # What is measured of the answer beside exact match and F1.
 
 
 def summarize(

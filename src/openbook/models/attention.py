@@ -31,14 +31,12 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "openbook"
 
-UNSEEN = "openbook_unseen"
-"""torch's fused kernel, with masks that nobody waits for."""
+UNSEEN = "openbook_unseen"  # torch's fused kernel, with masks that nobody waits for.
 
+# Time per operation of absorbed over plain cross-attention, with gradient on a CPU (`benchmarks.attention`).
 ABSORBING_COSTS = 1.3
-"""Time per operation of absorbed over plain cross-attention, with gradient on a CPU (`benchmarks.attention`)."""
 
-_CROSS = ("encoder_attn", "EncDecAttention")
-"""What BART's and T5's relatives call their cross-attention."""
+_CROSS = ("encoder_attn", "EncDecAttention")  # What BART's and T5's relatives call their cross-attention.
 
 
 def implementation() -> str:

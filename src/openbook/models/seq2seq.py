@@ -15,9 +15,9 @@ from openbook.models.attention import absorbing_pays, cache_over, cross_attentio
 from openbook.models.pretrained import model_folder
 from openbook.models.small_reader.model import MiniLMReader
 
+# Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
+# on a CPU, while activations take what a few contexts need.
 TOKENS_PER_PIECE = 2048
-"""Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
-on a CPU, while activations take what a few contexts need."""
 
 
 class Seq2SeqGenerator(nn.Module):

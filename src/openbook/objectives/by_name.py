@@ -15,6 +15,7 @@ from openbook.objectives.marginal import (
     rag_token_nll,
 )
 
+# The likelihood that an objective's run reports, and by which it weighs passages and decodes.
 LIKELIHOOD_OF: dict[str, Reading] = {
     "rag_token": "rag_token",
     "rag_sequence": "rag_sequence",
@@ -23,7 +24,6 @@ LIKELIHOOD_OF: dict[str, Reading] = {
     "perplexity_distillation": "rag_token",
     "leave_one_out": "rag_token",
 }
-"""The likelihood that an objective's run reports, and by which it weighs passages and decodes."""
 
 
 OBJECTIVES: dict[str, Loss] = {

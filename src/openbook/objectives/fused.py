@@ -25,12 +25,12 @@ from openbook.batch import to_device
 from openbook.errors import OpenBookError
 from openbook.objectives.vocabulary_head import VocabularyHead, add_product, slices
 
+# (token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len]) -> [batch];
+# each question's value depends on its own rows alone, as all of openbook.objectives does.
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len]) -> [batch];
-each question's value depends on its own rows alone, as all of openbook.objectives does."""
 
+# Logits of one chunk. Each chunk reads and writes the head's gradient once, so that many small ones are slower.
 CHUNK_BYTES = 128 * 2**20
-"""Logits of one chunk. Each chunk reads and writes the head's gradient once, so that many small ones are slower."""
 
 
 class FusedLoss(NamedTuple):

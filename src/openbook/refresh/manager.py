@@ -23,8 +23,7 @@ from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.distributed import from_rank_zero
 
-HOT_DEPTH = 50
-"""Passages per question that count as nearly retrieved."""
+HOT_DEPTH = 50  # Passages per question that count as nearly retrieved.
 
 
 @dataclass(frozen=True)

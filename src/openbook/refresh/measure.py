@@ -21,11 +21,10 @@ from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.distributed import gather_rows, rank, sum_over_ranks, world_size
 
-SAMPLE = 64
-"""Passages per rank whose drift is measured."""
+SAMPLE = 64  # Passages per rank whose drift is measured.
 
+# Probe questions used between refreshes: all of their candidates are encoded.
 PROBES_BETWEEN = 32
-"""Probe questions used between refreshes: all of their candidates are encoded."""
 
 
 @dataclass

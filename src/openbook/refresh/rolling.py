@@ -31,11 +31,10 @@ from openbook.utils.distributed import (
     world_size,
 )
 
-WINDOW = 20
-"""Steps whose questions say which passages are hot."""
+WINDOW = 20  # Steps whose questions say which passages are hot.
 
+# Share of the budget of `hot` that goes to the oldest passages, asked for or not.
 BACKGROUND = 0.25
-"""Share of the budget of `hot` that goes to the oldest passages, asked for or not."""
 
 
 class RollingRefresh:

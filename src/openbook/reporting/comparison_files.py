@@ -9,8 +9,7 @@ from openbook.reporting.comparison_plots import plot_rows, plot_sweep
 from openbook.reporting.comparison_table import Row, as_json, markdown, orderings, orderings_table, sweep_table, table
 from openbook.utils.atomic import write_json
 
-SWEEP = "n_docs_at_test"
-"""The key of the sweep over numbers of passages in table.json."""
+SWEEP = "n_docs_at_test"  # The key of the sweep over numbers of passages in table.json.
 
 Sweep = Mapping[str, Mapping[int, Row]]
 

@@ -31,6 +31,7 @@ class Spread(NamedTuple):
         return self.min <= other.max and other.min <= self.max
 
 
+# Measure -> its heading. Rates are fractions; seconds are those of training with its refreshes.
 METRICS = {
     "exact_match": "exact match",
     "f1": "F1",
@@ -41,10 +42,8 @@ METRICS = {
     "utility": "utility, nats",
     "train_seconds": "seconds of training",
 }
-"""Measure -> its heading. Rates are fractions; seconds are those of training with its refreshes."""
 SHORT = {"exact_match": "exact match", "recall_at_1": "recall@1", "exact_match_held_out": "unseen phrasings"}
-QUESTIONS = "n_questions"
-"""Kept with the measures: the number of questions behind them."""
+QUESTIONS = "n_questions"  # Kept with the measures: the number of questions behind them.
 
 
 def measures(test: Mapping[str, Any], seconds: Mapping[str, float] | None = None) -> dict[str, float]:

@@ -15,11 +15,11 @@ from openbook.reporting import published as paper
 INDEXES, FACTS = ("original_index", "changed_index"), ("original_facts", "changed_facts")
 
 
+# The two (index, facts) that belong together, and the two that do not.
 SIDES = {
     "matched": tuple(zip(INDEXES, FACTS, strict=True)),
     "mismatched": tuple(zip(INDEXES, reversed(FACTS), strict=True)),
 }
-"""The two (index, facts) that belong together, and the two that do not."""
 
 
 Grid = Mapping[str, Mapping[str, float]]

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GRID, BLUE, ORANGE, GREEN, GREY = "#24292f", "#d8dee4", "#2f6fd0", "#d97706", "#15956b", "#8c959f"
+# The two measures that bars and sweeps show, with their titles.
 MEASURES = {"exact_match": "Exact match", "recall_at_1": "Recall@1"}
-"""The two measures that bars and sweeps show, with their titles."""
 
 
 def dress(axes: Axes, title: str, xlabel: str, ylabel: str = "") -> None:

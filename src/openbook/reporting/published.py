@@ -23,6 +23,7 @@ class Published(NamedTuple):
 RAG_TOKEN = Published("RAG-Token", (44.1, 55.2, 45.5, 50.0), (43.5, 54.8, 46.5, 51.9))
 RAG_SEQUENCE = Published("RAG-Sequence", (44.5, 56.8, 45.2, 52.2), (44.0, 55.8, 44.9, 53.4))
 
+# Experiment -> its counterpart in the paper; other experiments have none.
 COUNTERPARTS = {
     "rag_token": RAG_TOKEN,
     "rag_sequence": RAG_SEQUENCE,
@@ -32,22 +33,21 @@ COUNTERPARTS = {
     "closed_book": Published("T5-11B+SSM", (36.6, None, 44.7, None)),
     "dpr_rag_token": RAG_TOKEN,  # the paper's retriever starts from DPR's encoders, too
 }
-"""Experiment -> its counterpart in the paper; other experiments have none."""
 
+# Further rows of tables 1 and 6.
 OTHERS = (
     Published("T5-11B, closed book", (34.5, None, 37.4, None)),
     Published("DPR with an extractive reader", (41.5, 57.9, 41.1, 50.6)),
     Published("RAG-Sequence-Frozen", dev=(41.2, 52.1, 41.8, 52.6)),
     Published("RAG-Sequence-BM25", dev=(31.8, 44.1, 36.6, 33.8)),
 )
-"""Further rows of tables 1 and 6."""
 
+# Section 4.5, index hot-swapping: 82 heads of state that changed between the Wikipedia of December 2016, their original
+# index here, and that of December 2018; share answered right, 0 to 1.
 HOT_SWAP = {
     "original_index": {"original_facts": 0.70, "changed_facts": 0.04},
     "changed_index": {"original_facts": 0.12, "changed_facts": 0.68},
 }
-"""Section 4.5, index hot-swapping: 82 heads of state that changed between the Wikipedia of December 2016, their
-original index here, and that of December 2018; share answered right, 0 to 1."""
 
 N_DOCS_AT_TEST = (
     "The paper's figure 3: more passages at test time help RAG-Sequence throughout; RAG-Token is best at about 10."
@@ -68,6 +68,7 @@ class Pair(NamedTuple):
         return ahead, behind
 
 
+# What the paper's results show, in the order of its claims (sections 4.1 and 4.5).
 PAIRS = (
     Pair("a learned retriever over a frozen one", "rag_token", "frozen_retriever", "dev"),
     Pair("a learned retriever over BM25", "rag_token", "bm25", "dev"),
@@ -75,7 +76,6 @@ PAIRS = (
     Pair("RAG-Sequence over RAG-Token", "rag_sequence", "rag_token", "test"),
     Pair("retrieval over a closed book", "rag_token", "closed_book", "test"),
 )
-"""What the paper's results show, in the order of its claims (sections 4.1 and 4.5)."""
 
 
 def percentages(figures: tuple[float | None, ...]) -> str:

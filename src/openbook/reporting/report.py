@@ -28,6 +28,7 @@ HEADLINE = {
     "recall_at_5": "recall@5",
     "recall_at_20": "recall@20",
 }
+# Column of metrics.csv -> (its heading in the table of refreshes, its explanation).
 REFRESH_COLUMNS = {
     "refresh/generation": ("generation", ""),
     "refresh/overlap_at_k": ("overlap@k", "share of the probe questions' previous top-k that the new index also finds"),
@@ -44,7 +45,6 @@ REFRESH_COLUMNS = {
     "refresh/seconds": ("seconds", ""),
     "refresh/passages_per_second": ("passages/s", ""),
 }
-"""Column of metrics.csv -> (its heading in the table of refreshes, its explanation)."""
 
 
 @dataclass(frozen=True)

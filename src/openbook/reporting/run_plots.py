@@ -44,14 +44,14 @@ CSS_NAMES = {
     GREEN: "var(--green)",
     GREY: "var(--grey)",
 }
+# A curve with at least so many points is drawn faintly, with its running mean over a twentieth of its length.
 SMOOTHED_FROM = 60
-"""A curve with at least so many points is drawn faintly, with its running mean over a twentieth of its length."""
 MOST_GROUPS = 40
 LONGEST_NAME = 34
+# With more refreshes than this no lines mark them: they would hide the curves.
 MOST_REFRESHES = 60
-"""With more refreshes than this no lines mark them: they would hide the curves."""
+# Roughly how many characters of title and legend fit side by side; a longer legend goes below the plot.
 TITLE_ROW = 62
-"""Roughly how many characters of title and legend fit side by side; a longer legend goes below the plot."""
 
 
 def curve_svg(panel: Panel, curves: Curves) -> str:

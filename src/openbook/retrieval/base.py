@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from openbook.batch import Batch, Retrieved
 from openbook.config.training import OptimConfig
 
+# A batch's questions as a retriever represents them: embeddings [batch, dim], strings, ...; opaque to its callers.
 Queries = TypeVar("Queries")
-"""A batch's questions as a retriever represents them: embeddings [batch, dim], strings, ...; opaque to its callers."""
 
 
 class Retriever(Protocol[Queries]):

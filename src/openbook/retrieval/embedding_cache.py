@@ -5,8 +5,8 @@ from torch import Tensor
 
 from openbook.batch import to_device
 
+# Passages kept at most, so that an evaluation over a large corpus does not fill the memory.
 _MOST = 65536
-"""Passages kept at most, so that an evaluation over a large corpus does not fill the memory."""
 
 
 class EmbeddingCache:

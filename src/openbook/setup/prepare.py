@@ -28,8 +28,7 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.hardware import accelerator, autocast_dtype, set_threads
 
-NEEDED = ("objective", "retriever")
-"""The caller's own parts that a run cannot be resumed without."""
+NEEDED = ("objective", "retriever")  # The caller's own parts that a run cannot be resumed without.
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import csv
 import math
 from pathlib import Path
 
-Curves = dict[str, tuple[list[float], list[float]]]
-"""Column of metrics.csv -> (steps, values), steps ascending."""
+Curves = dict[str, tuple[list[float], list[float]]]  # Column of metrics.csv -> (steps, values), steps ascending.
 
 
 def read_metrics(path: Path) -> Curves:

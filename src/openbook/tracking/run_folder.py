@@ -15,8 +15,8 @@ from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
 
 RUNS = Path("runs")
+# The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder.
 SHARED = "OPENBOOK_RUN_DIR"
-"""The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder."""
 
 
 class RunFolder:

@@ -16,6 +16,7 @@ from openbook.metrics.summary import HELD_OUT
 from openbook.tracking.run_folder import read_json
 from openbook.utils.atomic import write_json
 
+# Keys (or sections, ending with a dot) in which two runs may differ and still give the same metrics.
 WITHOUT_EFFECT = (
     # what a run is called
     *("experiment", "shows", "run.", "wandb.", "data.cache"),
@@ -26,9 +27,8 @@ WITHOUT_EFFECT = (
     *("trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size"),
     *("evaluate.validation_questions", "evaluate.before_training", "evaluate.bootstrap"),
 )
-"""Keys (or sections, ending with a dot) in which two runs may differ and still give the same metrics."""
+# A run without a final status whose files changed less than so many seconds ago may still be running.
 RECENT = 600.0
-"""A run without a final status whose files changed less than so many seconds ago may still be running."""
 
 
 def without_effect(key: str) -> bool:

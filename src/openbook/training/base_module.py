@@ -16,8 +16,8 @@ from openbook.retrieval.base import Retriever
 from openbook.training.optimizer import learning_rate_schedule, parameter_groups
 from openbook.utils.distributed import gather_objects
 
+# What of the summary of a validation is drawn as a curve, as far as it is measured.
 WATCHED = {"exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "utility", "rouge_l", "label_accuracy"}
-"""What of the summary of a validation is drawn as a curve, as far as it is measured."""
 
 
 class QuestionModule(L.LightningModule):

@@ -30,8 +30,8 @@ from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
 from openbook.utils.hardware import rank_from_environment
 
+# The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
 NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match")
-"""The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with."""
 
 VERSION = 4  # raise it whenever the same settings give another reader
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from openbook.errors import OpenBookError, raise_all
 
+# A longer line is refused: it is a file without line breaks, not a passage of some hundred words.
 MAX_LINE_BYTES = 1_000_000
-"""A longer line is refused: it is a file without line breaks, not a passage of some hundred words."""
 
 _BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "UTF-8 with a byte order mark", "tail -c +4 {0} > {0}.utf8"),

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+# Where WordPiece put spaces around punctuation, and what a writer would have put.
 _RESPACED = (
     (re.compile(r" ?(['\u2018\u2019/_+-]) ?"), r"\1"),  # d'ivoire, guinea-bissau, utc+4
     (re.compile(r"(?<=[a-z]{2}s)'(?=[a-z]{2})"), "' "),  # judges' court
@@ -14,7 +15,6 @@ _RESPACED = (
     (re.compile(r"^\. "), "."),  # .kn
     (re.compile(r'" ([^"]*) "'), r'"\1"'),
 )
-"""Where WordPiece put spaces around punctuation, and what a writer would have put."""
 
 
 def detokenize(tokenizer: Any, ids: list[int]) -> str:

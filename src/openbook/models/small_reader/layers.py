@@ -14,11 +14,11 @@ from torch.nn import functional as F
 
 from openbook.errors import OpenBookError
 
+# Attention scores of a run of 0, 1, ... tokens at the start of training; the last one also serves longer runs.
 RUN_BONUS = (0.0, 6.0, 8.0, 9.0, 10.0)
-"""Attention scores of a run of 0, 1, ... tokens at the start of training; the last one also serves longer runs."""
 
+# Added to the scores of padding; finite, so that a context of padding alone gives numbers that can be masked later.
 HIDDEN = -1e4
-"""Added to the scores of padding; finite, so that a context of padding alone gives numbers that can be masked later."""
 
 
 class Memory(NamedTuple):
@@ -161,6 +161,7 @@ def layers_of(modules: nn.ModuleList) -> Iterator[Layer]:
     return iter(cast("list[Layer]", modules))
 
 
+# The parts of a layer here, and what BERT's weights call them.
 _BERT_NAMES = {
     "attention.query": "attention.self.query",
     "attention.key": "attention.self.key",
@@ -171,7 +172,6 @@ _BERT_NAMES = {
     "feed_forward.outer": "output.dense",
     "feed_forward.norm": "output.LayerNorm",
 }
-"""The parts of a layer here, and what BERT's weights call them."""
 
 
 def copy_part(part: nn.Module, weights: dict[str, Tensor], name: str) -> None:
