@@ -212,7 +212,7 @@ def refresh_seconds(sizes: Refresh, rounds: int = ROUNDS) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = autocast_dtype("auto", "gpu" if device.type == "cuda" else "cpu") or torch.float32
     coder = PassageCoder(
-        encoder(sizes.encoder).to(device), passages(sizes.n_passages, sizes.passage_len), SPECIAL, 512, dtype
+        encoder(sizes.encoder).to(device), passages(sizes.n_passages, sizes.passage_len), SPECIAL, 512, dtype=dtype
     )
     passes = coder.passes(range(sizes.n_passages), sizes.tokens_per_pass)
     index, seconds = ShardIndex(sizes.encoder.dim, sizes.n_passages), []

@@ -41,7 +41,10 @@ def test_permuted_refuses_what_is_outside(index: int) -> None:
 
 def epoch_of_all_ranks(n: int, per_rank: int, world: int, consumed: int = 0, seed: int = 3) -> list[list[BatchPlan]]:
     """The plans of all ranks, side by side per batch."""
-    ranks = [list(GlobalBatchSampler(n, per_rank, rank, world, seed, True, consumed)) for rank in range(world)]
+    ranks = [
+        list(GlobalBatchSampler(n, per_rank, rank=rank, world_size=world, seed=seed, consumed=consumed))
+        for rank in range(world)
+    ]
     assert len({len(plans) for plans in ranks}) == 1, "every rank must take the same number of steps"
     return [list(plans) for plans in zip(*ranks, strict=True)]
 
@@ -56,7 +59,7 @@ def real(plans: list[BatchPlan]) -> list[int]:
 def test_each_example_once_per_epoch(n: int, per_rank: int, world: int) -> None:
     batches = epoch_of_all_ranks(n, per_rank, world)
     assert sorted(index for plans in batches for index in real(plans)) == list(range(n))
-    assert len(batches) == len(GlobalBatchSampler(n, per_rank, 0, world))
+    assert len(batches) == len(GlobalBatchSampler(n, per_rank, world_size=world))
     for plans in batches:
         assert len({len(plan.indices) for plan in plans}) == 1, "ranks must agree on the batch size"
         assert len({plan.cursor for plan in plans}) == 1

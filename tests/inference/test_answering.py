@@ -102,7 +102,15 @@ class System:
 
     def batch(self, examples: tuple[Example, ...] = EXAMPLES, padding: str = "padding") -> Batch:
         indices = tuple(None if one.id == padding else n for n, one in enumerate(examples))
-        return Collate(self.tokenizer, self.tokenizer, 32, MOST, 0, False)((BatchPlan(indices, 0, 0, 0), [*examples]))
+        collate = Collate(
+            question_tokenizer=self.tokenizer,
+            generator_tokenizer=self.tokenizer,
+            max_question_tokens=32,
+            max_target_tokens=MOST,
+            seed=0,
+            sample_answers=False,
+        )
+        return collate((BatchPlan(indices, 0, 0, 0), [*examples]))
 
     def answers(self, reads: str, decode: DecodeConfig | None = None, exact: bool = False, **more: Any) -> Any:
         retriever: Any = ClosedBookRetriever() if reads == "closed_book" else GivenRetriever()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,21 +46,16 @@ class PlannedExamples(Dataset[Planned]):
         return plan, [self.example(plan.filler if index is None else index) for index in plan.indices]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Collate:
     """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes."""
 
-    def __init__(
-        self,
-        question_tokenizer: Tokenizer,
-        generator_tokenizer: Tokenizer,
-        max_question_tokens: int,
-        max_target_tokens: int,
-        seed: int,
-        sample_answers: bool,
-    ):
-        self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
-        self.max_question_tokens, self.max_target_tokens = max_question_tokens, max_target_tokens
-        self.seed, self.sample_answers = seed, sample_answers
+    question_tokenizer: Tokenizer
+    generator_tokenizer: Tokenizer
+    max_question_tokens: int
+    max_target_tokens: int
+    seed: int
+    sample_answers: bool
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned

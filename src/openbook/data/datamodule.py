@@ -98,7 +98,12 @@ class QuestionAnswerData(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         rank, world_size = self._rank_and_world()
         self._train_sampler = GlobalBatchSampler(
-            len(self._split("train")), self.batch_size, rank, world_size, self.seed, True, self.consumed
+            len(self._split("train")),
+            self.batch_size,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+            consumed=self.consumed,
         )
         return self._loader("train", self._train_sampler)
 
@@ -142,10 +147,8 @@ class QuestionAnswerData(LightningDataModule):
         if self.paths[split] is None:
             return []
         rank, world_size = self._rank_and_world()
-        n_examples = len(self._examples(split))
-        return self._loader(
-            split, GlobalBatchSampler(n_examples, self.evaluation_batch_size, rank, world_size, shuffle=False)
-        )
+        n, size = len(self._examples(split)), self.evaluation_batch_size
+        return self._loader(split, GlobalBatchSampler(n, size, rank=rank, world_size=world_size, shuffle=False))
 
     def probe_questions(self, n: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """ids and mask [n, question_len] of validation questions spread over the file, training ones where there are
@@ -180,12 +183,12 @@ class QuestionAnswerData(LightningDataModule):
 
     def _collate(self, sample_answers: bool) -> Collate:
         return Collate(
-            self.question_tokenizer,
-            self.generator_tokenizer,
-            self.max_question_tokens,
-            self.max_target_tokens,
-            self.seed,
-            sample_answers,
+            question_tokenizer=self.question_tokenizer,
+            generator_tokenizer=self.generator_tokenizer,
+            max_question_tokens=self.max_question_tokens,
+            max_target_tokens=self.max_target_tokens,
+            seed=self.seed,
+            sample_answers=sample_answers,
         )
 
     def batch_of(self, examples: Sequence[Example]) -> Batch:

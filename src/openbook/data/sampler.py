@@ -43,6 +43,7 @@ class GlobalBatchSampler:
         self,
         n_examples: int,
         batch_size_per_rank: int,
+        *,
         rank: int = 0,
         world_size: int = 1,
         seed: int = 0,

@@ -36,7 +36,7 @@ class BeamSearch:
     """
 
     def __init__(
-        self, possible: list[bool], beams: int, max_length: int, min_length: int, length_penalty: float, eos: int
+        self, possible: list[bool], *, beams: int, max_length: int, min_length: int, length_penalty: float, eos: int
     ):
         self.beams, self.max_length, self.min_length = beams, max_length, min_length
         self.length_penalty, self.eos = length_penalty, eos

@@ -56,7 +56,14 @@ def rag_token_beams(
             expected="1 <= n_best <= beams",
         )
     possible = (doc_logprobs > -torch.inf).any(dim=1).tolist()
-    search = BeamSearch(possible, beams, max_length, min_length, length_penalty, generator.eos_token_id)
+    search = BeamSearch(
+        possible,
+        beams=beams,
+        max_length=max_length,
+        min_length=min_length,
+        length_penalty=length_penalty,
+        eos=generator.eos_token_id,
+    )
     memory = generator.encode(context_ids, context_mask)
     first_row = torch.arange(batch * n_docs).view(batch, n_docs, 1)
     tokens = torch.full((batch, 1), generator.decoder_start_token_id)

@@ -153,7 +153,7 @@ def _forward(
     rows = to_device(counted.flatten().nonzero()[:, 0], hidden.device)
     row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
     flat_hidden = hidden.reshape(-1, dim)
-    head = VocabularyHead(head_weight, head_bias, options.label_smoothing, dtype, exact)
+    head = VocabularyHead(head_weight, head_bias, smoothing=options.label_smoothing, dtype=dtype, exact=exact)
 
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)

@@ -9,7 +9,9 @@ from torch import Tensor
 class VocabularyHead:
     """The vocabulary head in `dtype`; what follows its product is computed in `exact`."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, smoothing: float, dtype: torch.dtype, exact: torch.dtype):
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, *, smoothing: float, dtype: torch.dtype, exact: torch.dtype
+    ):
         self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(exact)
         self.smoothing, self.exact = smoothing, exact
 

@@ -33,6 +33,7 @@ class PassageCoder:
         tokens: PassageTokens,
         special: SpecialIds,
         max_length: int,
+        *,
         dtype: torch.dtype = torch.float32,
     ):
         self.encoder = copy.deepcopy(encoder).to(dtype).eval().requires_grad_(False)
@@ -118,4 +119,4 @@ class CorpusOptions:
         return shard(self.n_passages, rank(), world_size())
 
     def coder(self, encoder: TextEncoder) -> PassageCoder:
-        return PassageCoder(encoder, self.tokens, self.special, self.max_length, self.dtype)
+        return PassageCoder(encoder, self.tokens, self.special, self.max_length, dtype=self.dtype)

@@ -148,7 +148,8 @@ def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) 
 def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData) -> TrainingPassages:
     """Positives and hard negatives for the training questions, which are all looked through once."""
     bm25 = bm25_index(parts.corpus) if config.dpr.bm25_negatives else None
-    passages = TrainingPassages(parts.corpus, bm25, config.dpr, config.seed, config.evaluate.regex_answers)
+    regex = config.evaluate.regex_answers
+    passages = TrainingPassages(parts.corpus, bm25, config.dpr, seed=config.seed, regex=regex)
     passages.prepare(questions.questions["train"])
     return passages
 

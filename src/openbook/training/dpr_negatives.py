@@ -37,6 +37,7 @@ class TrainingPassages:
         corpus: Corpus,
         bm25: BM25Index | None,
         options: DprConfig,
+        *,
         seed: int = 0,
         regex: bool = False,
     ):
