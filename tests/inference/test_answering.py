@@ -539,7 +539,7 @@ def test_a_batch_of_padding_alone_answers_nothing(system: System) -> None:
         ),
         (
             ["evaluate.labels=one,two"],
-            r"labels that nothing looks at \(evaluate.labels\): got .*, expected nothing, or evaluate.task=labels",
+            r"labels that this task ignores \(evaluate.labels\): got .*, expected nothing, or evaluate.task=labels",
         ),
         (["decode.beams=0", "decode.n_best=0"], r"\(decode.beams\): got 0, expected more than 0"),
         (["evaluate.n_docs=-1"], r"\(evaluate.n_docs\): got -1, expected 0 or more"),

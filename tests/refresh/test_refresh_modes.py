@@ -172,7 +172,7 @@ def test_two_ranks_give_the_numbers_of_one_in_every_mode(small_system: SmallSyst
             ("refresh.mode=hot", "refresh.every=staleness", "refresh.look_every=5"),
             r"rolling and hot refresh all the time.* Or set refresh\.mode=amortized",
         ),
-        (("refresh.every=staleness",), r"staleness decides and nobody looks \(refresh\.look_every\): got 0"),
+        (("refresh.every=staleness",), r"staleness decides but is never measured \(refresh\.look_every\): got 0"),
         (
             ("refresh.mode=amortized", "refresh.every=5", "refresh.spread=6"),
             r"would not end before the next begins \(refresh\.spread\): got 6, expected at most 5",

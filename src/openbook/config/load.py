@@ -155,7 +155,7 @@ def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenB
         except OmegaConfBaseException as error:
             said = str(error).split("\n", 1)[0]
             problems.append(
-                OpenBookError("wrong type of value", where=where, got=repr(value), expected=_wanted(key, said))
+                OpenBookError("wrong type of value", where=where, got=repr(value), expected=_expected(key, said))
             )
     raise_all(problems)
     config = OmegaConf.to_object(merged)
@@ -175,7 +175,7 @@ def _unknown(key: str, where: str, known: list[str]) -> OpenBookError:
     return OpenBookError("unknown key", where=where, got=key, expected="a key of the configuration", action=hint)
 
 
-def _wanted(key: str, said: str) -> str:
+def _expected(key: str, said: str) -> str:
     """What the schema wants at a key, in words."""
     schema: Any = Config
     for part in key.split("."):

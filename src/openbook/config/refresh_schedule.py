@@ -62,7 +62,7 @@ class RefreshSchedule:
     def due(self, step: int, last_refresh: int, overlap: float | None = None) -> bool:
         """Whether a refresh is due once `step` optimizer steps are done, the last one having been after last_refresh.
 
-        overlap: overlap@k as measured at this step, None where nobody looked; it counts with `staleness` only.
+        overlap: overlap@k as measured at this step, None where it was not measured; it counts with `staleness` only.
         Not a modulus of the step alone: with accumulated gradients one step is seen several times.
         """
         since = step - last_refresh

@@ -6,7 +6,6 @@ It stands apart from the DataModule so that a worker, which starts as a fresh pr
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from openbook.batch import Batch, Example
-from openbook.data.inputs import question_inputs, special_ids, targets
+from openbook.data.inputs import question_inputs, special_ids, targets, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, sampled_answer
 
@@ -77,13 +76,6 @@ class Collate:
             examples=tuple(examples),
             cursor=plan.cursor,
         )
-
-
-def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text without special tokens."""
-    if not texts:
-        return []
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def one_thread_per_worker(worker: int) -> None:

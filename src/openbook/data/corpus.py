@@ -18,16 +18,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from openbook.batch import Passage
 from openbook.data.readers.checked_lines import id_hash
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -104,12 +100,9 @@ class Corpus:
 
     def row_of(self, identity: str) -> int | None:
         """The row of the passage with this id, None where there is none."""
-        wanted = np.uint64(id_hash(identity))
-        first, last = (int(np.searchsorted(self._hashes, wanted, side=side)) for side in ("left", "right"))
-        for row in self._hash_rows[first:last].tolist():
-            if self.passage(row).id == identity:
-                return int(row)
-        return None
+        key = np.uint64(id_hash(identity))
+        first, last = (int(np.searchsorted(self._hashes, key, side=side)) for side in ("left", "right"))
+        return next((row for row in self._hash_rows[first:last].tolist() if self.passage(row).id == identity), None)
 
     def tokens(self, role: str) -> PassageTokens:
         """The token ids for a role that the corpus was built with."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openbook.data.corpus import Corpus
+from openbook.data.inputs import token_ids
 from openbook.data.readers.checked_lines import file_fingerprint, id_hash
 from openbook.data.readers.formats import check_passages, read_passages
 from openbook.errors import OpenBookError
@@ -29,11 +30,6 @@ LAYOUT = 1
 
 
 _CHUNK = 1024  # passages tokenised at once: enough to keep the tokenizer's threads busy, a few MB of memory
-
-
-_UINT16_RANGE = 1 << 16
-
-
 _log = logging.getLogger(__name__)
 
 
@@ -56,16 +52,12 @@ def build_corpus(
         with _new_folder(folder / "texts") as new:
             _write_texts(new, passages, n_passages)
             _write_manifest(new, {"content": content, "n_passages": n_passages})
-    roles: dict[str, str] = {}
-    missing: dict[str, tuple[str, Tokenizer]] = {}
-    for role, tokenizer in tokenizers.items():
-        fingerprint = tokenizer_fingerprint(tokenizer)
-        roles[role] = fingerprint[:12]
-        if fingerprint[:12] not in missing and not _valid(folder / f"tokens-{fingerprint[:12]}"):
-            missing[fingerprint[:12]] = (fingerprint, tokenizer)
-    corpus = Corpus(folder, roles)
-    for nth, (name, (fingerprint, tokenizer)) in enumerate(missing.items()):
-        with _new_folder(folder / f"tokens-{name}") as new:
+    fingerprints = {role: tokenizer_fingerprint(tokenizer) for role, tokenizer in tokenizers.items()}
+    corpus = Corpus(folder, {role: fingerprint[:12] for role, fingerprint in fingerprints.items()})
+    distinct = {fingerprints[role]: tokenizer for role, tokenizer in tokenizers.items()}
+    missing = {name: tokenizer for name, tokenizer in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
+    for nth, (fingerprint, tokenizer) in enumerate(missing.items()):
+        with _new_folder(folder / f"tokens-{fingerprint[:12]}") as new:
             for done in _write_tokens(new, corpus, tokenizer):
                 if progress:
                     progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
@@ -102,7 +94,7 @@ def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
 
 def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[int]:
     """Writes the arrays, giving after each chunk how many passages are done."""
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= _UINT16_RANGE else np.int32)
+    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
     offsets = np.zeros(corpus.n_passages + 1, dtype=np.int64)
     title_lengths = np.zeros(corpus.n_passages, dtype=np.int32)
     with _parallel_tokenizers(), open(folder / "flat.raw", "wb") as flat:
@@ -110,7 +102,7 @@ def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterato
             rows = range(start, min(start + _CHUNK, corpus.n_passages))
             chunk = corpus.passages(rows)
             strings = [passage.title for passage in chunk] + [f" {passage.text}" for passage in chunk]
-            ids = tokenizer(strings, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            ids = token_ids(tokenizer, strings)
             for row, title, text in zip(rows, ids[: len(chunk)], ids[len(chunk) :], strict=True):
                 title_lengths[row] = len(title)
                 offsets[row + 1] = len(title) + len(text)
@@ -143,11 +135,12 @@ def _valid(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         sizes = {name: (folder / name).stat().st_size for name in manifest["sizes"]}
-        if manifest["layout"] == LAYOUT and sizes == manifest["sizes"]:
+        if manifest["layout"] != LAYOUT:
+            reason = "it is of another version"
+        elif sizes != manifest["sizes"]:
+            reason = "files differ from the manifest in size"
+        else:
             return True
-        reason = (
-            "files differ from the manifest in size" if manifest["layout"] == LAYOUT else "it is of another version"
-        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
     _log.warning("the cached corpus %s is damaged (%s); it is built again", folder, reason)

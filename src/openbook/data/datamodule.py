@@ -15,8 +15,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from openbook.batch import Batch, Example
-from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker, token_ids
-from openbook.data.inputs import question_inputs, special_ids
+from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker
+from openbook.data.inputs import question_inputs, special_ids, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError

@@ -74,7 +74,7 @@ def special_ids(tokenizer: Tokenizer) -> SpecialIds:
 
 def check_question_length(n_tokens: int, special: SpecialIds, max_length: int, where: object = "") -> None:
     """Raise OpenBookError when a question of n_tokens leaves a context of max_length no room for its special tokens.
-    Questions are never cut in a context, so this is asked when the data is checked."""
+    Questions are never cut in a context, so this is checked when the data is set up."""
     if n_tokens + special.n_in_context > max_length:
         raise OpenBookError(
             "a question is longer than a whole context",
@@ -127,10 +127,10 @@ def context_inputs(
     """As the generator reads them: (context_ids int64, mask bool), both [batch * n_docs, context_len], the contexts of
     one question side by side.
 
-    question_ids: [batch] token ids without special tokens. rows: [batch, n_docs]. A missing row, like
-    the null document, gives a context with the question and no passage; its doc_logprob is -inf, so that it counts for
-    nothing. Raises OpenBookError on a
-    question that leaves no room for its special tokens, IndexError on a row that is not in the corpus.
+    question_ids: [batch] token ids without special tokens. rows: [batch, n_docs]. A missing row, like the null
+    document, gives a context with the question and no passage; its doc_logprob is -inf, so that it counts for nothing.
+    Raises OpenBookError on a question that leaves no room for its special tokens, IndexError on a row that is not in
+    the corpus.
     """
     rows = np.asarray(rows, dtype=np.int64)
     n_docs = rows.shape[1]
@@ -154,13 +154,19 @@ def context_inputs(
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
+def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text without special tokens."""
+    if not texts:
+        return []
+    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
 def targets(tokenizer: Tokenizer, answers: Sequence[str], max_length: int) -> Tensor:
     """Labels [batch, target_len] int64: each answer's ids and the end-of-sequence, then IGNORED_LABEL. An answer over
     max_length (end included) is cut and keeps its end; an empty one is the end alone."""
     end = special_ids(tokenizer).end
-    found = tokenizer(list(answers), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    labels, _ = _padded([[*ids[: max_length - 1], end] for ids in found], IGNORED_LABEL)
-    return labels
+    rows = [[*ids[: max_length - 1], end] for ids in token_ids(tokenizer, answers)]
+    return _padded(rows, IGNORED_LABEL)[0]
 
 
 def decoder_inputs(labels: Tensor, start_id: int, pad_id: int) -> Tensor:

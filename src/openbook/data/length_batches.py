@@ -1,12 +1,8 @@
 """Batches of similar length: forward passes that pad little."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 # What a pass of training costs beside its tokens, in tokens: weights are read and their gradients written on a CPU, and
 # a GPU waits for its kernels to be launched.

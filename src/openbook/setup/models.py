@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from openbook.config.checks import labels_of
+from openbook.config.combinations import labels_of
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus

@@ -1,0 +1,160 @@
+"""Combinations of settings that cannot work, as tables: one row per rule."""
+
+from typing import NamedTuple
+
+from openbook.config.refresh_schedule import RefreshSchedule
+from openbook.config.retrieval import IN_PLACE
+from openbook.config.schema import Config
+
+
+class Check(NamedTuple):
+    """One rule: what is wrong with the value of `key` where `fails` is true."""
+
+    fails: object
+    what: str
+    key: str
+    expected: object
+    action: str = ""
+
+
+def labels_of(labels: str) -> tuple[str, ...]:
+    """evaluate.labels as a list."""
+    return tuple(label.strip() for label in labels.split(",") if label.strip())
+
+
+def dpr_checks(config: Config) -> list[Check]:
+    dpr, retriever = config.dpr, config.retriever
+    most = dpr.bm25_negatives + dpr.index_negatives
+    return [
+        Check(
+            config.warmup.steps,
+            "the retriever's warm-up has no reader to warm up",
+            "warmup.steps",
+            "0 with objective=dpr",
+        ),
+        Check(
+            not (retriever.train_question_encoder or retriever.train_passage_encoder),
+            "both encoders are frozen and nothing else trains",
+            "retriever.train_question_encoder",
+            "true, or retriever.train_passage_encoder=true",
+        ),
+        Check(
+            dpr.depth < most,
+            "fewer candidates than hard negatives",
+            "dpr.depth",
+            f"at least dpr.bm25_negatives + dpr.index_negatives = {most}",
+        ),
+        Check(
+            dpr.index_negatives and config.refresh.every == "0" and retriever.train_passage_encoder,
+            "negatives of a live index, which is never refreshed",
+            "dpr.index_negatives",
+            "0 with refresh.every=0",
+            "Or set refresh.every=30.",
+        ),
+    ]
+
+
+def bm25_checks(config: Config) -> list[Check]:
+    retriever, with_bm25 = config.retriever, "with retriever.kind=bm25"
+    return [
+        Check(
+            config.objective not in ("rag_token", "rag_sequence"),
+            "BM25 does not learn, and this objective is there to teach a retriever",
+            "objective",
+            f"rag_token or rag_sequence {with_bm25}",
+            "Or set retriever.kind=dense.",
+        ),
+        Check(retriever.rerank > 0, "BM25 has no fresher scores to re-rank by", "retriever.rerank", f"0 {with_bm25}"),
+        Check(retriever.start_from, "BM25 has no encoders to start with", "retriever.start_from", f"empty {with_bm25}"),
+    ]
+
+
+def answer_checks(config: Config) -> list[Check]:
+    decode, evaluate = config.decode, config.evaluate
+    most = decode.max_tokens or config.data.max_target_tokens
+    sequence, greedy = config.objective == "rag_sequence", decode.rag_sequence == "greedy"
+    return [
+        Check(
+            decode.min_tokens > most,
+            "answers of no possible length",
+            "decode.min_tokens",
+            f"at most {most}, the most tokens of an answer",
+        ),
+        Check(
+            decode.n_best > decode.beams and not (sequence and not greedy),  # else the candidates of all passages
+            "more answers than beams",
+            "decode.n_best",
+            f"at most decode.beams = {decode.beams}",
+            "Raise decode.beams.",
+        ),
+        Check(
+            sequence and greedy and decode.beams > 1,
+            "a greedy search has one beam",
+            "decode.beams",
+            "1, or decode.rag_sequence=thorough or fast",
+        ),
+        Check(
+            evaluate.task == "labels" and len(labels_of(evaluate.labels)) < 2,
+            "no labels to choose from",
+            "evaluate.labels",
+            "two labels or more, comma-separated",
+        ),
+        Check(
+            evaluate.task != "labels" and evaluate.labels,
+            "labels that this task ignores",
+            "evaluate.labels",
+            "nothing, or evaluate.task=labels",
+        ),
+    ]
+
+
+def objective_checks(config: Config) -> list[Check]:
+    retriever, learns = config.retriever, config.objective in ("emdr2", "perplexity_distillation", "leave_one_out")
+    frozen = not (retriever.train_question_encoder or retriever.train_passage_encoder)
+    return [
+        Check(
+            learns and retriever.n_docs == 1,
+            "one passage gives the retriever no training signal",
+            "retriever.n_docs",
+            f"2 or more with {config.objective}",
+        ),
+        Check(
+            learns and retriever.kind == "dense" and frozen,
+            "nothing would learn to retrieve",
+            "objective",
+            "rag_token or rag_sequence with frozen encoders",
+        ),
+        Check(
+            config.distill_temperature != 1 and config.objective not in ("perplexity_distillation", "leave_one_out"),
+            "a temperature that this objective ignores",
+            "distill_temperature",
+            "1, or objective=perplexity_distillation or leave_one_out",
+        ),
+    ]
+
+
+def refresh_checks(config: Config, schedule: RefreshSchedule) -> list[Check]:
+    refresh, watches = config.refresh, schedule.watches_staleness
+    intervals = [refresh.floor] if watches else [span.every for span in schedule.spans if span.every]
+    shortest = min(intervals, default=refresh.spread)
+    return [
+        Check(
+            watches and refresh.mode in IN_PLACE,
+            "rolling and hot refresh all the time",
+            "refresh.every",
+            "steps or spans, over which all is encoded once",
+            "Or set refresh.mode=amortized.",
+        ),
+        Check(
+            watches and not refresh.look_every,
+            "staleness decides but is never measured",
+            "refresh.look_every",
+            "steps between measurements, for example 10",
+        ),
+        Check(
+            refresh.mode == "amortized" and refresh.spread > shortest,
+            "an amortized refresh would not end before the next begins",
+            "refresh.spread",
+            f"at most {shortest}, the fewest steps between refreshes",
+        ),
+    ]
