@@ -17,8 +17,10 @@ from openbook import evaluate, objectives, resume, train
 from openbook.batch import Batch, Retrieved
 from openbook.commands.api import load_run
 from openbook.data.corpus import Corpus
+from openbook.data.corpus_build import build_corpus
 from openbook.errors import OpenBookError
 from openbook.retrieval.base import Retriever
+from openbook.setup.prepare import OwnParts
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.small_system import SmallSystem, column, train_until
 
@@ -132,6 +134,19 @@ def test_an_own_retriever_is_trained_saved_and_resumed(small_system: SmallSystem
         load_run(run.path).answer(["who ?"])
 
 
+def test_an_own_retriever_is_an_object_a_function_or_a_class(small_data: Path, tmp_path: Path) -> None:
+    class OfCorpus(Learnt):
+        def __init__(self, corpus: Corpus):
+            super().__init__(corpus.n_passages)
+
+    corpus = build_corpus(small_data / "passages.jsonl", {}, tmp_path)
+    made = Learnt(corpus.n_passages)
+    assert OwnParts(retriever=made).retriever_over(corpus) is made
+    for factory in (learnt, OfCorpus):
+        assert isinstance(OwnParts(retriever=factory).retriever_over(corpus), Learnt)
+    assert OwnParts().retriever_over(corpus) is None
+
+
 def test_own_parts_where_nothing_is_marginalised_are_refused(small_system: SmallSystem, tmp_path: Path) -> None:
     with pytest.raises(OpenBookError, match=r"cannot be used here \(objective\): got closed_book"):
         train(small_system.config(tmp_path / "run", "objective=closed_book"), retriever=learnt)
@@ -149,3 +164,11 @@ def test_the_lines_that_readme_shows(
     assert "What is the capital of Iceland? -> " in said
     assert len(re.findall(r"^  \d\.\d\d -> \d\.\d\d  ", said, re.MULTILINE)) == 2 * 3  # questions x passages
     assert re.search(r"^  \(end\)  ", said, re.MULTILINE)
+
+
+def test_a_run_that_left_nothing_behind_starts_again_with_own_parts(small_system: SmallSystem, tmp_path: Path) -> None:
+    run = train(small_system.config(tmp_path / "run"), retriever=learnt)
+    (run.path / "summary.json").unlink()
+    (run.path / "checkpoints/last.ckpt").unlink()
+    again = resume(run, retriever=learnt)
+    assert again.summary["own_parts"] == ["retriever"] and again.summary["status"] == "finished"

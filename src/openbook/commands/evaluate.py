@@ -65,7 +65,7 @@ def load_trained(
     run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN, stage: str = "test"
 ) -> tuple[RagModule | DprModule, Prepared, IndexRefresh | None]:
     """The run's models with the weights of its last checkpoint, and what builds their index; it is not built yet."""
-    own.check(config, run.read_summary(), needed=("retriever",))
+    own.check(config, run.read_summary() or None, needed=("retriever",))
     content = read_checkpoint(run.last)
     prepared = prepare(config, stage, own)
     module, weights = prepared.module(training=False), content["state_dict"]

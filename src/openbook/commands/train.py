@@ -79,7 +79,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     """
     run = RunFolder.existing(str(folder))
     config = run.load_config(list(overrides))
-    own.check(config, run.read_summary())
+    own.check(config, run.read_summary() or None)
     resumed = bool(list(run.checkpoints.glob("*.ckpt")))
     if resumed:
         read_checkpoint(run.last)

@@ -69,8 +69,10 @@ class OwnParts:
             )
 
     def retriever_over(self, corpus: Corpus) -> Retriever[Any] | None:
+        """The retriever itself, or what the function (or class) makes of the corpus; None where none was given."""
         given: Any = self.retriever
-        return given if given is None or hasattr(given, "retrieve") else given(corpus)
+        is_one = not isinstance(given, type) and hasattr(given, "retrieve")
+        return given if given is None or is_one else given(corpus)
 
 
 NOTHING_OWN = OwnParts()
