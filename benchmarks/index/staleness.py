@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -242,11 +243,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/index.json"))
     parser.add_argument("--points", type=Path, default=Path("benchmarks/staleness.jsonl"))
+    parser.add_argument("--quick", action="store_true", help="two steps of `tiny`, to see that it runs; writes nothing")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
+    if given.quick:
+        folder = Path(tempfile.mkdtemp())
+        given.steps, given.every, given.out, given.points = 2, 1, folder / "index.json", folder / "points.jsonl"
     quiet()
     config = load_experiment(
-        "rag_token",
+        "tiny" if given.quick else "rag_token",
         [
             "refresh.every=0",
             "data.validation=",
