@@ -145,6 +145,8 @@ def test_an_own_retriever_is_an_object_a_function_or_a_class(small_data: Path, t
     for factory in (learnt, OfCorpus):
         assert isinstance(OwnParts(retriever=factory).retriever_over(corpus), Learnt)
     assert OwnParts().retriever_over(corpus) is None
+    with pytest.raises(OpenBookError, match=r"not a retriever \(retriever\): got int, expected a subclass of openbook"):
+        OwnParts(retriever=lambda corpus: 3).retriever_over(corpus)  # type: ignore[arg-type, return-value]
 
 
 def test_own_parts_where_nothing_is_marginalised_are_refused(small_system: SmallSystem, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ Queries = TypeVar("Queries")
 
 
 class Retriever(Protocol[Queries]):
-    """Three calls decide what is read and how much it weighs; a class that has them can be handed to `openbook.train`.
-    Subclass this (beside `torch.nn.Module` where there are parameters) to get defaults for the rest.
+    """Three calls decide what is read and how much it weighs. Subclass this (beside `torch.nn.Module` where there are
+    parameters), which gives defaults for the rest, to hand a retriever of one's own to `openbook.train`.
 
     represent   the batch's questions, once per step: q(x)
     retrieve    which passages are read: the top_k by the index as it stands; no gradient

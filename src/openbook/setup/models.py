@@ -80,7 +80,7 @@ def rag_module(
 ) -> RagModule:
     """The LightningModule with its models loaded. reader_folder: the warmed-up small reader, where there was a warm-up.
     retriever, loss: the caller's own, instead of those of the configuration."""
-    retriever = retriever or retriever_of(config, parts)
+    retriever = retriever if retriever is not None else retriever_of(config, parts)
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))

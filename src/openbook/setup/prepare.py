@@ -72,7 +72,11 @@ class OwnParts:
         """The retriever itself, or what the function (or class) makes of the corpus; None where none was given."""
         given: Any = self.retriever
         is_one = not isinstance(given, type) and hasattr(given, "retrieve")
-        return given if given is None or is_one else given(corpus)
+        made = given if given is None or is_one else given(corpus)
+        if made is not None and not hasattr(made, "index_is_exact"):
+            got, expected = type(made).__name__, "a subclass of openbook.Retriever"
+            raise OpenBookError("not a retriever", where="retriever", got=got, expected=expected)
+        return made
 
 
 NOTHING_OWN = OwnParts()
