@@ -44,7 +44,7 @@ class Run(os.PathLike[str]):
     def path(self) -> Path:
         return self._folder.path
 
-    @property
+    @cached_property
     def config(self) -> Config:
         """The configuration that it was trained with."""
         return self._folder.load_config([], training=False)
@@ -69,8 +69,9 @@ class Run(os.PathLike[str]):
         module, collate = self._loaded
         answering = replace(module.answering, utility=False, n_docs=n_docs or module.answering.n_docs)
         answers = []
-        for start in range(0, len(questions), self.config.evaluate.batch_size):
-            some = questions[start : start + self.config.evaluate.batch_size]
+        size = self.config.evaluate.batch_size
+        for start in range(0, len(questions), size):
+            some = questions[start : start + size]
             batch = collate([Example(str(start + n), text, ("",)) for n, text in enumerate(some)])
             batch = batch.to(next(module.parameters()).device)
             answers += answering(batch, module.retriever, module.retriever.index_is_exact())
