@@ -3,7 +3,7 @@
     python -m benchmarks.training.attention [--out FILE] [--quick]
 
 One layer of BART-base's shape over 20 contexts of 142 tokens with some padding, read by themselves or by targets of 32
-and of 8 tokens. `eager` and `sdpa` are transformers' own, `openbook` is openbook.attention with keys and values,
+and of 8 tokens. `eager` and `sdpa` are transformers' own, `openbook` is models/attention with keys and values,
 `absorbed` without. Turn by turn, medians of 7; `attention.<case>.<dtype>.<function>` are seconds.
 """
 

@@ -57,7 +57,7 @@ class Stack:
 
     def decode(self, rows: int, target_len: int, context_len: int, absorbs: bool) -> np.ndarray:
         """Likewise, a decoder's: its own tokens, and contexts read with keys or, where it absorbs and that pays,
-        without (openbook.attention)."""
+        without (models/attention)."""
         dim, tokens = self.dim, rows * target_len
         plain, absorbed = cross_attention_costs(dim, dim, self.heads, target_len, context_len)
         # Reading keys and values is counted as attention; reading states as wide as all heads together is a matmul.

@@ -35,7 +35,7 @@ def rag_token_beams(
     length_penalty: float = 0.0,
     n_best: int = 1,
 ) -> list[list[Hypothesis]]:
-    """The n_best answers to each question under the RAG-Token marginal, best first, by beam search (openbook.beams).
+    """The n_best answers to each question under the RAG-Token marginal, best first, by beam search.
 
     context_ids, context_mask: [batch * n_docs, context_len], the contexts of a question side by side; n_docs is free.
     doc_logprobs: [batch, n_docs] fp32, log p(z|x), -inf where there is no passage; such a passage has no influence. A

@@ -5,7 +5,7 @@ Batch Size under Memory Limited Setup"): embeddings first, the loss on them, and
 gradient. Per layer (`checkpoint_layers`), it is gradient checkpointing (Chen et al. 2016, "Training Deep Nets with
 Sublinear Memory Cost"). Either way the same operations run twice on the same numbers and with the same random state,
 dropout included, so that gradients are bit for bit those of the plain way (but for a decoder's cross-attention, which
-openbook.attention may compute in another, equally exact way where layers are not checkpointed).
+models/attention may compute in another, equally exact way where layers are not checkpointed).
 """
 
 from collections.abc import Callable

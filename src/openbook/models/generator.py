@@ -7,7 +7,7 @@
     head_weight, head_bias                                   logits = hidden @ head_weight.T + head_bias
 
 beams, the rows of decoder_input_ids for each of n contexts, follows from the shapes: row i reads context i // beams.
-`cache` is None to begin with; while gradients are recorded none is kept. The small reader (openbook.reader) has the
+`cache` is None to begin with; while gradients are recorded none is kept. The small reader (small_reader) has the
 same calls; `load_generator` gives either.
 """
 

@@ -23,7 +23,7 @@ TOKENS_PER_PIECE = 2048
 class Seq2SeqGenerator(nn.Module):
     """A transformers encoder-decoder (BART, T5 and the like) behind these calls.
 
-    It attends by openbook.attention. Without gradients it encodes in pieces, and memory is there once per context,
+    It attends by models/attention. Without gradients it encodes in pieces, and memory is there once per context,
     whatever the number of beams. A model whose attention cannot be replaced gets its memory repeated for every beam.
     """
 
