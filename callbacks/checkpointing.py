@@ -7,30 +7,56 @@ from typing import Any
 
 import lightning as L
 
+from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
 from openbook.utils.distributed import any_rank
 
+# What a resumed run goes on with.
+STATE = ("validated", "best", "best_step", "since_best")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Checkpointing(L.Callback):
     """Writes `last.ckpt` every N optimizer steps, when training ends, and on SIGINT, SIGTERM or SIGUSR1, which end
-    training in order after the optimizer step under way.
+    training in order after the optimizer step under way; and `best.ckpt` after each validation whose `monitor` is
+    higher than ever before. With patience, training ends after so many validations in a row without a new best.
+
+    Curves are written before the checkpoint, the row of its step included, and a validation that is due at its step is
+    waited for, or where a signal does not leave the time, made good when the run is resumed: a run that was killed and
+    resumed has the curves of one that was not.
 
     Nothing is saved inside a signal handler: under several ranks a collective there hangs, and the weights may be half
     stepped. A second Ctrl-C stops at once without saving. Put it after the callbacks whose state must be saved.
     """
 
-    def __init__(self, path: Path, every: int):
+    def __init__(self, path: Path, every: int, *, monitor: str = "", patience: int = 0, validate_every: int = 0):
+        """path: last.ckpt; every, validate_every: optimizer steps, 0 without validation; monitor: a metric of
+        `module.summary`, empty for no best checkpoint; patience: validations, 0 for no end."""
         self.path = Path(path)
+        self.best_path = self.path.with_name("best.ckpt")
         self.every = every
+        self.monitor, self.patience, self.validate_every = monitor, patience, validate_every
         self.received: int | None = None
+        self.validated = 0  # the step of the last validation
+        self.best: float | None = None
+        self.best_step = self.since_best = 0
         self._saved = self._seen = 0
         self._before: dict[int, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name in STATE:
+            setattr(self, name, state_dict[name])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = self._seen = trainer.global_step
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        if trainer.global_step and self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -42,10 +68,31 @@ class Checkpointing(L.Callback):
         if stopping:
             self.received = self.received or int(signal.SIGTERM)
             trainer.should_stop = True
-        if stopping or self._seen - self._saved >= self.every:
+        if stopping or (self._is_due() and not self._validates_at(self._seen)):
+            # Lightning logs the step after this hook, and would leave its row to the time after the checkpoint.
+            trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
         if stopping:
             say(f"stopped by a signal after step {self._seen}; saved {self.path}")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return
+        self.validated = trainer.global_step
+        value = pl_module.summary.get(self.monitor)  # type: ignore[union-attr, operator]
+        improved = value is not None and (self.best is None or value > self.best)
+        if improved:
+            self.best, self.best_step, self.since_best = value, trainer.global_step, 0
+        else:
+            self.since_best += 1
+        if self.patience and self.since_best >= self.patience and not trainer.should_stop:
+            trainer.should_stop = True
+            say(f"stopped early: {self.monitor} has not risen above {self.best} in {self.since_best} validations")
+        if improved:
+            self._flush(trainer)
+            trainer.save_checkpoint(self.best_path)
+        if self._is_due():
+            self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore_handlers()
@@ -55,9 +102,22 @@ class Checkpointing(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
+    def _is_due(self) -> bool:
+        return self._seen - self._saved >= self.every
+
+    def _validates_at(self, step: int) -> bool:
+        return bool(self.validate_every) and step % self.validate_every == 0
+
     def _save(self, trainer: L.Trainer) -> None:
+        self._flush(trainer)
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
+
+    def _flush(self, trainer: L.Trainer) -> None:
+        """Curves on disk before the checkpoint: a resumed run can drop rows that it has, not make those it lacks."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.flush()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

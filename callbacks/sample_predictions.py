@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning as L
 
 from openbook.metrics.prediction import Prediction
+from openbook.utils.atomic import write_text
 
 
 class SamplePredictions(L.Callback):
@@ -21,7 +22,15 @@ class SamplePredictions(L.Callback):
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
         predictions: list[Prediction] = pl_module.predictions[: self.n_questions]  # type: ignore[index, assignment]
-        with open(self.path, "a", encoding="utf-8") as file:
-            for prediction in predictions:
-                line = {"step": trainer.global_step, **prediction.to_json()}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        step = trainer.global_step
+        new = [{"step": step, **prediction.to_json()} for prediction in predictions]
+        write_text(
+            self.path, "".join(self._before(step) + [json.dumps(line, ensure_ascii=False) + "\n" for line in new])
+        )
+
+    def _before(self, step: int) -> list[str]:
+        """The lines of earlier steps: a resumed run validates again what was validated after its checkpoint."""
+        if not self.path.is_file():
+            return []
+        with open(self.path, encoding="utf-8", newline="\n") as file:
+            return [line for line in file if line.endswith("\n") and json.loads(line)["step"] < step]

@@ -83,14 +83,25 @@ class SmallSystem:
         return subprocess.CompletedProcess(process.args, process.returncode, said)
 
     def start(self, command: str, *words: str) -> subprocess.Popen[str]:
-        """The same without waiting: one thread per process, and none of the variables that a launcher sets."""
+        """The same without waiting."""
+        return self._start(["-m", "openbook", command, *words])
+
+    def start_python(self, script: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+        """A program in a process of its own."""
+        return self._start(["-c", script], cwd)
+
+    @staticmethod
+    def _start(words: list[str], cwd: Path | None = None) -> subprocess.Popen[str]:
+        """One thread per process, and none of the variables that a launcher sets."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         for name in ("OPENBOOK_RUN_DIR", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "NODE_RANK"):
             environment.pop(name, None)
         return subprocess.Popen(
-            [sys.executable, "-m", "openbook", command, *words],
+            [sys.executable, *words],
             env=environment,
+            cwd=cwd,
             text=True,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )

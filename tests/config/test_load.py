@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,35 @@ def test_the_experiments_that_were_promised() -> None:
 def test_nothing_in_a_configuration_needs_torch() -> None:
     """Plain values only, so that a checkpoint that holds them loads with weights_only."""
     assert not any(isinstance(value, torch.Tensor) for _, value, _ in described_keys())
+
+
+@pytest.mark.parametrize("text", ["???", "${nope}", "${oc.env:HOME}", "a ${data.train} b", "0123", "1e3", "null", "${"])
+def test_text_is_text(text: str, tmp_path: Path) -> None:
+    """In an override, in an experiment's file, and in the file that a run keeps."""
+    (tmp_path / "one.yaml").write_text(f"shows: '{text}'\nrun:\n  name: {json.dumps(text)}\n", encoding="utf-8")
+    for config in (
+        load_experiment(str(tmp_path / "one.yaml")),
+        load_experiment("tiny", [f"shows={text}", f"run.name={text}"]),
+    ):
+        assert (config.shows, config.run.name) == (text, text)
+        (tmp_path / "kept.yaml").write_text(to_yaml(config), encoding="utf-8")
+        assert load_resolved(tmp_path / "kept.yaml") == config
+
+
+def test_numbers_in_a_file_are_read_by_the_schema(tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text("run: {name: 0123}\nseed: 0123\noptim: {lr: 1e-5}\n", encoding="utf-8")
+    config = load_experiment(str(tmp_path / "one.yaml"))
+    assert (config.run.name, config.seed, config.optim.lr) == ("0123", 123, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("optim.lr=inf", "optim.lr=nan", "optim.clip=inf", "decode.length_penalty=nan", "decode.length_penalty=-inf"),
+        *("seed=4294967296", "retriever.temperature=1e-40", "retriever.temperature=1e30", "trainer.max_steps=???"),
+        *("optim.lr=${nope}", "trainer.max_steps=99999999999999999999"),
+    ],
+)
+def test_numbers_are_finite_and_in_range(override: str) -> None:
+    with pytest.raises(OpenBookError, match=override.partition("=")[0]):
+        load_experiment("tiny", [override])

@@ -12,7 +12,7 @@ from openbook.errors import OpenBookError
 from openbook.reporting.report import results_table
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared, prepare
 from openbook.setup.trainer import make_trainer
-from openbook.tracking.checkpoint import read_checkpoint
+from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.run_folder import RunFolder
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
@@ -21,7 +21,8 @@ from openbook.utils.console import console, say
 
 
 def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN) -> Path:
-    """Load a run's last checkpoint, encode the corpus with it, answer the test questions; returns the result's file.
+    """Load a run's last checkpoint, or the best (evaluate.checkpoint), encode the corpus with it and answer the test
+    questions; returns the result's file.
 
     Results go to `evaluations/<number>/` in the run folder: summary.json (as the run's, with the overrides) and
     predictions.jsonl. The run's own files are left as they are. A run that was tested on a stale index is tested on
@@ -41,7 +42,8 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
         # With other questions or another corpus the run's own metrics are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
         result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
-        result |= {"test": module.summary, "data": prepared.fingerprints()}
+        data = {split: sha for split, sha in prepared.fingerprints().items() if split in ("corpus", "test")}
+        result |= {"test": module.summary, "data": data}
         write_json(target / "summary.json", result)
         console.print(results_table(result))
         say(f"results in {target}")
@@ -64,24 +66,18 @@ def answer_test(
 def load_trained(
     run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN, stage: str = "test"
 ) -> tuple[RagModule | DprModule, Prepared, IndexRefresh | None]:
-    """The run's models with the weights of its last checkpoint, and what builds their index; it is not built yet."""
+    """The run's models with the weights of its last or best checkpoint, and what builds their index, which is not built
+    yet."""
     own.check(config, run.read_summary() or None, needed=("retriever",))
-    content = read_checkpoint(run.last)
+    path = run.best if config.evaluate.checkpoint == "best" else run.last
+    content = read_checkpoint(path)
+    say(f"weights of step {content['global_step']}, {path.name}")
     prepared = prepare(config, stage, own)
     module, weights = prepared.module(training=False), content["state_dict"]
     if config.retriever.kind == "bm25":  # the generator of any run can read what BM25 finds
         weights = {name: value for name, value in weights.items() if not name.startswith("retriever.")}
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        misfit = str(error).splitlines()[1].strip()
-        raise OpenBookError(
-            "the run's weights do not fit this configuration",
-            where=run.last,
-            got=misfit,
-            expected="the models that the run has trained",
-            action="Leave the keys of objective and models as they were.",
-        ) from error
+    check_weights(module, path, weights)
+    module.load_state_dict(weights)
     if not prepared.is_dense:
         return module, prepared, None
     refresh = prepared.refresh(probes=False)

@@ -1,8 +1,18 @@
 """What can be seen to be wrong with a configuration without opening a file: ranges and combinations."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
 
-from openbook.config.combinations import Check, answer_checks, bm25_checks, dpr_checks, objective_checks, refresh_checks
+from openbook.config.combinations import (
+    Check,
+    answer_checks,
+    bm25_checks,
+    checkpoint_checks,
+    dpr_checks,
+    objective_checks,
+    refresh_checks,
+)
 from openbook.config.data import BUILT_IN
 from openbook.config.models import MINILM
 from openbook.config.refresh_schedule import RefreshSchedule
@@ -22,10 +32,22 @@ NOT_NEGATIVE = """
     retriever.tokens_per_backward
     data.factbook.field_parts data.workers warmup.steps
     optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
-    optim.clip evaluate.n_docs evaluate.validation_questions evaluate.test_questions
+    optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions evaluate.test_questions
     evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives dpr.index_negatives
 """.split()
 FRACTIONS = ("refresh.share", "retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
+
+
+LARGEST = 2**40  # of any number: beyond it what is counted, allocated or multiplied with it fails far from here
+
+
+def _values(section: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            yield from _values(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
 
 
 def value_of(config: object, key: str) -> object:
@@ -45,7 +67,11 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
 
     Not for training: another corpus or other questions may then be put beside embedded ones.
     """
+    numbers = [key for key, value in _values(config) if isinstance(value, int | float)]
     ranges = (
+        (numbers, lambda value: -LARGEST <= value <= LARGEST, f"a number, at most {LARGEST:,}"),
+        (["seed"], lambda value: value < 2**32, "less than 4,294,967,296"),
+        (["retriever.temperature", "distill_temperature"], lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6"),
         (POSITIVE, lambda value: value > 0, "more than 0"),
         (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
         (FRACTIONS, lambda value: 0 <= value <= 1, "a share from 0 to 1"),
@@ -66,7 +92,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         problems.append(problem)
     checks = [*answer_checks(config), *objective_checks(config)]
     if training:
-        checks += _source_checks(config)
+        checks += [*_source_checks(config), *checkpoint_checks(config)]
     checks += _model_checks(config)
     if config.retriever.kind == "bm25" and config.objective != "closed_book":
         checks += bm25_checks(config)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from openbook.config.evaluation import WATCHED
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.config.retrieval import IN_PLACE
 from openbook.config.schema import Config
@@ -50,6 +51,53 @@ def dpr_checks(config: Config) -> list[Check]:
             "dpr.index_negatives",
             "0 with refresh.every=0",
             "Or set refresh.every=30.",
+        ),
+    ]
+
+
+def monitored(config: Config) -> str:
+    """The validation metric that the best checkpoint is chosen by; empty where there is none."""
+    if not config.data.validation:
+        return ""
+    auto = "recall_at_1" if config.objective == "dpr" else "exact_match"
+    return auto if config.trainer.monitor == "auto" else config.trainer.monitor
+
+
+def checkpoint_checks(config: Config) -> list[Check]:
+    evaluate, monitor = config.evaluate, monitored(config)
+    measured = [name for name in WATCHED if name.startswith("recall") or config.objective != "dpr"]
+    for name, holds in (
+        ("utility", evaluate.utility),
+        ("rouge_l", evaluate.task == "generation"),
+        ("label_accuracy", evaluate.task == "labels"),
+    ):
+        if name in measured and not holds:
+            measured.remove(name)
+    best = evaluate.checkpoint == "best"
+    return [
+        Check(
+            monitor and monitor not in measured,
+            "no validation of this configuration measures it",
+            "trainer.monitor",
+            f"one of {', '.join(measured)}",
+        ),
+        Check(
+            config.trainer.patience and not monitor,
+            "nothing is measured that could stop getting better",
+            "trainer.patience",
+            "0 without data.validation and trainer.monitor",
+        ),
+        Check(
+            best and not monitor,
+            "there is no best checkpoint",
+            "evaluate.checkpoint",
+            "last without data.validation and trainer.monitor",
+        ),
+        Check(
+            best and not config.refresh.fresh_test,
+            "the test of another checkpoint needs an index of its weights",
+            "refresh.fresh_test",
+            "true with evaluate.checkpoint=best",
         ),
     ]
 

@@ -25,8 +25,17 @@ class DecodeConfig:
     n_best: int = unit(1, "answers kept per question in predictions.jsonl, best first")
 
 
+# What a validation measures that can be drawn as a curve and can tell the best checkpoint; higher is better.
+WATCHED = ("exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "utility", "rouge_l", "label_accuracy")
+
+
 @dataclass(frozen=True)
 class EvaluateConfig:
+    checkpoint: Literal["last", "best"] = unit(
+        "last",
+        "the weights that `evaluate`, `hot-swap` and the test after training use: of the last step, or of the best "
+        "validation (trainer.monitor)",
+    )
     batch_size: int = unit(16, "questions per forward pass")
     task: Literal["qa", "generation", "labels"] = unit(
         "qa",

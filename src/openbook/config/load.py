@@ -2,14 +2,14 @@
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from openbook.config.checks import problems_of
 from openbook.config.schema import Config
@@ -28,7 +28,8 @@ def load_experiment(
     OpenBookError that lists every problem.
     """
     path = _path_of(experiment, folder)
-    leaves = [(key, value, f"{origin}: {key}") for origin, file in _chain(path) for key, value in _leaves(file)]
+    leaves = [("experiment", path.stem, path.name)]
+    leaves += [(key, value, f"{origin}: {key}") for origin, file in _chain(path) for key, value in _leaves(file)]
     problems: list[OpenBookError] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -36,7 +37,7 @@ def load_experiment(
             problems.append(OpenBookError("not an override", got=repr(override), expected="key=value"))
         else:
             leaves.append((key, text, key))
-    return _checked(leaves, path.stem, problems, training)
+    return _checked(leaves, problems, training)
 
 
 def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = True) -> Config:
@@ -48,12 +49,12 @@ def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = Tr
 
 def to_yaml(config: Config) -> str:
     """Every value as YAML, defaults included: what a run folder keeps to explain itself."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def flat(config: Config) -> dict[str, Any]:
     """{dotted key: plain value} of a whole configuration."""
-    return dict(_leaves(OmegaConf.to_container(OmegaConf.structured(config))))  # type: ignore[arg-type]
+    return dict(_leaves(asdict(config)))
 
 
 def list_experiments(folder: Path = EXPERIMENTS) -> dict[str, str]:
@@ -122,14 +123,25 @@ def _chain(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """The content of a YAML file."""
+    """The content of a YAML file, every value as the text that stands there: the schema's types read it, so that
+    `name: 0123` is no octal number, and neither ${...} nor ??? mean anything."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Texts)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise OpenBookError("not readable as YAML", where=path, got=" ".join(str(error).split())) from error
     if not isinstance(content, dict):
         raise OpenBookError("not a mapping of keys to values", where=path, got=type(content).__name__)
     return {str(key): value for key, value in content.items()}
+
+
+class _Texts(yaml.BaseLoader):
+    """YAML without types, that refuses a key written twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"found duplicate key {', '.join(map(str, twice))}{node.start_mark}")
+        return super().construct_mapping(node, deep)
 
 
 def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -140,28 +152,42 @@ def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
-def _checked(leaves: list[tuple[str, Any, str]], name: str, problems: list[OpenBookError], training: bool) -> Config:
+def _checked(leaves: list[tuple[str, Any, str]], problems: list[OpenBookError], training: bool) -> Config:
     known = list(keys_of())
     merged = OmegaConf.structured(Config)
     for section in [merged, *(merged[key] for key in merged if OmegaConf.is_config(merged[key])), merged.data.factbook]:
         OmegaConf.set_readonly(section, False)  # frozen is for the result, not while it is put together
-    merged.experiment = name
+    texts: dict[str, str] = {}
     for key, value, where in leaves:
         if key not in known:
             problems.append(_unknown(key, where, known))
             continue
+        held = f"text {len(texts)} that OmegaConf would read as something else"
+        if isinstance(value, str) and (value == "???" or "${" in value):
+            texts[held] = value
         try:
-            OmegaConf.update(merged, key, value, merge=False)
+            OmegaConf.update(merged, key, held if held in texts else value, merge=False)
         except OmegaConfBaseException as error:
             said = str(error).split("\n", 1)[0]
             problems.append(
                 OpenBookError("wrong type of value", where=where, got=repr(value), expected=_expected(key, said))
             )
     raise_all(problems)
-    config = OmegaConf.to_object(merged)
-    assert isinstance(config, Config)
+    config: Config = _with_texts(OmegaConf.to_object(merged), texts)
     raise_all(problems_of(config, training))
     return config
+
+
+def _with_texts(section: Any, texts: Mapping[str, str]) -> Any:
+    """A section of the configuration with texts put back in the place of what stood for them."""
+    values = {field.name: getattr(section, field.name) for field in fields(section)}
+    return replace(
+        section,
+        **{
+            name: _with_texts(value, texts) if is_dataclass(value) else texts.get(value, value)
+            for name, value in values.items()
+        },
+    )
 
 
 def _unknown(key: str, where: str, known: list[str]) -> OpenBookError:

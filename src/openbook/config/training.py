@@ -73,6 +73,11 @@ class TrainerConfig:
         "about a third more time",
     )
     validate_every: int = unit(25, "optimizer steps between validations")
+    monitor: str = unit(
+        "auto",
+        "validation metric whose highest value best.ckpt keeps; auto: exact_match, for dpr recall_at_1; empty: none",
+    )
+    patience: int = unit(0, "validations in a row without a new best after which training ends; 0: never")
     checkpoint_every: int = unit(25, "optimizer steps between checkpoints")
     log_every: int = unit(1, "optimizer steps between rows of metrics.csv")
 

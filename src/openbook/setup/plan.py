@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openbook.batch import Batch, Retrieved
 from openbook.config.checks import has_index
+from openbook.config.combinations import monitored
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus, PassageTokens
 from openbook.data.inputs import SpecialIds
@@ -72,7 +73,7 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
         models_on="gpu" if next(encoder.parameters()).is_cuda else "cpu",
         gpu_temp_memory=config.index.gpu_temp_memory,
         keep_vectors=config.index.keep_vectors,
-        checkpoints=1,
+        checkpoints=2 if monitored(config) else 1,
         checkpoint_bytes=weights + 2 * trained + copies * _bytes_of(encoder.parameters()),
     )
 

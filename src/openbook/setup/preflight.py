@@ -14,7 +14,7 @@ from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
 from openbook.models.pretrained import check_model_folder, model_facts
-from openbook.utils.hardware import accelerator
+from openbook.utils.hardware import accelerator, n_cores
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
@@ -95,12 +95,13 @@ def _check_file(key: str, name: str) -> None:
 
 def _check_devices(config: Config) -> None:
     on, devices = accelerator(config.trainer.accelerator), config.trainer.devices
-    if on == "gpu" and devices > torch.cuda.device_count():
+    most, of = (torch.cuda.device_count(), "GPUs") if on == "gpu" else (n_cores(), "cores")
+    if devices > most:
         raise OpenBookError(
             "more devices than there are",
             where="trainer.devices",
             got=devices,
-            expected=f"at most {torch.cuda.device_count()}, the GPUs of this node",
+            expected=f"at most {most}, the {of} of this node",
         )
 
 

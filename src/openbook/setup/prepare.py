@@ -99,9 +99,12 @@ class Prepared:
         return has_index(self.config) and self.own.retriever is None
 
     def fingerprints(self) -> dict[str, str]:
-        """sha256 of the corpus and of the test questions, where there are any: what summary.json says of its data."""
-        test = self.parts.files.test
-        return {"corpus": self.parts.corpus.fingerprint} | ({"test": file_fingerprint(test)} if test else {})
+        """{split: sha256} of the corpus and of the files of questions that there are: what summary.json says of its
+        data, and what a resumed run must find again."""
+        files = self.parts.files
+        questions = {"train": files.train, "validation": files.validation, "test": files.test}
+        found = {split: file_fingerprint(path) for split, path in questions.items() if path}
+        return {"corpus": self.parts.corpus.fingerprint} | found
 
     def module(self, training: bool = True) -> RagModule | DprModule:
         """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into."""

@@ -1,11 +1,13 @@
 """Checkpoints that are complete or absent, and that execute no code when loaded."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor, nn
 
 from openbook.errors import OpenBookError
 from openbook.utils.atomic import replacing
@@ -41,6 +43,23 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise OpenBookError(
             "the checkpoint is damaged", where=path, got=type(error).__name__, action=_others(path)
         ) from error
+
+
+def check_weights(module: nn.Module, path: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """OpenBookError where the checkpoint's weights (or those of them that are given) are not those of the module."""
+    theirs = read_checkpoint(path)["state_dict"] if weights is None else weights
+    mine = module.state_dict()
+    shapes = [{name: list(value.shape) for name, value in side.items()} for side in (mine, theirs)]
+    misfits = [name for name in sorted({*mine, *theirs}) if shapes[0].get(name) != shapes[1].get(name)]
+    if misfits:
+        name = misfits[0]
+        raise OpenBookError(
+            "the run's weights do not fit this configuration",
+            where=path,
+            got=f"{len(misfits)} that differ, the first {name}: {shapes[1].get(name, 'missing')}",
+            expected=f"{shapes[0].get(name, 'no such weight')}, the models that the run has trained",
+            action="Leave the keys of objective and models as they were.",
+        )
 
 
 def _others(path: Path) -> str:

@@ -52,14 +52,17 @@ class MetricsCsv(Logger):
     def save(self) -> None:
         """Lightning calls this at every step; rewriting the whole file is limited to about 3 % of the time."""
         if time.perf_counter() >= self._next_save:
-            self._write()
+            self.flush()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        if self.rows:
-            self._write()
+        self.flush()
 
-    def _write(self) -> None:
+    @rank_zero_only
+    def flush(self) -> None:
+        """All rows on disk now."""
+        if not self.rows:
+            return
         started = time.perf_counter()
         columns = sorted({name for row in self.rows.values() for name in row})
         with replacing(self.path) as new, open(new, "w", encoding="utf-8", newline="") as file:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,15 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.last = self.checkpoints / "last.ckpt"
+        self.best = self.checkpoints / "best.ckpt"
         self.metrics = self.path / "metrics.csv"
         self.predictions = self.path / "predictions.jsonl"
         self.summary = self.path / "summary.json"
         self.config = self.path / "config.yaml"
         self.plan = self.path / "plan.json"
+        self._claim = self.path / ".claim"
+        self._made: list[Path] = []
+        self.named_by_time = False
 
     @classmethod
     def choose(cls, config: Config) -> RunFolder:
@@ -48,28 +54,63 @@ class RunFolder:
                 where="run.name",
                 action="Set run.name=NAME.",
             )
-        path = RUNS / config.experiment / (config.run.name or (f"job-{job}" if job else time.strftime("%Y%m%d-%H%M%S")))
+        name = config.run.name or (f"job-{job}" if job else "")
+        path = RUNS / config.experiment / (name or time.strftime("%Y%m%d-%H%M%S"))
         if ".." in path.parts:
             raise OpenBookError("a run name must not be a path", where="run.name", got=repr(config.run.name))
-        return cls(path)
+        run = cls(path)
+        run.named_by_time = not name
+        return run
 
-    def check_new(self) -> None:
-        """OpenBookError if the folder already holds a run; runs are never mixed."""
-        if self.config.exists() or self.summary.exists():
-            raise OpenBookError(
-                "the run folder exists already",
-                where=self.path,
-                action=f"`make resume RUN={self.path}` continues it; run.name=NAME or run.dir=FOLDER chooses another.",
-            )
+    def claim(self) -> RunFolder:
+        """This folder, reserved for one process that starts a run in it: of several that try at the same moment one
+        succeeds. A folder named after the time gives way to the next free number behind its name.
 
-    def create(self, config: Config) -> None:
-        """Create the folder with config.yaml and environment.json."""
+        Raises OpenBookError where the folder holds a run or is claimed by a process that is still running.
+        """
+        run, number = self, 1
+        while not run._claimed():
+            if not self.named_by_time:
+                raise OpenBookError(
+                    "the run folder exists already, or another process is starting a run in it",
+                    where=self.path,
+                    action=f"`make resume RUN={self.path}` continues a run; run.name=NAME or run.dir=FOLDER chooses "
+                    "another folder.",
+                )
+            number += 1
+            run = RunFolder(self.path.with_name(f"{self.path.name}-{number}"))
+        return run
+
+    def _claimed(self) -> bool:
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            if _owner_is_running(self._claim):
+                return False
+            with open(self._claim, "x", encoding="utf-8") as file:
+                file.write(f"{os.getpid()} {socket.gethostname()}")
+        except (FileExistsError, FileNotFoundError):  # another process was faster, or has just taken its claim back
+            return False
         except OSError as error:
             raise OpenBookError(
                 "the run folder cannot be created", where=self.path, got=error.strerror or ""
             ) from error
+        self._made = made
+        if self.config.exists() or self.summary.exists():
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Take the claim back, and the folders that it made as far as they are still empty."""
+        self._claim.unlink(missing_ok=True)
+        for folder in self._made:
+            with suppress(OSError):
+                folder.rmdir()
+
+    def create(self, config: Config) -> None:
+        """Fill the folder with config.yaml and environment.json; other ranks started from here on find it."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         for left_over in self.checkpoints.glob(".*"):  # of a run that was killed while it saved
             left_over.unlink()
         os.environ[SHARED] = str(self.path)
@@ -105,6 +146,22 @@ class RunFolder:
         """One JSON line per question."""
         lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
         (folder / name).write_text("".join(lines), encoding="utf-8")
+
+
+def _owner_is_running(claim: Path) -> bool:
+    """Whether the process that wrote a claim may still be at work; one of this machine that has ended is not."""
+    try:
+        pid, host = claim.read_text(encoding="utf-8").split()
+        if host == socket.gethostname():
+            os.kill(int(pid), 0)
+    except FileNotFoundError:
+        return False
+    except ProcessLookupError:
+        claim.unlink(missing_ok=True)
+        return False
+    except (OSError, ValueError):  # being written, or of another user
+        return True
+    return True
 
 
 def read_json(path: Path) -> dict[str, Any]:

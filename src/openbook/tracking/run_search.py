@@ -135,6 +135,7 @@ def unlike(runs: Iterable[FoundRun]) -> str:
     """Differences between runs that are not in their configuration: '2 commits (1a2b3c4d, 5e6f7a8b), 2 corpora (...)'.
     What a run did not record counts as equal; empty where there is no difference."""
     plural = {"commit": "commits", "corpus": "corpora", "test": "files of test questions"}
+    plural |= {"train": "files of training questions", "validation": "files of validation questions"}
     values: dict[str, set[str]] = {name: set() for name in plural}
     for run in runs:
         for name, known in run.made_by.items():

@@ -9,15 +9,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 
 from openbook.batch import Batch
+from openbook.config.evaluation import WATCHED
 from openbook.config.training import OptimConfig
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
 from openbook.retrieval.base import Retriever
-from openbook.training.optimizer import learning_rate_schedule, parameter_groups
+from openbook.training.optimizer import learning_rate_factor, learning_rate_schedule, parameter_groups
 from openbook.utils.distributed import gather_objects
-
-# What of the summary of a validation is drawn as a curve, as far as it is measured.
-WATCHED = {"exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "utility", "rouge_l", "label_accuracy"}
 
 
 class QuestionModule(L.LightningModule):
@@ -49,8 +47,8 @@ class QuestionModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._summarize(resamples=0)
-        for name in sorted(WATCHED & set(self.summary)):
-            if self.summary[name] is not None:
+        for name in sorted(WATCHED):
+            if self.summary.get(name) is not None:
                 # On every rank, and the same number: all have gathered all predictions.
                 self.log(f"validation/{name}", self.summary[name], prog_bar=name in ("exact_match", "recall_at_1"))
 
@@ -80,6 +78,19 @@ class QuestionModule(L.LightningModule):
         optimizer.register_step_post_hook(lambda *_: retriever.weights_changed())
         schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Rates and weight decay are those of this run's configuration, which a resumed run may have changed; moments
+        and step are the checkpoint's. Lightning would restore the old rates, and nobody would be told."""
+        optim = self.optim
+        groups = parameter_groups(self.parts(), optim.weight_decay)
+        for saved, schedule in zip(checkpoint["optimizer_states"], checkpoint["lr_schedulers"], strict=True):
+            schedule["base_lrs"] = [group["lr"] for group in groups]
+            step = schedule["last_epoch"]
+            now = learning_rate_factor(step, optim.warmup_steps, self.max_steps, optim.final_lr)
+            schedule["_last_lr"] = [group["lr"] * now for group in groups]
+            for old, group in zip(saved["param_groups"], groups, strict=True):
+                old |= {"initial_lr": group["lr"], "lr": group["lr"] * now, "weight_decay": group["weight_decay"]}
 
     def diverged(self) -> OpenBookError:
         """What is raised when the likelihood is not a number."""

@@ -25,15 +25,19 @@ def parameter_groups(parts: list[tuple[str, nn.Module, float]], weight_decay: fl
     return groups
 
 
+def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, final: float) -> float:
+    """Share of the peak learning rate at a step: linear from 0 over warmup_steps, then linear to `final` at
+    max_steps."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = max(max_steps - step, 0) / max(max_steps - warmup_steps, 1)
+    return final + (1 - final) * left
+
+
 def learning_rate_schedule(
     optimizer: torch.optim.Optimizer, warmup_steps: int, max_steps: int, final: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Factor on every group's peak: linear from 0 over warmup_steps, then linear to `final` at max_steps."""
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        left = max(max_steps - step, 0) / max(max_steps - warmup_steps, 1)
-        return final + (1 - final) * left
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    """`learning_rate_factor` on every group's peak."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, warmup_steps, max_steps, final)
+    )

@@ -7,6 +7,9 @@ import torch
 
 from openbook.errors import OpenBookError
 
+# What launchers say of a process: torchrun's, Lightning's and SLURM's variables.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID")
+
 
 def accelerator(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"]:
     """The accelerator that models train on; OpenBookError when a GPU is asked for and there is none."""
@@ -48,11 +51,16 @@ def computing() -> str:
 
 
 def rank_from_environment() -> int:
-    """This process's rank as its launcher set it, also before the ranks are connected; 0 without a launcher."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+    """This process's rank as its launcher set it, also before the ranks are connected; 0 without a launcher.
+
+    Where a launcher tells node and place on it apart, the number is unique and grows with the rank."""
+    numbers = {name: int(text) for name in RANKS if (text := os.environ.get(name, "")).isdigit()}
+    if "RANK" in numbers:
+        return numbers["RANK"]
+    if "LOCAL_RANK" in numbers or "NODE_RANK" in numbers:  # Lightning's launcher, perhaps inside a SLURM job
+        return numbers.get("NODE_RANK", 0) * numbers.get("WORLD_SIZE", 1) + numbers.get("LOCAL_RANK", 0)
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # started by hand, by Lightning's rule
+    return 0 if interactive else numbers.get("SLURM_PROCID", 0)
 
 
 def n_cores() -> int:

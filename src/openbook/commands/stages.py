@@ -1,0 +1,155 @@
+"""Test, train, test: the stages of a run whose parts are ready, and the summary.json that is complete after each."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from openbook.callbacks import Checkpointing, IndexRefresh
+from openbook.reporting.report import results_table, write_report
+from openbook.setup.prepare import Prepared
+from openbook.tracking.checkpoint import read_checkpoint
+from openbook.tracking.run_folder import RunFolder
+from openbook.training.dpr_module import DprModule
+from openbook.training.rag_module import RagModule
+from openbook.utils.atomic import write_json
+from openbook.utils.console import console, say
+from openbook.utils.distributed import from_rank_zero
+
+WARMED_UP = (
+    "Before joint training the small reader was warmed up for {steps} steps on gold passages of training questions; "
+    "joint training itself saw no gold passage."
+)
+GOLD_PASSAGES = "The encoders were trained on gold passages of training questions; no generator took part."
+STARTED_FROM = "The encoders started from the run {run}."
+HELD_OUT_APART = (
+    "The headline metrics count questions in phrasings of the training templates, about entries never trained on; "
+    "questions in unseen phrasings are reported separately."
+)
+
+
+@dataclass
+class Clock:
+    """Seconds per stage, for summary.json. Refreshing is a stage of its own, taken out of the one it happened in."""
+
+    refresh: IndexRefresh | None = None
+    seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def refreshing(self) -> float:
+        return self.refresh.manager.seconds if self.refresh else 0.0
+
+    def lap(self, stage: str) -> None:
+        """Everything since the last lap belongs to this stage."""
+        passed = time.perf_counter() - self.started - self.refreshing - sum(self.seconds.values())
+        self.seconds[stage] += passed
+
+    def rounded(self) -> dict[str, float]:
+        total = {"total": time.perf_counter() - self.started}
+        return {name: round(value, 2) for name, value in (total | self.seconds | {"refresh": self.refreshing}).items()}
+
+
+@dataclass
+class Stages:
+    """Test, train, test; summary.json is complete after each."""
+
+    run: RunFolder
+    prepared: Prepared
+    module: RagModule | DprModule
+    trainer: L.Trainer
+    clock: Clock
+    checkpointing: Checkpointing
+    before: dict[str, Any] = field(default_factory=dict)
+    after: dict[str, Any] = field(default_factory=dict)
+    tested_step: int | None = None
+
+    def __call__(self, resumed: bool) -> Path:
+        run, trainer, config = self.run, self.trainer, self.prepared.config
+        if resumed:
+            self.before = run.read_summary().get("before_training", {})
+        elif config.data.test and config.evaluate.before_training:
+            self.before = self._test("test split before training")
+        self._write_summary("running")
+
+        trainer.fit(self.module, self.prepared.questions, ckpt_path=run.last if resumed else None, weights_only=True)
+        self.clock.lap("train")
+        if from_rank_zero(self.checkpointing.received is not None):
+            self._write_summary("interrupted")
+            say(f"`make resume RUN={run.path}` continues the run")
+            if trainer.is_global_zero:  # another rank that ends with a code would have this one killed
+                raise SystemExit(128 + (self.checkpointing.received or 15))
+            return run.path
+
+        if config.data.test:
+            self._load_best()
+            self.after = self._test("test split after training")
+            if trainer.is_global_zero:
+                run.write_predictions(run.path, [prediction.to_json() for prediction in self.module.predictions])
+        self._write_summary("finished")
+        if trainer.is_global_zero:
+            _close(run)
+        return run.path
+
+    def _load_best(self) -> None:
+        """The weights of the best validation, where the test shall use them."""
+        if self.prepared.config.evaluate.checkpoint == "best" and from_rank_zero(self.run.best.is_file()):
+            content = read_checkpoint(self.run.best)
+            self.module.load_state_dict(content["state_dict"])
+            self.module.retriever.weights_changed()
+            self.tested_step = content["global_step"]
+            say(f"testing the weights of the best validation, step {self.tested_step}")
+
+    def _test(self, what: str) -> dict[str, Any]:
+        say(what)
+        self.trainer.test(self.module, self.prepared.questions, verbose=False, weights_only=True)
+        self.clock.lap("evaluate")
+        return dict(self.module.summary)
+
+    def _write_summary(self, status: str) -> None:
+        if not self.trainer.is_global_zero:
+            return
+        config, own = self.prepared.config, self.prepared.own.names
+        start, best = config.retriever.start_from, self.checkpointing
+        told = {
+            WARMED_UP.format(steps=config.warmup.steps): config.warmup.steps > 0,
+            GOLD_PASSAGES: config.objective == "dpr",
+            STARTED_FROM.format(run=start): start and self.prepared.is_dense,
+            HELD_OUT_APART: "held_out" in self.after.get("by_phrasing", {}),
+        }
+        summary = {
+            "experiment": config.experiment,
+            "status": status,
+            "steps": self.trainer.global_step,
+            "tested_step": self.trainer.global_step if self.tested_step is None else self.tested_step,
+            "best": {"metric": best.monitor, "value": best.best, "step": best.best_step} if best.monitor else {},
+            "seed": config.seed,
+            "n_docs": config.evaluate.n_docs or config.retriever.n_docs,
+            "seconds": self.clock.rounded(),
+            "test": self.after,
+            "before_training": self.before,
+            "data": self.prepared.fingerprints(),
+            "index": self.module.retriever.index_facts(),
+            "disclosures": [text for text, holds in told.items() if holds],
+        }
+        write_json(self.run.summary, summary | ({"own_parts": own} if own else {}))
+
+
+def _close(run: RunFolder) -> None:
+    """The last thing on the terminal: the table, and the files that matter."""
+    summary = run.read_summary()
+    if summary["test"]:
+        console.print(results_table(summary))
+    report = write_report(run.path)
+    for label, path in (
+        ("report", report),
+        ("metrics", run.summary),
+        ("predictions", run.predictions),
+        ("curves", run.metrics),
+        ("checkpoint", run.last),
+        ("best", run.best),
+    ):
+        if path.exists():
+            say(f"{label:>12}  {path}")

@@ -1,0 +1,83 @@
+"""What a resumed run may change, and what must be as it was for its place in the stream to mean anything."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from openbook.config.load import flat
+from openbook.config.schema import Config
+from openbook.errors import OpenBookError, raise_all
+
+# Keys (or sections, ending with a dot) that a resumed run may change; each takes effect from the next step on.
+CHANGEABLE = (
+    *("shows", "run.", "wandb.", "hot_swap.", "data.cache", "data.workers"),
+    *("optim.", "refresh.", "decode.", "evaluate.", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
+    *("retriever.on_collapse", "retriever.tokens_per_backward", "generator.label_smoothing"),
+    *("trainer.max_steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every"),
+    *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
+    *("trainer.monitor", "trainer.patience"),
+)
+# Ranks times questions per rank is what trains: 2 ranks of 8 questions go on as one of 16.
+PER_STEP = ("trainer.batch_size", "trainer.devices", "trainer.nodes")
+
+
+def changed_keys(then: Config, now: Config) -> dict[str, tuple[Any, Any]]:
+    """{key: (value then, value now)} of the keys that differ."""
+    before, after = flat(then), flat(now)
+    return {key: (before[key], value) for key, value in after.items() if before[key] != value}
+
+
+def check_keys(then: Config, now: Config, recorded: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
+    """The changed keys, if a resumed run may change them; one OpenBookError that names every other one.
+
+    recorded: {split: sha256} of the run's files. A recorded file may have moved: `check_data` compares its content.
+    """
+    changed = changed_keys(then, now)
+    same_batch = _questions_per_pass(then) == _questions_per_pass(now)
+    raise_all(
+        [
+            OpenBookError(
+                "a resumed run goes on with what it was started with",
+                where=key,
+                got=repr(value),
+                expected=repr(before),
+                action=_advice(key),
+            )
+            for key, (before, value) in changed.items()
+            if not _changeable(key)
+            and not (key in PER_STEP and same_batch)
+            and not (key.startswith("data.") and key.removeprefix("data.") in recorded)
+        ]
+    )
+    return changed
+
+
+def check_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """OpenBookError for each file that is no longer what the run was started with. Both: {split: sha256}; what the run
+    did not record is not compared."""
+    raise_all(
+        [
+            OpenBookError(
+                "the file is not the one the run was started with: the run's place in it means nothing any more",
+                where=f"data.{split}",
+                got=f"sha256 {now.get(split, 'of no file')[:12]}",
+                expected=f"sha256 {fingerprint[:12]}",
+                action="Put the file back as it was, or start a new run.",
+            )
+            for split, fingerprint in recorded.items()
+            if now.get(split) != fingerprint
+        ]
+    )
+
+
+def _changeable(key: str) -> bool:
+    return any(key == other or (other.endswith(".") and key.startswith(other)) for other in CHANGEABLE)
+
+
+def _advice(key: str) -> str:
+    if key == "data.test":
+        return "`make evaluate RUN=...` answers other questions with a trained run."
+    return "Leave it as it was, or start a new run; retriever.start_from=RUN starts from this run's encoders."
+
+
+def _questions_per_pass(config: Config) -> int:
+    return config.trainer.batch_size * config.trainer.world_size
