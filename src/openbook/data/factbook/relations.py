@@ -7,10 +7,12 @@ answer means that the field cannot be asked about (several capitals, an unnamed 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 
 import yaml
+
+from openbook.data.factbook.text import Unit
 
 Reading = Callable[[str], tuple[str, ...]]
 
@@ -33,9 +35,10 @@ class Relation:
     trained: tuple[str, ...]  # with {country}
     held_out: str  # with {country}
 
-    def reads(self, sub_field: str) -> bool:
-        """Whether this piece of the relation's field is the one that holds the answer."""
-        return sub_field in self.sub_fields or re.sub(r" \d{4}$", "", sub_field) in self.sub_fields
+    def reads(self, unit: Unit) -> bool:
+        """Whether this piece of the book is the one that holds the answer."""
+        here = (unit.section, unit.field) == (self.section, self.field)
+        return here and (unit.sub_field in self.sub_fields or re.sub(r" \d{4}$", "", unit.sub_field) in self.sub_fields)
 
 
 def matched(pattern: str) -> Reading:
@@ -60,10 +63,8 @@ def read_landform(text: str) -> tuple[str, ...]:
 def read_largest_city(text: str) -> tuple[str, ...]:
     """The first city of the list when its population is the largest; the book writes capitals in capital letters."""
     cities = re.findall(r"(?:^|, )(\d[\d.,]*)( million)? ([^\d(]+?)(?= \(|, \d|$)", text)
-    if not cities:
-        return ()
     sizes = [float(size.replace(",", "")) * (1e6 if million else 1) for size, million, _ in cities]
-    return (cities[0][2],) if sizes[0] == max(sizes) else ()
+    return (cities[0][2],) if sizes and sizes[0] == max(sizes) else ()
 
 
 def read_divisions(text: str) -> tuple[str, ...]:
@@ -87,16 +88,12 @@ def read_symbols(text: str) -> tuple[str, ...]:
     return tuple(name for name in names if 0 < len(name.split()) <= 5 and not name.startswith(("no ", "none")))
 
 
-def read_author(part: int) -> Reading:
+def read_author(text: str, part: int) -> tuple[str, ...]:
     """One author of an anthem from `words/music`: part 0 wrote the words, part 1 the music."""
-
-    def read(text: str) -> tuple[str, ...]:
-        authors = text.split("/")
-        name = re.sub(r" \(.*", "", authors[part]).strip() if len(authors) == 2 else ""
-        known = not re.search(r"(?i)unknown|tradition|none|no lyrics|arranged|disputed|\b(?:and|or)\b|[,;]", name)
-        return (name,) if name and known else ()
-
-    return read
+    authors = text.split("/")
+    name = re.sub(r" \(.*", "", authors[part]).strip() if len(authors) == 2 else ""
+    known = not re.search(r"(?i)unknown|tradition|none|no lyrics|arranged|disputed|\b(?:and|or)\b|[,;]", name)
+    return (name,) if name and known else ()
 
 
 def read_codes(text: str) -> tuple[str, ...]:
@@ -106,8 +103,8 @@ def read_codes(text: str) -> tuple[str, ...]:
 
 
 READINGS: dict[str, Reading] = {
-    "author_0": read_author(0),
-    "author_1": read_author(1),
+    "author_0": partial(read_author, part=0),
+    "author_1": partial(read_author, part=1),
     "codes": read_codes,
     "divisions": read_divisions,
     "landform": read_landform,
