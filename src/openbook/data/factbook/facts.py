@@ -108,7 +108,7 @@ def split_countries(
     facts: Sequence[Fact], validation_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, str]:
     """The split of every country asked about, by code: each country is wholly in one split."""
-    codes = sorted({fact.country.code for fact in facts}, key=lambda code: _hash(f"{seed}-split-{code}"))
+    codes = sorted({fact.country.code for fact in facts}, key=lambda code: hashed(f"{seed}-split-{code}"))
     test = max(1, round(test_fraction * len(codes)))
     validation = max(1, round(validation_fraction * len(codes)))
     names = ["test"] * test + ["validation"] * validation + ["train"] * len(codes)
@@ -132,7 +132,7 @@ def ask(
     for fact in here:
         phrasings = [(f"trained{number}", text) for number, text in enumerate(fact.relation.trained, 1)]
         if split != "train":
-            pick = int(_hash(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
+            pick = int(hashed(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
             phrasings = [phrasings[pick], ("held_out", fact.relation.held_out)]
         rows += [
             {
@@ -153,8 +153,9 @@ def _first_answer(fact: Fact) -> str:
 
 
 def _shuffled(facts: Iterable[Fact], salt: str) -> list[Fact]:
-    return sorted(facts, key=lambda fact: _hash(f"{salt}-{fact.id}"))
+    return sorted(facts, key=lambda fact: hashed(f"{salt}-{fact.id}"))
 
 
-def _hash(text: str) -> str:
+def hashed(text: str) -> str:
+    """The sha256 of a text, in hexadecimal: what chances are decided by, the same on every machine."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -209,19 +209,18 @@ def _cut_field(field: Sequence[Unit], cut: Cut) -> tuple[Unit, ...]:
 
 def cut_passages(country: Country, cut: Cut) -> list[FactbookPassage]:
     """Passages of at most `passage_words` words, each from one section; a field is split only when it must be."""
-    passages: list[FactbookPassage] = []
-    packed: tuple[Unit, ...] = ()
+    passages: list[tuple[Unit, ...]] = []
     for field in cut_fields(country.units, cut):
         pieces = [field]
         if _n_words(field) > cut.passage_words:
             pieces = [(piece,) for unit in field for piece in _split(unit, cut.passage_words)]
         for piece in pieces:
-            another_section = packed and packed[-1].section != piece[0].section
-            if packed and (another_section or _n_words(packed + piece) > cut.passage_words):
-                passages.append(FactbookPassage(packed))
-                packed = ()
-            packed += piece
-    return [*passages, FactbookPassage(packed)] if packed else passages
+            same_section = passages and passages[-1][-1].section == piece[0].section
+            if same_section and _n_words(passages[-1] + piece) <= cut.passage_words:
+                passages[-1] += piece
+            else:
+                passages.append(piece)
+    return [FactbookPassage(units) for units in passages]
 
 
 def _n_words(units: tuple[Unit, ...]) -> int:
