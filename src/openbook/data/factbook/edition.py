@@ -70,8 +70,13 @@ def build_edition(book: FactbookFiles, seed: int = 0, progress: Callable[[str], 
         say,
     )
     say(describe(counts))
-    paths = (folder / f"{name}.jsonl" for name in ("passages_changed", "changed", "changed_other"))
-    return EditionFiles(folder, *paths, counts=counts)
+    return EditionFiles(
+        folder,
+        passages=folder / "passages_changed.jsonl",
+        original_facts=folder / "changed.jsonl",
+        changed_facts=folder / "changed_other.jsonl",
+        counts=counts,
+    )
 
 
 def describe(counts: Mapping[str, Any]) -> str:
