@@ -37,7 +37,7 @@ class Relation:
 
     def reads(self, unit: Unit) -> bool:
         """Whether this piece of the book is the one that holds the answer."""
-        here = (unit.section, unit.field) == (self.section, self.field)
+        here = unit.field == self.field and unit.section == self.section
         return here and (unit.sub_field in self.sub_fields or re.sub(r" \d{4}$", "", unit.sub_field) in self.sub_fields)
 
 
