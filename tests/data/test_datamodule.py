@@ -7,6 +7,7 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -167,7 +168,7 @@ def test_ranks_share_evaluation_without_repeating(files: dict[str, Path], monkey
     weighted: list[str] = []
     for rank in range(3):
         module = data(files, evaluation_batch_size=2)
-        monkeypatch.setattr(module, "_rank_and_world", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr(module, "trainer", SimpleNamespace(global_rank=rank, world_size=3))
         module.setup("validate")
         batches = list(module.val_dataloader())
         assert len(batches) == 2

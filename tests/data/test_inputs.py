@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW, Retrieved
+from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import (
     SpecialIds,
     check_question_length,
@@ -29,22 +29,15 @@ BERT = SpecialIds(start=1, sep=2, end=2, pad=0)
 T5 = SpecialIds(start=None, sep=3, end=3, pad=0)
 
 
-@dataclass
-class Store:
-    flat: np.ndarray
-    offsets: np.ndarray
-    title_lengths: np.ndarray
-
-
 TITLES = [[11, 12], [], [13, 14, 15], [16], [17, 18, 19, 20, 21, 22, 23]]
 TEXTS = [[31, 32, 33], [34, 35, 36, 37, 38], [39], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [51, 52]]
 QUESTIONS = [[61, 62, 63], [64], [65, 66, 67, 68, 69]]
 
 
 @pytest.fixture
-def store() -> Store:
+def store() -> PassageTokens:
     both = [title + text for title, text in zip(TITLES, TEXTS, strict=True)]
-    return Store(
+    return PassageTokens(
         np.concatenate(both).astype(np.uint16),
         np.cumsum([0, *map(len, both)]),
         np.asarray([len(title) for title in TITLES], dtype=np.int32),
@@ -64,7 +57,7 @@ def unpadded(ids: torch.Tensor, mask: torch.Tensor, pad: int) -> list[list[int]]
 
 @pytest.mark.parametrize("special", [BERT, T5])
 @pytest.mark.parametrize("max_length", [5, 7, 11, 29])
-def test_passage_inputs_equal_the_layout(store: Store, special: SpecialIds, max_length: int) -> None:
+def test_passage_inputs_equal_the_layout(store: PassageTokens, special: SpecialIds, max_length: int) -> None:
     rows = [3, 0, 4, 1, 2, 3, 0]
     start = [] if special.start is None else [special.start]
     room = max_length - len(start) - 2
@@ -78,7 +71,7 @@ def test_passage_inputs_equal_the_layout(store: Store, special: SpecialIds, max_
 
 @pytest.mark.parametrize("special", [BERT, T5])
 @pytest.mark.parametrize("max_length", [8, 11, 13, 41])
-def test_context_inputs_equal_the_layout(store: Store, special: SpecialIds, max_length: int) -> None:
+def test_context_inputs_equal_the_layout(store: PassageTokens, special: SpecialIds, max_length: int) -> None:
     rows = np.asarray([[0, 3], [4, 2], [1, 0]])
     start = [] if special.start is None else [special.start]
     expected = []
@@ -91,14 +84,14 @@ def test_context_inputs_equal_the_layout(store: Store, special: SpecialIds, max_
     assert ids.shape[1] <= max_length
 
 
-def test_a_missing_row_reads_no_passage_at_all(store: Store) -> None:
+def test_a_missing_row_reads_no_passage_at_all(store: PassageTokens) -> None:
     ids, mask = context_inputs(QUESTIONS[:2], store, np.asarray([[-1, 2, -1], [-1, -1, -1]]), BERT, 17)
     found = unpadded(ids, mask, BERT.pad)
     first, second = [1, 61, 62, 63, 2, 2], [1, 64, 2, 2]
     assert found == [first, [1, 61, 62, 63, 2, 13, 14, 15, 39, 2], first, second, second, second]
 
 
-def test_the_null_document_is_read_like_a_missing_row_and_counts(store: Store) -> None:
+def test_the_null_document_is_read_like_a_missing_row_and_counts(store: PassageTokens) -> None:
     rows = np.asarray([[NULL_ROW, MISSING_ROW]])
     (null, missing), _ = context_inputs(QUESTIONS[:1], store, rows, BERT, 17)
     assert null.tolist() == missing.tolist()
@@ -108,26 +101,26 @@ def test_the_null_document_is_read_like_a_missing_row_and_counts(store: Store) -
 
 
 @pytest.mark.parametrize("row", [-3, 5, 99])
-def test_rows_outside_the_corpus_raise(store: Store, row: int) -> None:
+def test_rows_outside_the_corpus_raise(store: PassageTokens, row: int) -> None:
     with pytest.raises(IndexError, match=rf"rows \[{row}\] are not in the corpus of 5 passages"):
         context_inputs(QUESTIONS[:1], store, np.asarray([[0, row]]), BERT, 17)
     with pytest.raises(IndexError, match="not in the corpus"):
         passage_inputs(store, [0, row], BERT, 17)
 
 
-def test_a_missing_row_is_no_passage_to_encode(store: Store) -> None:
+def test_a_missing_row_is_no_passage_to_encode(store: PassageTokens) -> None:
     with pytest.raises(IndexError, match="missing hit"):
         passage_inputs(store, [0, -1], BERT, 17)
 
 
-def test_no_rows_and_no_passages(store: Store) -> None:
+def test_no_rows_and_no_passages(store: PassageTokens) -> None:
     ids, mask = passage_inputs(store, [], BERT, 17)
     assert ids.shape == mask.shape == (0, 0)
-    empty = Store(np.zeros(0, np.uint16), np.zeros(2, np.int64), np.zeros(1, np.int32))
+    empty = PassageTokens(np.zeros(0, np.uint16), np.zeros(2, np.int64), np.zeros(1, np.int32))
     assert passage_inputs(empty, [0], BERT, 17)[0].tolist() == [[1, 2, 2]]
 
 
-def test_a_question_longer_than_a_context_is_refused(store: Store) -> None:
+def test_a_question_longer_than_a_context_is_refused(store: PassageTokens) -> None:
     check_question_length(5, BERT, 8)
     check_question_length(6, T5, 8)
     with pytest.raises(OpenBookError, match=r"longer than a whole context \(q.jsonl:7\): got 6 tokens and 3 special"):

@@ -126,7 +126,7 @@ def test_many_passages_have_the_keys_of_each_alone(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("row", [-1, 3])
 def test_a_row_outside_the_corpus_has_no_key(row: int) -> None:
-    with pytest.raises(IndexError, match=f"row {row} is not in the corpus of 3 passages"):
+    with pytest.raises(IndexError, match=rf"rows \[{row}\] are not in the corpus of 3 passages"):
         passage_keys(tokens_of(random_passages(3)), np.array([0, row]))
 
 

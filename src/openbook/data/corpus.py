@@ -39,22 +39,16 @@ class PassageTokens:
     offsets: np.ndarray
     title_lengths: np.ndarray
 
-    def title(self, row: int) -> np.ndarray:
-        """[title tokens]. Raises IndexError on a row that is not in the corpus, MISSING_ROW included."""
-        start = self.offsets[_checked(row, len(self.title_lengths))]
-        return self.flat[start : start + self.title_lengths[row]]
-
-    def text(self, row: int) -> np.ndarray:
-        """[text tokens]. Raises IndexError like `title`."""
-        start = self.offsets[_checked(row, len(self.title_lengths))] + self.title_lengths[row]
-        return self.flat[start : self.offsets[row + 1]]
-
     def length(self, rows: ArrayLike) -> np.ndarray:
-        """Tokens of title and text for each of the rows, in the shape of `rows`."""
+        """Tokens of title and text for each of the rows, in the shape of `rows`. Raises IndexError on a row that is not
+        in the corpus, MISSING_ROW included."""
         rows = np.asarray(rows, dtype=np.int64)
-        if rows.size:
-            _checked(int(rows.min()), len(self.title_lengths))
-            _checked(int(rows.max()), len(self.title_lengths))
+        n_passages = len(self.title_lengths)
+        wrong = rows[(rows < 0) | (rows >= n_passages)].tolist()
+        if wrong:
+            raise IndexError(
+                f"rows {wrong[:5]} are not in the corpus of {n_passages} passages; a missing hit has no passage"
+            )
         return self.offsets[rows + 1] - self.offsets[rows]
 
     @property
@@ -88,8 +82,11 @@ class Corpus:
 
     def passage(self, row: int) -> Passage:
         """The passage at a row. Raises IndexError on a row that is not in the corpus, MISSING_ROW included."""
-        row = 3 * _checked(row, self.n_passages)
-        bounds = self._ends[row : row + 4].tolist()
+        if not 0 <= row < self.n_passages:
+            raise IndexError(
+                f"row {row} is not in the corpus of {self.n_passages} passages; a missing hit has no passage"
+            )
+        bounds = self._ends[3 * row : 3 * row + 4].tolist()
         raw = self._blob[bounds[0] : bounds[3]].tobytes()
         identity, title, text = (raw[start - bounds[0] : end - bounds[0]].decode() for start, end in pairwise(bounds))
         return Passage(identity, title, text)
@@ -119,9 +116,3 @@ class Corpus:
 def _mapped(path: Path) -> np.ndarray:
     """A plain array over the mapped file: numpy's memmap class would cost a microsecond at every access."""
     return np.load(path, mmap_mode="r").view(np.ndarray)
-
-
-def _checked(row: int, n_passages: int) -> int:
-    if not 0 <= row < n_passages:
-        raise IndexError(f"row {row} is not in the corpus of {n_passages} passages; a missing hit has no passage")
-    return row

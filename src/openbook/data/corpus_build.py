@@ -49,19 +49,18 @@ def build_corpus(
     folder = Path(cache) / f"corpus-{content[:12]}"
     if not _valid(folder / "texts"):
         n_passages = check_passages(passages)
-        with _new_folder(folder / "texts") as new:
+        with _new_folder(folder / "texts", content=content, n_passages=n_passages) as new:
             _write_texts(new, passages, n_passages)
-            _write_manifest(new, {"content": content, "n_passages": n_passages})
     fingerprints = {role: tokenizer_fingerprint(tokenizer) for role, tokenizer in tokenizers.items()}
     corpus = Corpus(folder, {role: fingerprint[:12] for role, fingerprint in fingerprints.items()})
     distinct = {fingerprints[role]: tokenizer for role, tokenizer in tokenizers.items()}
     missing = {name: tokenizer for name, tokenizer in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
     for nth, (fingerprint, tokenizer) in enumerate(missing.items()):
-        with _new_folder(folder / f"tokens-{fingerprint[:12]}") as new:
+        target = folder / f"tokens-{fingerprint[:12]}"
+        with _new_folder(target, tokenizer=fingerprint, n_passages=corpus.n_passages) as new:
             for done in _write_tokens(new, corpus, tokenizer):
                 if progress:
                     progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
-            _write_manifest(new, {"tokenizer": fingerprint, "n_passages": corpus.n_passages})
     return corpus
 
 
@@ -101,8 +100,7 @@ def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterato
         for start in range(0, corpus.n_passages, _CHUNK):
             rows = range(start, min(start + _CHUNK, corpus.n_passages))
             chunk = corpus.passages(rows)
-            strings = [passage.title for passage in chunk] + [f" {passage.text}" for passage in chunk]
-            ids = token_ids(tokenizer, strings)
+            ids = token_ids(tokenizer, [passage.title for passage in chunk] + [f" {passage.text}" for passage in chunk])
             for row, title, text in zip(rows, ids[: len(chunk)], ids[len(chunk) :], strict=True):
                 title_lengths[row] = len(title)
                 offsets[row + 1] = len(title) + len(text)
@@ -123,11 +121,6 @@ def _raw_to_npy(raw: Path, dtype: np.dtype) -> None:
     raw.unlink()
 
 
-def _write_manifest(folder: Path, facts: dict[str, str | int]) -> None:
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_text(json.dumps({"layout": LAYOUT, **facts, "sizes": sizes}, indent=1))
-
-
 def _valid(folder: Path) -> bool:
     """Whether the folder is there and as its manifest says; logs a warning when it is damaged."""
     if not folder.exists():
@@ -135,12 +128,10 @@ def _valid(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         sizes = {name: (folder / name).stat().st_size for name in manifest["sizes"]}
-        if manifest["layout"] != LAYOUT:
-            reason = "it is of another version"
-        elif sizes != manifest["sizes"]:
-            reason = "files differ from the manifest in size"
-        else:
+        same_layout = manifest["layout"] == LAYOUT
+        if same_layout and sizes == manifest["sizes"]:
             return True
+        reason = "files differ from the manifest in size" if same_layout else "it is of another version"
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
     _log.warning("the cached corpus %s is damaged (%s); it is built again", folder, reason)
@@ -148,11 +139,14 @@ def _valid(folder: Path) -> bool:
 
 
 @contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well and vanishes when it does not."""
+def _new_folder(target: Path, **facts: str | int) -> Iterator[Path]:
+    """A temporary folder that becomes `target`, with a manifest of these facts, when the block ends well and vanishes
+    when it does not."""
     try:
         with replacing_folder(target, complete=_valid) as new:
             yield new
+            sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
+            (new / "manifest.json").write_text(json.dumps({"layout": LAYOUT, **facts, "sizes": sizes}, indent=1))
     except PermissionError as error:
         action = "Choose another cache folder or mend its permissions."
         raise OpenBookError("the corpus cannot be written", where=target, got=str(error), action=action) from None

@@ -96,15 +96,7 @@ class QuestionAnswerData(LightningDataModule):
                 self.questions[split] = questions
 
     def train_dataloader(self) -> ResumableLoader:
-        rank, world_size = self._rank_and_world()
-        self._train_sampler = GlobalBatchSampler(
-            len(self._split("train")),
-            self.batch_size,
-            rank=rank,
-            world_size=world_size,
-            seed=self.seed,
-            consumed=self.consumed,
-        )
+        self._train_sampler = self._sampler("train", self.batch_size, seed=self.seed, consumed=self.consumed)
         return self._loader("train", self._train_sampler)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:
@@ -133,8 +125,9 @@ class QuestionAnswerData(LightningDataModule):
         self.seed = int(state_dict["seed"])
         self.trained(int(state_dict["consumed"]))
 
-    def _rank_and_world(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+    def _sampler(self, split: str, batch_size: int, **stream: Any) -> GlobalBatchSampler:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return GlobalBatchSampler(len(self._examples(split)), batch_size, rank=rank, world_size=world_size, **stream)
 
     def _split(self, split: str) -> QuestionFile:
         if split not in self.questions:
@@ -146,9 +139,7 @@ class QuestionAnswerData(LightningDataModule):
     def _in_order(self, split: str) -> ResumableLoader | list[Any]:
         if self.paths[split] is None:
             return []
-        rank, world_size = self._rank_and_world()
-        n, size = len(self._examples(split)), self.evaluation_batch_size
-        return self._loader(split, GlobalBatchSampler(n, size, rank=rank, world_size=world_size, shuffle=False))
+        return self._loader(split, self._sampler(split, self.evaluation_batch_size, shuffle=False))
 
     def probe_questions(self, n: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """ids and mask [n, question_len] of validation questions spread over the file, training ones where there are

@@ -12,30 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW
+from openbook.data.corpus import PassageTokens
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 TokenIds = Sequence[int]
-
-
-class TokenStore(Protocol):
-    """What is read of the corpus: flat token ids, [n_passages + 1] offsets, [n_passages] title lengths."""
-
-    @property
-    def flat(self) -> np.ndarray: ...
-    @property
-    def offsets(self) -> np.ndarray: ...
-    @property
-    def title_lengths(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +84,7 @@ def question_inputs(questions: Sequence[TokenIds], special: SpecialIds, max_leng
 
 
 def passage_inputs(
-    tokens: TokenStore, rows: Sequence[int] | np.ndarray | Tensor, special: SpecialIds, max_length: int
+    tokens: PassageTokens, rows: Sequence[int] | np.ndarray | Tensor, special: SpecialIds, max_length: int
 ) -> tuple[Tensor, Tensor]:
     """As the passage encoder reads them: (ids int64, mask bool), both [n, passage_len], padded to the longest.
 
@@ -104,7 +94,7 @@ def passage_inputs(
     rows = np.asarray(rows, dtype=np.int64).reshape(-1)
     if (rows == MISSING_ROW).any():
         raise IndexError(f"row {MISSING_ROW} is a missing hit: there is no passage to encode; mask it first")
-    lengths = _lengths(tokens, rows)
+    lengths = tokens.length(rows)
     starts, titles = tokens.offsets[rows], tokens.title_lengths[rows].astype(np.int64)
     room = max_length - special.n_in_context
     kept_titles = np.minimum(titles, room)
@@ -119,7 +109,7 @@ def passage_inputs(
 
 def context_inputs(
     question_ids: Sequence[TokenIds],
-    tokens: TokenStore,
+    tokens: PassageTokens,
     rows: np.ndarray | Tensor,
     special: SpecialIds,
     max_length: int,
@@ -141,7 +131,7 @@ def context_inputs(
     asked = np.repeat(question_lengths, n_docs)
     present = (flat_rows != MISSING_ROW) & (flat_rows != NULL_ROW)
     readable = np.where(present, flat_rows, 0)  # row 0 stands in only to be cut to no tokens on the next line
-    lengths = np.where(present, _lengths(tokens, readable), 0)
+    lengths = np.where(present, tokens.length(readable), 0)
     kept = np.minimum(lengths, max_length - special.n_in_context - asked)
 
     n_start = special.n_in_context - 2
@@ -175,14 +165,6 @@ def decoder_inputs(labels: Tensor, start_id: int, pad_id: int) -> Tensor:
     shifted = labels.new_full(labels.shape, start_id)
     shifted[:, 1:] = labels[:, :-1]
     return shifted.masked_fill_(shifted == IGNORED_LABEL, pad_id)
-
-
-def _lengths(tokens: TokenStore, rows: np.ndarray) -> np.ndarray:
-    n_passages = len(tokens.title_lengths)
-    wrong = rows[(rows < 0) | (rows >= n_passages)].tolist()
-    if wrong:
-        raise IndexError(f"rows {wrong[:5]} are not in the corpus of {n_passages} passages")
-    return tokens.offsets[rows + 1] - tokens.offsets[rows]
 
 
 def _blank(lengths: np.ndarray, special: SpecialIds) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,12 @@ example at a time. So each example comes exactly once per epoch whatever the num
 that stops is continued from one number: how many examples were consumed.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from openbook.batch import Example
+from openbook.data.readers.checked_lines import id_hash
 
 _ROUNDS = 6
 _MASK64 = (1 << 64) - 1
@@ -99,8 +99,7 @@ def permuted(index: int, n: int, key: int) -> int:
 
 def stream_key(seed: int, epoch: int, name: str = "") -> int:
     """A 64-bit key for one epoch (of one example, where named), the same on every machine."""
-    digest = hashlib.blake2b(f"{seed} {epoch} {name}".encode(), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
+    return id_hash(f"{seed} {epoch} {name}")
 
 
 def sampled_answer(example: Example, epoch: int, seed: int) -> str:

@@ -219,7 +219,7 @@ def test_a_build_that_fails_leaves_nothing_half_written(tmp_path: Path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("openbook.data.factbook.build.read_country", lambda path: None)
-    monkeypatch.setattr("openbook.data.factbook.build._compose", lambda *_: {"passages": [{"id": "a"}], "counts": [{}]})
+    monkeypatch.setattr("openbook.data.factbook.build._compose", lambda *_: ({"passages": [{"id": "a"}]}, {}))
     monkeypatch.setattr("openbook.utils.atomic.os.replace", full)
     with pytest.raises(OpenBookError, match=r"cannot be written .*No space left"):
         build_factbook(FactbookOptions(), tmp_path)

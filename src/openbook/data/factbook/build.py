@@ -4,7 +4,6 @@ What is written are plain jsonl files, so everything else reads them exactly lik
 """
 
 import difflib
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from openbook.data.factbook.facts import SPLITS, Fact, ask, read_facts, split_countries, thin
+from openbook.data.factbook.facts import SPLITS, Fact, ask, hashed, read_facts, split_countries, thin
 from openbook.data.factbook.relations import relations
 from openbook.data.factbook.text import Country, Cut, book_digest, book_files, cut_passages, find_book, read_country
 from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder
+
+Files = dict[str, list[dict[str, Any]]]  # the rows of each file by its name without ending
 
 VERSION = 3  # raise it whenever the same options give other bytes
 
@@ -97,14 +98,10 @@ def build_factbook(
     say = progress or (lambda _: None)
     sources = book_files(find_book())
     key = json.dumps([VERSION, book_digest(sources), asdict(options)], sort_keys=True)
-    folder = Path(cache) / f"factbook-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
-    if not (folder / "counts.json").is_file():
-        say(f"building the World Factbook in {folder}")
-        written = _compose(options, [read_country(path) for path in sources])
-        texts = {f"{name}.jsonl": lines_of(rows) for name, rows in written.items() if name != "counts"}
-        texts["counts.json"] = counts_text(written["counts"][0])
-        write_built(folder, texts, "The World Factbook", 30)
-    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    folder = Path(cache) / f"factbook-{hashed(key)[:12]}"
+    counts = built_once(
+        folder, lambda: _compose(options, [read_country(path) for path in sources]), "the World Factbook", 30, say
+    )
     say(describe(counts))
     paths = {name: folder / f"{name}.jsonl" for name in ("passages", *SPLITS)}
     return FactbookFiles(folder, **paths, counts=counts)
@@ -122,24 +119,29 @@ def describe(counts: Mapping[str, Any]) -> str:
 
 def check_options(options: FactbookOptions) -> None:
     """Raises OpenBookError naming every option out of range at once."""
-    problems: list[OpenBookError] = []
-
-    def need(good: bool, key: str, got: object, expected: str) -> None:
-        if not good:
-            problems.append(OpenBookError("Bad factbook option", where=key, got=got, expected=expected))
-
-    need(options.passage_words >= 20, "passage_words", options.passage_words, "20 or more")
-    for key in ("field_words", "field_parts", "validation_questions", "test_questions"):
-        value = getattr(options, key)
-        need(value >= 0, key, value, "0 (no limit) or more")
     held = options.validation_fraction + options.test_fraction
-    for key in ("validation_fraction", "test_fraction"):
-        value = getattr(options, key)
-        need(0 < value < 1 and held < 1, key, value, "fractions above 0 that leave countries to train on")
-    need(0 < options.max_answer_share <= 1, "max_answer_share", options.max_answer_share, "above 0 and at most 1")
-    need(bool(options.sections), "sections", "none", "at least one section of the book")
-    problems += [_unknown("sections", name, ALL_SECTIONS) for name in options.sections if name not in ALL_SECTIONS]
-    raise_all(problems)
+    checks = [
+        ("passage_words", options.passage_words >= 20, "20 or more"),
+        *(
+            (key, getattr(options, key) >= 0, "0 (no limit) or more")
+            for key in ("field_words", "field_parts", "validation_questions", "test_questions")
+        ),
+        *(
+            (key, 0 < getattr(options, key) < 1 and held < 1, "fractions above 0 that leave countries to train on")
+            for key in ("validation_fraction", "test_fraction")
+        ),
+        ("max_answer_share", 0 < options.max_answer_share <= 1, "above 0 and at most 1"),
+        ("sections", bool(options.sections), "at least one section of the book"),
+    ]
+    got = asdict(options) | {"sections": "none"}
+    problems = [
+        OpenBookError("Bad factbook option", where=key, got=got[key], expected=expected)
+        for key, good, expected in checks
+        if not good
+    ]
+    raise_all(
+        problems + [_unknown("sections", name, ALL_SECTIONS) for name in options.sections if name not in ALL_SECTIONS]
+    )
 
 
 def _unknown(key: str, name: str, known: Sequence[str]) -> OpenBookError:
@@ -149,8 +151,8 @@ def _unknown(key: str, name: str, known: Sequence[str]) -> OpenBookError:
     return OpenBookError("Bad factbook option", where=key, got=f"`{name}`", expected=shown, action=action)
 
 
-def _compose(options: FactbookOptions, countries: Sequence[Country]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of every file, by file name without its ending; `counts` has one row."""
+def _compose(options: FactbookOptions, countries: Sequence[Country]) -> tuple[Files, dict[str, Any]]:
+    """The rows of every file, by file name without its ending, and what is in them."""
     fields = sorted({unit.field for country in countries for unit in country.units})
     raise_all([_unknown("left_out", name, fields) for name in options.left_out if name not in fields])
     cut = Cut(options.sections, options.left_out, options.passage_words, options.field_words, options.field_parts)
@@ -187,32 +189,40 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> dict[str
             for relation in relations()
         },
     }
-    return {"passages": passages, **rows, "counts": [counts]}
+    return {"passages": passages, **rows}, counts
 
 
-def write_built(folder: Path, texts: Mapping[str, str], what: str, megabytes: int) -> None:
-    """Files by name, under a temporary name and then one rename: the folder is whole or not there. counts.json, among
-    them, says that it is. Raises OpenBookError, which calls it `what`, where it cannot be written."""
-    try:
-        with replacing_folder(folder, complete=lambda built: (built / "counts.json").is_file()) as staged:
-            for name, text in texts.items():
-                (staged / name).write_text(text, encoding="utf-8", newline="\n")
-    except OSError as error:
-        if not (folder / "counts.json").is_file():
-            raise OpenBookError(
-                f"{what} cannot be written",
-                where=folder,
-                got=error,
-                expected=f"a folder with write permission and about {megabytes} MB free",
-                action="Free space or choose another data.cache.",
-            ) from error
+def built_once(
+    folder: Path,
+    make: Callable[[], tuple[Files, dict[str, Any]]],
+    what: str,
+    megabytes: int,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """The counts of a folder of .jsonl files, which are made and written only where they are not there yet.
 
-
-def lines_of(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as .jsonl."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def counts_text(counts: Mapping[str, Any]) -> str:
-    """The text of counts.json."""
-    return json.dumps(counts, ensure_ascii=False, indent=1) + "\n"
+    They are written under a temporary name and then renamed: the folder is whole or not there. counts.json, among
+    them, says that it is. Raises OpenBookError, which calls it `what`, where it cannot be written.
+    """
+    if not (folder / "counts.json").is_file():
+        say(f"building {what} in {folder}")
+        files, counts = make()
+        texts = {
+            f"{name}.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for name, rows in files.items()
+        }
+        texts["counts.json"] = json.dumps(counts, ensure_ascii=False, indent=1) + "\n"
+        try:
+            with replacing_folder(folder, complete=lambda built: (built / "counts.json").is_file()) as staged:
+                for name, text in texts.items():
+                    (staged / name).write_text(text, encoding="utf-8", newline="\n")
+        except OSError as error:
+            if not (folder / "counts.json").is_file():
+                raise OpenBookError(
+                    f"{what} cannot be written",
+                    where=folder,
+                    got=error,
+                    expected=f"a folder with write permission and about {megabytes} MB free",
+                    action="Free space or choose another data.cache.",
+                ) from error
+    return json.loads((folder / "counts.json").read_text(encoding="utf-8"))

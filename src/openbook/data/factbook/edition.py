@@ -5,16 +5,17 @@ two corpora that agree in nearly everything, and questions that each of them ans
 heart answers the same from both; whoever reads answers what the corpus says.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from openbook.data.factbook.build import FactbookFiles, counts_text, lines_of, write_built
+from openbook.data.factbook.build import FactbookFiles, Files, built_once
+from openbook.data.factbook.facts import hashed
 from openbook.metrics.matching import has_answer, normalize_answer
 
 VERSION = 1  # raise it whenever the same book and seed give other bytes
@@ -60,19 +61,22 @@ def build_edition(book: FactbookFiles, seed: int = 0, progress: Callable[[str], 
     """
     say = progress or (lambda _: None)
     key = f"{VERSION} {book.folder.name} {seed}"
-    folder = book.folder.with_name(f"factbook-edition-{hashlib.sha256(key.encode()).hexdigest()[:12]}")
-    if not (folder / "counts.json").is_file():
-        say(f"building another edition of the World Factbook in {folder}")
-        files, made = edition(_read(book.passages), _read(book.test), seed)
-        texts = {f"{name}.jsonl": lines_of(rows) for name, rows in files.items()}
-        texts["counts.json"] = counts_text(made)
-        write_built(folder, texts, "the other edition of the World Factbook", 5)
-    counts = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    say(describe(counts))
-    passages, original, changed = (
-        folder / f"{name}.jsonl" for name in ("passages_changed", "changed", "changed_other")
+    folder = book.folder.with_name(f"factbook-edition-{hashed(key)[:12]}")
+    counts = built_once(
+        folder,
+        lambda: edition(_read(book.passages), _read(book.test), seed),
+        "the other edition of the World Factbook",
+        5,
+        say,
     )
-    return EditionFiles(folder, passages, original, changed, counts)
+    say(describe(counts))
+    return EditionFiles(
+        folder,
+        passages=folder / "passages_changed.jsonl",
+        original_facts=folder / "changed.jsonl",
+        changed_facts=folder / "changed_other.jsonl",
+        counts=counts,
+    )
 
 
 def describe(counts: Mapping[str, Any]) -> str:
@@ -87,7 +91,7 @@ def describe(counts: Mapping[str, Any]) -> str:
 
 def edition(
     passages: Sequence[Row], questions: Sequence[Row], seed: int, relations: Sequence[str] = EXCHANGED
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+) -> tuple[Files, dict[str, Any]]:
     """(rows of each file by its name without ending, counts).
 
     passages: id `CODE-number`, title, text. questions: id `CODE-relation-phrasing`, answers, positive_ids, relation.
@@ -98,46 +102,43 @@ def edition(
     for question in questions:
         if question["relation"] in relations:
             facts.setdefault((_code(question), question["relation"]), question)
-    of_country: dict[str, list[Row]] = {}
-    for passage in passages:
-        of_country.setdefault(_code(passage), []).append(passage)
+    of_country = {code: list(rows) for code, rows in groupby(sorted(passages, key=_code), key=_code)}
     text_of = {code: "\n".join(f"{row['title']} {row['text']}" for row in rows) for code, rows in of_country.items()}
     left_out: Counter[tuple[str, str]] = Counter()  # (relation, reason)
     plan = _chosen(_grouped(facts, left_out), facts, text_of, seed, left_out)
-    changed_text: dict[str, str] = {}
-    kept: list[Exchange] = []
-    for code, rows in of_country.items():
-        here, texts = _applied([one for one in plan if one.country == code], rows, facts, left_out)
-        kept += here
-        changed_text |= texts
+    applied = [
+        _applied([one for one in plan if one.country == code], rows, facts, left_out)
+        for code, rows in of_country.items()
+    ]
+    kept = [one for exchanges, _ in applied for one in exchanges]
+    new_text = {id_: text for _, texts in applied for id_, text in texts.items()}
     new_answer = {(one.country, relation): one.new for one in kept for relation in one.facts}
     original = [dict(row) for row in questions if (_code(row), row["relation"]) in new_answer]
     files = {
-        "passages_changed": [{**row, "text": changed_text.get(row["id"], row["text"])} for row in passages],
+        "passages_changed": [{**row, "text": new_text[row["id"]]} for row in passages],
         "changed": original,
         "changed_other": [{**row, "answers": [new_answer[_code(row), row["relation"]]]} for row in original],
     }
-    by_relation = {
-        name: {
-            "changed": sum(relation == name for _, relation in new_answer),
-            "left_out": {reason: number for (relation, reason), number in sorted(left_out.items()) if relation == name},
-        }
-        for name in relations
-    }
-    reasons: Counter[str] = Counter()
+    by_reason: Counter[str] = Counter()
     for (_, reason), number in sorted(left_out.items()):
-        reasons[reason] += number
+        by_reason[reason] += number
     counts = {
         "version": VERSION,
         "seed": seed,
         "passages": len(passages),
-        "passages_changed": sum(changed_text.get(row["id"], row["text"]) != row["text"] for row in passages),
+        "passages_changed": sum(new_text[row["id"]] != row["text"] for row in passages),
         "countries": len({one.country for one in kept}),
         "facts": len(facts),
         "facts_changed": len(new_answer),
         "questions": len(original),
-        "left_out": dict(reasons),
-        "relations": by_relation,
+        "left_out": dict(by_reason),
+        "relations": {
+            name: {
+                "changed": sum(relation == name for _, relation in new_answer),
+                "left_out": {reason: n for (relation, reason), n in sorted(left_out.items()) if relation == name},
+            }
+            for name in relations
+        },
     }
     return files, counts
 
@@ -176,7 +177,8 @@ def _chosen(
     plan: list[Exchange] = []
     olds = {code: [one.old for one in exchanges if one.country == code] for code in text_of}
     for relation in dict.fromkeys(one.facts[-1] for one in exchanges):
-        here = sorted((one for one in exchanges if one.facts[-1] == relation), key=lambda one: _hash(seed, one))
+        asked_here = [one for one in exchanges if one.facts[-1] == relation]
+        here = sorted(asked_here, key=lambda one: hashed(f"{seed}-edition-{one.facts[-1]}-{one.country}"))
         pool = [one.old for one in here]
         for place, one in enumerate(here):
             taken = [other.new for other in plan if other.country == one.country]
@@ -238,10 +240,6 @@ def _exchanged(text: str, exchanges: Sequence[Exchange]) -> str:
 
 def _code(row: Row) -> str:
     return str(row["id"]).partition("-")[0]
-
-
-def _hash(seed: int, one: Exchange) -> str:
-    return hashlib.sha256(f"{seed}-edition-{one.facts[-1]}-{one.country}".encode()).hexdigest()
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

