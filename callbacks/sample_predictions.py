@@ -6,7 +6,7 @@ from pathlib import Path
 import lightning as L
 
 from openbook.metrics.prediction import Prediction
-from openbook.utils.atomic import write_text
+from openbook.utils.json_lines import lines_of, write_json_lines
 
 
 class SamplePredictions(L.Callback):
@@ -23,14 +23,7 @@ class SamplePredictions(L.Callback):
             return
         predictions: list[Prediction] = pl_module.predictions[: self.n_questions]  # type: ignore[index, assignment]
         step = trainer.global_step
-        new = [{"step": step, **prediction.to_json()} for prediction in predictions]
-        write_text(
-            self.path, "".join(self._before(step) + [json.dumps(line, ensure_ascii=False) + "\n" for line in new])
-        )
-
-    def _before(self, step: int) -> list[str]:
-        """The lines of earlier steps: a resumed run validates again what was validated after its checkpoint."""
-        if not self.path.is_file():
-            return []
-        with open(self.path, encoding="utf-8", newline="\n") as file:
-            return [line for line in file if line.endswith("\n") and json.loads(line)["step"] < step]
+        # A resumed run validates again what was validated after its checkpoint: only lines of earlier steps stay.
+        written = [json.loads(line) for line in lines_of(self.path)] if self.path.is_file() else []
+        earlier = [line for line in written if line["step"] < step]
+        write_json_lines(self.path, earlier + [{"step": step, **prediction.to_json()} for prediction in predictions])

@@ -1,6 +1,7 @@
 """The command line: parses one command and calls it."""
 
 import argparse
+import io
 import sys
 
 from openbook.commands.parsers import parse, subject_of
@@ -9,6 +10,9 @@ from openbook.errors import OpenBookError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on bad input (the message says what to do)."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII only prints a ? for what it does not know
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         _run(parsed)

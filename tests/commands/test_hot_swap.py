@@ -177,7 +177,8 @@ def test_swapping_back_gives_the_first_answers_exactly(run: Path, swap: list[str
     others = [Path(value(swap, "corpus")), Path(value(swap, "changed_facts"))]
     for path, used in zip([run / "summary.json", *paths], [files, files, others, files], strict=True):
         corpus, test = (hashlib.sha256(file.read_bytes()).hexdigest() for file in used)
-        assert json.loads(path.read_text())["data"] == {"corpus": corpus, "test": test}
+        said = json.loads(path.read_text())["data"]
+        assert said.items() >= {"corpus": corpus, "test": test}.items()
     assert first == again == rows(run / "predictions.jsonl")
     assert first != changed and [row["id"] for row in first] == [row["id"] for row in changed]
 

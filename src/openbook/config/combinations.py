@@ -148,6 +148,12 @@ def answer_checks(config: Config) -> list[Check]:
             "two labels or more, comma-separated",
         ),
         Check(
+            len({label.casefold() for label in labels_of(evaluate.labels)}) < len(labels_of(evaluate.labels)),
+            "two labels are the same but for their case",
+            "evaluate.labels",
+            "distinct labels",
+        ),
+        Check(
             evaluate.task != "labels" and evaluate.labels,
             "labels that this task ignores",
             "evaluate.labels",

@@ -10,12 +10,15 @@ from functools import lru_cache
 import regex as unicode_re
 
 from openbook.errors import OpenBookError
+from openbook.utils.scripts import SPACELESS
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Letters, digits and the accents NFD splits off form words; every other visible sign is a token of its own. The
 # standard library's \w leaves accents out, which would cut decomposed words in pieces: hence `regex`.
-_TOKENS = unicode_re.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
+# Where no spaces stand between words every sign is a token: an answer may begin and end anywhere.
+_TOKENS = unicode_re.compile(rf"{SPACELESS}|(?:(?!{SPACELESS})[\p{{L}}\p{{N}}\p{{M}}])+|[^\p{{Z}}\p{{C}}]")
+MATCH_SECONDS = 2.0  # for one regular expression on one text; a passage takes microseconds
 
 
 def normalize_answer(text: str) -> str:
@@ -33,7 +36,7 @@ def exact_match(prediction: str, answers: Sequence[str], regex: bool = False) ->
         return _best(prediction, answers, lambda produced, gold: float(produced == gold))
     require_answers(answers)
     patterns = [_pattern(answer) for answer in answers]  # all of them: a bad one is found even behind a match
-    return float(any(pattern.match(prediction) is not None for pattern in patterns))
+    return float(any(_matches(pattern.match, prediction) for pattern in patterns))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -50,7 +53,7 @@ def has_answer(text: str, answers: Iterable[str], regex: bool = False) -> bool:
     """
     if regex:
         decomposed, patterns = _nfd(text), [_pattern(_nfd(answer)) for answer in answers]
-        return any(pattern.search(decomposed) is not None for pattern in patterns)
+        return any(_matches(pattern.search, decomposed) for pattern in patterns)
     # No token holds a space, so a search between spaces is a search for whole tokens.
     joined = _joined_tokens(text)
     return any(answer in joined for answer in map(_joined_tokens, answers) if answer.strip())
@@ -87,13 +90,29 @@ def _nfd(text: str) -> str:
 
 
 @lru_cache(maxsize=65536)
-def _pattern(answer: str) -> re.Pattern[str]:
+def _pattern(answer: str) -> "unicode_re.Pattern[str]":
+    """By `regex`, which reads what Python's re reads and can be stopped."""
     try:
-        return re.compile(answer, re.IGNORECASE | re.UNICODE | re.MULTILINE)
-    except re.error as error:
+        return unicode_re.compile(answer, unicode_re.IGNORECASE | unicode_re.UNICODE | unicode_re.MULTILINE)
+    except unicode_re.error as error:
         raise OpenBookError(
             "an answer is not a regular expression",
             got=f"{answer!r} ({error})",
             expected="a pattern of Python's re",
             action="Mend the answer, or set evaluate.regex_answers=false.",
         ) from error
+
+
+def _matches(look: Callable[..., object], text: str) -> bool:
+    """Whether a pattern's `match` or `search` finds something in the text, in bounded time."""
+    try:
+        return look(text, timeout=MATCH_SECONDS) is not None
+    except TimeoutError:
+        pattern = look.__self__.pattern  # type: ignore[attr-defined]
+        raise OpenBookError(
+            "a regular expression takes too long",
+            where="evaluate.regex_answers",
+            got=f"{pattern!r}, over {MATCH_SECONDS:.0f} s on {text[:60]!r}",
+            expected="a pattern without nested repetitions like (x+)+, which try exponentially many ways",
+            action="Simplify this answer.",
+        ) from None

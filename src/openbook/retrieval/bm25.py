@@ -4,7 +4,7 @@
 
 Nothing here learns, so there is no index to refresh. Scores are those of Lucene's BM25 with k1 = 1.5 and b = 0.75, the
 defaults of bm25s (Lu 2024, arXiv:2407.03618), over title and text. Words are runs of two or more letters or digits in
-lower case, unstemmed, English stop words left out.
+lower case, unstemmed, English stop words left out; where no spaces stand between words, pairs of signs.
 """
 
 import logging
@@ -19,6 +19,7 @@ from openbook.batch import MISSING_ROW, Batch, Retrieved, to_device
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
 from openbook.retrieval.base import Retriever
+from openbook.utils.scripts import with_spaces
 
 
 def _bm25s() -> Any:
@@ -34,7 +35,9 @@ class BM25Index:
 
     def __init__(self, texts: Iterable[str]):
         bm25s = _bm25s()
-        words = bm25s.tokenize(list(texts), stopwords="en", return_ids=True, show_progress=False)
+        words = bm25s.tokenize(
+            [with_spaces(text) for text in texts], stopwords="en", return_ids=True, show_progress=False
+        )
         if not words.vocab:
             raise OpenBookError(
                 "BM25 finds no word in the passages",
@@ -53,7 +56,9 @@ class BM25Index:
         """
         rows = np.full((len(questions), top_k), MISSING_ROW, dtype=np.int64)
         scores = np.full((len(questions), top_k), -np.inf, dtype=np.float32)
-        asked = _bm25s().tokenize(list(questions), stopwords="en", return_ids=False, show_progress=False)
+        asked = _bm25s().tokenize(
+            [with_spaces(question) for question in questions], stopwords="en", return_ids=False, show_progress=False
+        )
         for place, words in enumerate(asked):
             known = self._bm25.get_tokens_ids(words)
             if not known:

@@ -19,10 +19,12 @@ from openbook.index.faiss_factory import use_threads
 from openbook.index.plan import Plan
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
+from openbook.retrieval.bm25 import BM25Retriever
 from openbook.setup import data as setup_data
 from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
 from openbook.setup import plan as planning
+from openbook.setup.joins import check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
@@ -114,7 +116,10 @@ class Prepared:
             return setup_models.dpr_module(config, parts, passages)
         reader = setup_models.reader(config, self.on, self.autocast) if training else None
         own = self.own.retriever_over(parts.corpus)
-        return setup_models.rag_module(config, parts, reader, retriever=own, loss=self.own.objective)
+        module = setup_models.rag_module(config, parts, reader, retriever=own, loss=self.own.objective)
+        if training and isinstance(module.retriever, BM25Retriever):
+            check_bm25(module.retriever.index, self.questions.questions)
+        return module
 
     def refresh(self, probes: bool = True) -> IndexRefresh:
         """The callback that owns the index; without probes one index is not compared with the next."""
@@ -143,4 +148,5 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     planning.check_early(config, parts.corpus)
     questions = setup_data.data(config, parts)
     questions.setup(stage)
+    check_joins(config, parts, questions.questions, training=stage is None)
     return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on), own)

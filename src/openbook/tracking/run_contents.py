@@ -9,6 +9,7 @@ from typing import Any
 
 from openbook.metrics.prediction import Prediction
 from openbook.tracking.curves import Curves, read_metrics
+from openbook.utils.json_lines import lines_of
 
 
 @dataclass
@@ -29,7 +30,7 @@ def read_run(run_folder: Path) -> RunFiles:
 
     def predictions(path: Path) -> list[Prediction]:
         readable, bad = [], []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(lines_of(path), 1):
             try:
                 readable.append(Prediction.from_json(json.loads(line)))
             except (ValueError, KeyError, TypeError):

@@ -15,6 +15,7 @@ from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
+from openbook.utils.json_lines import write_json_lines
 
 RUNS = Path("runs")
 # The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder.
@@ -144,8 +145,7 @@ class RunFolder:
     @staticmethod
     def write_predictions(folder: Path, predictions: list[dict[str, Any]], name: str = "predictions.jsonl") -> None:
         """One JSON line per question."""
-        lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions]
-        (folder / name).write_text("".join(lines), encoding="utf-8")
+        write_json_lines(folder / name, predictions)
 
 
 def _owner_is_running(claim: Path) -> bool:

@@ -15,6 +15,7 @@ from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT
 from openbook.tracking.run_folder import read_json
 from openbook.utils.atomic import write_json
+from openbook.utils.json_lines import lines_of
 
 # Keys (or sections, ending with a dot) in which two runs may differ and still give the same metrics.
 WITHOUT_EFFECT = (
@@ -114,7 +115,7 @@ class FoundRun:
         there are no others; {} where predictions.jsonl is missing or does not have them."""
         tested = self.tested()
         try:
-            lines = (tested[0] / "predictions.jsonl").read_text(encoding="utf-8").splitlines() if tested else []
+            lines = lines_of(tested[0] / "predictions.jsonl") if tested else []
             predictions = [json.loads(line) for line in lines]
             counted = [one for one in predictions if one["phrasing"] != HELD_OUT] or predictions
             return {one["id"]: float(one["exact_match"]) for one in counted}

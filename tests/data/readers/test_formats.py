@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from openbook.batch import Passage
@@ -124,7 +127,7 @@ BAD_TSV: dict[str, tuple[str | bytes, str]] = {
         r"the header is not DPR's \(.*:1\): got 'id\\ttitle\\ttext', expected 'id\\tte",
     ),
     "columns": ("id\ttext\ttitle\n1\ta\tb\n2\ta\n3\tb\n", r"wrong number of columns \(.*:3\): got 2, .* 2 of 3 lines"),
-    "open quote": ('id\ttext\ttitle\n1\t"a\tb\n2\ta\tb\n', r"not valid tab-separated text .*unexpected end of data"),
+    "open quote": ('id\ttext\ttitle\n1\t"a\tb\n2\t"a ""b"" c"\tb\n3\ta\tb\n', r"a quotation mark"),
     "bytes": (b"id\ttext\ttitle\n1\tM\xfcnchen\tb\n2\t\tb\n", r"(?s)not UTF-8 \(.*:2\).*`text` is empty \(.*:3\)"),
     "only the header": ("id\ttext\ttitle\n", r"the corpus is empty"),
 }
@@ -204,3 +207,43 @@ def test_real_nq_open_needs_one_key_renamed(tmp_path: Path) -> None:
     assert len(index_questions(written(tmp_path, renamed, "nq2.jsonl"))) == 400
     with pytest.raises(OpenBookError, match="this question format is not read"):
         index_questions(SHARED / "webquestions.val.json")
+
+
+def test_marks_are_text_where_the_file_does_not_quote(tmp_path: Path) -> None:
+    """A text that begins with a quotation mark, and a later one that ends with one, are two passages."""
+    lines = ["id\ttext\ttitle", '1\t"Tall trees\tOak', "2\ta fir\tFir", '3\tsaid the poet"\tLarch', '4\t"whole"\tYew']
+    path = written(tmp_path, "\n".join(lines), "p.tsv")
+    assert [passage.text for passage in read_passages(path)] == ['"Tall trees', "a fir", 'said the poet"', '"whole"']
+    assert check_passages(path) == 4
+
+
+def test_quoted_fields_hold_marks_tabs_and_line_breaks(tmp_path: Path) -> None:
+    texts = ['"Tall" trees', "a\ttab", "two\nlines", 'ends with "marks"', "plain", '"', "a\u2028b"]
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(
+        [["id", "text", "title"], *([str(n), text, "t"] for n, text in enumerate(texts))]
+    )
+    path = written(tmp_path, buffer.getvalue(), "p.tsv")
+    assert [passage.text for passage in read_passages(path)] == texts
+    assert check_passages(path) == len(texts)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_csv_writes_is_read_as_csv_reads_it(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    texts = ["".join(random.choice(list('"ab\t \n,'), random.integers(1, 9))) + "x" for _ in range(30)]
+    texts[0] = 'certainly "quoted", with a\ttab'
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter="\t", lineterminator="\n").writerows(
+        [["id", "text", "title"], *([str(n), text, text[::-1]] for n, text in enumerate(texts))]
+    )
+    found = list(read_passages(written(tmp_path, buffer.getvalue(), "p.tsv")))
+    # a blank line inside a quoted field is passed over as all blank lines are
+    squeezed = [re.sub(r"\n[\t ]*(?=\n)", "", text) for text in texts]
+    assert [re.sub(r"\n[\t ]*(?=\n)", "", passage.text) for passage in found] == squeezed
+
+
+def test_a_long_field_and_a_lone_return_are_read_as_in_jsonl(tmp_path: Path) -> None:
+    text = "oak tree " * 22000
+    path = written(tmp_path, f'id\ttext\ttitle\n1\t{text}\tt\n2\tan oak\ra birch\t"q"\n', "p.tsv")
+    assert [passage.text for passage in read_passages(path)] == [text, "an oak\ra birch"]

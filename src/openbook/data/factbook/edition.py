@@ -17,6 +17,7 @@ from typing import Any
 from openbook.data.factbook.build import FactbookFiles, Files, built_once
 from openbook.data.factbook.facts import hashed
 from openbook.metrics.matching import has_answer, normalize_answer
+from openbook.utils.json_lines import lines_of
 
 VERSION = 1  # raise it whenever the same book and seed give other bytes
 
@@ -243,4 +244,4 @@ def _code(row: Row) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in lines_of(path)]

@@ -122,12 +122,15 @@ def decoded(raw: bytes) -> str:
 
 
 def check_records(
-    path: Path, records: Callable[[], Iterable[tuple[int, Passage | Example | BadLineError]]], empty: BadLineError
+    path: Path,
+    records: Callable[[], Iterable[tuple[int, Passage | Example | BadLineError]]],
+    empty: BadLineError,
+    numbered: bool = False,
 ) -> int:
     """How many records a file holds, each given with the number of its line or what is wrong with that line.
 
     Raises OpenBookError on faults, on an `empty` file, and on an id that comes twice: equal hashes are looked up in a
-    second pass over the records, which compares the ids themselves.
+    second pass over the records, which compares the ids themselves. numbered: a line without an id goes by its number.
     """
     first: dict[str, tuple[int, BadLineError]] = {}
     counts: Counter[str] = Counter()
@@ -151,21 +154,26 @@ def check_records(
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if suspects:
         numbered_ids = ((number, record.id) for number, record in records() if not isinstance(record, BadLineError))
-        _refuse_duplicates(path, [(number, name) for number, name in numbered_ids if id_hash(name) in suspects])
+        _refuse_duplicates(
+            path, [(number, name) for number, name in numbered_ids if id_hash(name) in suspects], numbered
+        )
     return len(hashes)
 
 
-def _refuse_duplicates(path: Path, numbered_ids: Iterable[tuple[int, str]]) -> None:
+def _refuse_duplicates(path: Path, numbered_ids: Iterable[tuple[int, str]], numbered: bool) -> None:
     lines: dict[str, list[int]] = {}
     for number, identity in numbered_ids:
         lines.setdefault(identity, []).append(number)
     repeats = [(numbers[1], numbers[0], identity) for identity, numbers in lines.items() if len(numbers) > 1]
     if repeats:
         two, one, identity = min(repeats)
+        got = f"the id {identity!r} of line {one} again on line {two}"
+        if numbered and identity in (str(one), str(two)):
+            got = f"{identity!r} for lines {one} and {two} (a line without `id` goes by its number)"
         raise OpenBookError(
             "an id comes twice",
             where=f"{path}:{two}",
-            got=f"the id {identity!r} of line {one} again on line {two}",
+            got=got,
             expected="each id once",
             action=f"{sum(map(len, lines.values())) - len(lines)} lines repeat an earlier id. Rename or remove them.",
         )

@@ -1,34 +1,44 @@
 """Readers of what users bring: passages and questions, every line checked before anything expensive starts.
 
 Passages: `.jsonl` with `id`, `title`, `text` on each line, or DPR's `psgs_w100.tsv` (header `id<TAB>text<TAB>title`,
-fields quoted as Python's csv module writes them); either may be gzipped (`.gz`). Questions: `.jsonl` with `question`
-and `answers`, optional `id`, `positive_ids`, `relation`, `phrasing`; not gzipped, because training reads single lines.
+quoted as Python's csv module writes them, or not at all); either may be gzipped (`.gz`). Questions: `.jsonl` with
+`question` and `answers`, optional `id`, `positive_ids`, `relation`, `phrasing`; not gzipped, because training reads
+single lines.
 
 A check parses every line once and keeps 8 bytes per line (a hash of the id): 170 MB for 21 million passages.
 """
 
-import csv
 import difflib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from openbook.batch import Example, Passage
-from openbook.data.readers.checked_lines import BadLineError, check_records, decoded, read_lines
+from openbook.data.readers.checked_lines import MAX_LINE_BYTES, BadLineError, check_records, decoded, read_lines
+from openbook.data.readers.dpr_tsv import tsv_rows
 from openbook.errors import OpenBookError
+from openbook.utils.console import say
 
 _Record = TypeVar("_Record", Passage, Example)
-_DPR_HEADER = ["id", "text", "title"]
 _KNOWN_AS = {  # what other projects call the same field
     "id": ("_id", "docid", "pid", "passage_id", "qid"),
     "title": ("Title", "name", "wikipedia_title"),
     "text": ("contents", "content", "passage", "body", "context"),
-    "question": ("query", "qText", "input"),
-    "answers": ("answer", "answer_aliases", "targets", "output"),
+    "question": ("query", "qText", "input", "claim"),
+    "answers": ("answer", "golden_answers", "answer_aliases", "targets", "output", "label"),
+    "positive_ids": ("positive_ctxs", "positive_passages", "provenance", "gold_ids", "supporting_facts"),
 }
+_KILT = (
+    "KILT: collect the `answer` of each entry of `output` in a list named `answers`, and the ids of its `provenance` "
+    "passages in `positive_ids`."
+)
+_PASSAGE_KEYS, _QUESTION_KEYS = ("id", "title", "text"), tuple(field.name for field in fields(Example))
 
 
 def read_passages(path: str | Path) -> Iterator[Passage]:
@@ -43,24 +53,31 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
 def check_passages(path: str | Path) -> int:
     """How many passages the file holds, after checking every line and that no id comes twice."""
     empty = BadLineError("the corpus is empty", got="no passage", expected="at least n_docs passages")
-    return check_records(Path(path), lambda: _passage_records(Path(path)), empty)
+    unread: Counter[str] = Counter()
+    n_passages = check_records(Path(path), lambda: _passage_records(Path(path), unread), empty)
+    _say_unread(str(path), _PASSAGE_KEYS, tuple(unread.items()), n_passages)
+    return n_passages
 
 
 def index_questions(path: str | Path) -> np.ndarray:
     """Check every line of a question file; give [n, 2] int64: the byte where each question's line starts and the
     line's number from 1."""
     path = Path(path)
-    if path.suffix != ".jsonl":
-        unpack = " Unpack it first: single lines are read from it during training." if path.suffix == ".gz" else ""
+    if path.suffix.lower() != ".jsonl":
+        unpack = "Unpack it first: single lines are read from it during training." if path.suffix == ".gz" else ""
         raise OpenBookError(
             "this question format is not read",
             where=path,
             got="".join(path.suffixes) or "no suffix",
             expected=".jsonl with `question` and `answers` on each line",
-            action=f"Convert the file.{unpack}",
+            action=unpack or _way_to_jsonl(path),
         )
     empty = BadLineError("the question file is empty", got="no question", expected="at least one")
-    check_records(path, lambda: _jsonl_records(path, _example), empty)
+    unread: Counter[str] = Counter()
+    n_questions = check_records(
+        path, lambda: _jsonl_records(path, lambda line, name: _example(line, name, unread)), empty, numbered=True
+    )
+    _say_unread(str(path), _QUESTION_KEYS, tuple(unread.items()), n_questions)
     return np.fromiter(((start, number) for number, start, _ in read_lines(path)), np.dtype((np.int64, 2)))
 
 
@@ -72,10 +89,10 @@ def parse_example(line: bytes, where: str, default_id: str) -> Example:
         raise fault.at(where) from None
 
 
-def _passage_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
-    name = path.name.removesuffix(".gz")
+def _passage_records(path: Path, unread: Counter[str] | None = None) -> Iterator[tuple[int, Passage | BadLineError]]:
+    name = path.name.lower().removesuffix(".gz")
     if name.endswith(".jsonl"):
-        yield from _jsonl_records(path, lambda line, _: _passage(_json_object(line)))
+        yield from _jsonl_records(path, lambda line, _: _passage(_json_object(line), unread))
     elif name.endswith(".tsv"):
         yield from _tsv_records(path)
     else:
@@ -84,8 +101,31 @@ def _passage_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]
             where=path,
             got="".join(path.suffixes[-2:]) or "no suffix",
             expected=".jsonl (id, title, text) or DPR's .tsv (id, text, title), either also with .gz",
-            action="Convert the file.",
+            action=_way_to_jsonl(path),
         )
+
+
+@cache  # once per process
+def _say_unread(path: str, known: tuple[str, ...], unread: tuple[tuple[str, int], ...], n_lines: int) -> None:
+    """What stands in a file and is not read, and where it may belong."""
+    told = []
+    for key, n in unread:
+        near = [ours for ours in known if key in _KNOWN_AS.get(ours, ())]
+        told.append(f"`{key}` ({n:,} of {n_lines:,} lines{f'; is it meant as `{near[0]}`?' if near else ''})")
+    if told:
+        say(f"{path}: keys that are not read: {', '.join(sorted(told))}")
+
+
+def _way_to_jsonl(path: Path) -> str:
+    """What makes a file that loads of this one: a new name, where every line is an object already."""
+    try:
+        with open(path, "rb") as file:
+            first, more = json.loads(file.readline(MAX_LINE_BYTES)), file.read(1)
+        if isinstance(first, dict) and (more or "question" in first or "text" in first):
+            return f"Each line is a JSON object: rename the file to {path.stem}.jsonl."
+    except (OSError, ValueError):
+        pass
+    return _CONVERT
 
 
 def _jsonl_records(path: Path, read: Callable[[str, str], _Record]) -> Iterator[tuple[int, _Record | BadLineError]]:
@@ -98,56 +138,11 @@ def _jsonl_records(path: Path, read: Callable[[str, str], _Record]) -> Iterator[
 
 
 def _tsv_records(path: Path) -> Iterator[tuple[int, Passage | BadLineError]]:
-    number = 0
-    faults: list[tuple[int, BadLineError]] = []
-
-    def decoded_lines() -> Iterator[str]:  # csv asks for the next one while a quoted field is open
-        nonlocal number
-        for number, _, raw in read_lines(path):
-            try:
-                yield decoded(raw) + "\n"
-            except BadLineError as fault:
-                faults.append((number, fault))
-
-    rows = csv.reader(decoded_lines(), delimiter="\t", strict=True)
-    header_seen = False
-    row: list[str] | None = []
-    while row is not None:
+    for number, row in tsv_rows(path):
         try:
-            row = next(rows, None)
-            if row is not None and not header_seen:
-                _check_header(path, row)
-                header_seen = True
-            elif row is not None:
-                yield number, _tsv_passage(row)
-        except csv.Error as error:
-            faults.append((number, BadLineError("a line is not valid tab-separated text", got=str(error))))
+            yield number, row if isinstance(row, BadLineError) else _passage(row)
         except BadLineError as fault:
-            faults.append((number, fault))
-        yield from faults
-        faults.clear()
-
-
-def _tsv_passage(row: list[str]) -> Passage:
-    if len(row) != len(_DPR_HEADER):
-        raise BadLineError(
-            "a line has the wrong number of columns",
-            got=f"{len(row)}",
-            expected="3, separated by tabs: id, text, title",
-            action="A tab or quotation mark inside a field must be quoted as csv does.",
-        )
-    return _passage(dict(zip(_DPR_HEADER, row, strict=True)))
-
-
-def _check_header(path: Path, row: list[str]) -> None:
-    if row != _DPR_HEADER:
-        raise OpenBookError(
-            "the header is not DPR's",
-            where=f"{path}:1",
-            got=repr("\t".join(row))[:120],
-            expected=repr("\t".join(_DPR_HEADER)),
-            action="Put that line first, or convert the file to .jsonl.",
-        )
+            yield number, fault
 
 
 def _json_object(line: str) -> dict[str, Any]:
@@ -166,6 +161,9 @@ def _json_object(line: str) -> dict[str, Any]:
     return fields
 
 
+_CONVERT = "Convert the file to one JSON object per line, named .jsonl."
+
+
 def _require(fields: dict[str, Any], key: str, needs: str) -> Any:
     if key in fields:
         return fields[key]
@@ -174,7 +172,7 @@ def _require(fields: dict[str, Any], key: str, needs: str) -> Any:
         f"a line has no `{key}`",
         got=f"the keys {', '.join(map(repr, sorted(fields)))}"[:200],
         expected=needs,
-        action=f"Rename `{near[0]}` to `{key}`." if near else "",
+        action="" if not near else _KILT if near[0] == "output" else f"Rename `{near[0]}` to `{key}`.",
     )
 
 
@@ -201,8 +199,21 @@ def _strings(value: Any, key: str, *, numbers: bool = False) -> tuple[str, ...]:
     return tuple(_string(item, key, numbers=numbers, empty=False) for item in value)
 
 
-def _passage(fields: dict[str, Any]) -> Passage:
+def _note_unread(unread: Counter[str] | None, given: dict[str, Any], known: tuple[str, ...]) -> None:
+    if unread is not None:
+        unread.update(key for key in given if key not in known)
+
+
+def _passage(fields: dict[str, Any], unread: Counter[str] | None = None) -> Passage:
     needs = "`id`, `title` and `text` on each line (`title` may be an empty string)"
+    if "contents" in fields and "title" not in fields:
+        raise BadLineError(
+            "a line has no `title` and no `text`",
+            got="`contents`, as Pyserini and FlashRAG write it",
+            expected=needs,
+            action="Write the first line of `contents` as `title` and the rest as `text`.",
+        )
+    _note_unread(unread, fields, _PASSAGE_KEYS)
     return Passage(
         _string(_require(fields, "id", needs), "id", numbers=True, empty=False),
         _string(_require(fields, "title", needs), "title"),
@@ -210,8 +221,10 @@ def _passage(fields: dict[str, Any]) -> Passage:
     )
 
 
-def _example(line: str, default_id: str) -> Example:
+def _example(line: str, default_id: str, unread: Counter[str] | None = None) -> Example:
     fields = _json_object(line)
+    _note_unread(unread, fields, _QUESTION_KEYS)
+    fields = {key: value for key, value in fields.items() if value is not None or key in ("question", "answers")}
     needs = "`question` (a string) and `answers` (a list of strings, at least one) on each line"
     question = _string(_require(fields, "question", needs), "question", empty=False)
     answers = _strings(_require(fields, "answers", needs), "answers")

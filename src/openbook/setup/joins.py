@@ -1,0 +1,154 @@
+"""What of the data fits together: every join is counted and said, and refused where nothing at all matches."""
+
+import unicodedata
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from openbook.batch import Example
+from openbook.config.combinations import labels_of
+from openbook.config.schema import Config
+from openbook.data.corpus import Corpus
+from openbook.data.inputs import special_ids, token_ids
+from openbook.data.question_file import QuestionFile
+from openbook.errors import OpenBookError, raise_all
+from openbook.metrics.matching import has_answer, normalize_answer
+from openbook.retrieval.bm25 import BM25Index
+from openbook.setup.data import Parts
+from openbook.utils.console import say
+
+SAMPLE = 2000  # questions of a file that are looked at where each costs a tokenizer or a search
+BM25_SAMPLE = 200
+
+
+def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile], training: bool) -> None:
+    """Say how many positive ids, labels, answers and passages do not fit, as far as any do not; OpenBookError where a
+    file's positive ids, labels or answers fit nowhere and the run is there to train on them."""
+    problems: list[OpenBookError] = []
+
+    def count(what: str, n: int, of: int, where: str, *, action: str = "", fatal: bool = True) -> None:
+        if n and n == of and fatal and training:
+            problems.append(OpenBookError(f"none of {of:,} {what.replace('|', ' ')}", where=where, action=action))
+        elif n:
+            say(f"{where}: {n:,} of {of:,} {_not(what)}{'. ' + action if action and n == of else ''}")
+
+    if config.objective != "closed_book":
+        _passages_cut(config, parts.corpus, parts)
+    for split, file in questions.items():
+        where, some = f"data.{split}", _spread(file, SAMPLE)
+        positives = [one for example in _spread(file, 50 * SAMPLE) for one in example.positive_ids]
+        if positives and config.objective != "closed_book":
+            n = sum(parts.corpus.row_of(one) is None for one in positives)
+            action = "Compare the ids of the two files; without positive_ids recall counts passages with an answer."
+            count("positive ids|are in the corpus", n, len(positives), where, action=action)
+        if config.evaluate.task == "labels":
+            labels = {label.casefold() for label in labels_of(config.evaluate.labels)}
+            n = sum(not labels & {answer.strip().casefold() for answer in example.answers} for example in some)
+            count("questions|have one of evaluate.labels as an answer", n, len(some), where)
+        elif config.objective != "dpr" and not config.evaluate.regex_answers:
+            n = _unwritable(parts.generator_tokenizer, some)
+            action = "Exact match can only be 0: use a generator whose tokenizer knows these signs."
+            count(
+                "questions|have an answer that the generator's tokenizer can write", n, len(some), where, action=action
+            )
+        if config.objective not in ("closed_book", "dpr"):
+            n, of = _answers_cut(config, parts, some)
+            if n:
+                say(
+                    f"{where}: the answer of {n:,} of {of:,} questions stands only in the part of their gold passage "
+                    "that the generator does not read: split passages, or raise data.max_context_tokens"
+                )
+    raise_all(problems)
+
+
+def check_bm25(index: BM25Index, questions: dict[str, QuestionFile]) -> None:
+    """Say for how many questions BM25 finds no passage; OpenBookError where it finds none for any."""
+    for split, file in questions.items():
+        some = _spread(file, BM25_SAMPLE)
+        n = int((index.search([example.question for example in some], 1)[0][:, 0] < 0).sum())
+        if n == len(some):
+            raise OpenBookError(
+                "BM25 finds no passage for any question",
+                where=f"data.{split}",
+                got=f"{n} of {len(some)} questions share no word with a passage",
+                expected="questions and passages in one language",
+                action="Set retriever.kind=dense.",
+            )
+        if n:
+            say(f"data.{split}: BM25 finds no passage for {n:,} of {len(some):,} questions")
+
+
+def _not(what: str) -> str:
+    """'positive ids|are in the corpus' -> 'positive ids are not ...', as the rest of a sentence."""
+    things, holds = what.split("|")
+    verb, _, rest = holds.partition(" ")
+    return f"{things} {verb} not {rest}" if verb == "are" else f"{things} do not {verb} {rest}"
+
+
+def _spread(file: QuestionFile, n: int) -> list[Example]:
+    """At most n questions, spread evenly over the file."""
+    n = min(n, len(file))
+    return [file[place * len(file) // n] for place in range(n)]
+
+
+def _unwritable(tokenizer: object, examples: Sequence[Example]) -> int:
+    """Questions none of whose answers comes back from its tokens."""
+    answers = [answer for example in examples for answer in example.answers]
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    ids = token_ids(tokenizer, answers)  # type: ignore[arg-type]
+    back = tokenizer.batch_decode(ids, skip_special_tokens=True)  # type: ignore[attr-defined]
+    writable = {
+        answer: unknown not in one and _signs(answer) == _signs(text)
+        for answer, one, text in zip(answers, ids, back, strict=True)
+    }
+    return sum(not any(writable[answer] for answer in example.answers) for example in examples)
+
+
+def _signs(text: str) -> str:
+    """What must come back from the tokens: spaces, case and accents may be the tokenizer's own."""
+    decomposed = unicodedata.normalize("NFD", normalize_answer(text))
+    return "".join(sign for sign in decomposed if not sign.isspace() and not unicodedata.combining(sign))
+
+
+def _passages_cut(config: Config, corpus: Corpus, parts: Parts) -> None:
+    """Passages longer than the models read, and how much of the corpus that is."""
+    readers: list[tuple[str, str, int, str]] = []
+    if config.retriever.kind == "dense":
+        room = config.data.max_passage_tokens - special_ids(parts.passage_tokenizer).n_in_context
+        readers.append(("encoder", "the passage encoder", room, "data.max_passage_tokens"))
+    if config.objective != "dpr":
+        asked = 16  # tokens of a usual question beside the passage
+        room = config.data.max_context_tokens - special_ids(parts.generator_tokenizer).n_in_context - asked
+        readers.append(("generator", "the generator", room, "data.max_context_tokens"))
+    for role, who, room, key in readers:
+        lengths = np.diff(corpus.tokens(role).offsets)
+        n = int((lengths > room).sum())
+        if n:
+            lost = float(np.maximum(lengths - room, 0).sum() / lengths.sum())
+            say(
+                f"data.corpus: {n:,} of {len(lengths):,} passages are cut for {who}, which reads {max(room, 0)} of at "
+                f"most {int(lengths.max()):,} tokens ({lost:.1%} of the corpus is not read): split them, or raise {key}"
+            )
+
+
+def _answers_cut(config: Config, parts: Parts, examples: Sequence[Example]) -> tuple[int, int]:
+    """(questions whose answer stands in their gold passage, but not in what the generator reads of it; questions whose
+    answer stands there)."""
+    tokens, tokenizer = parts.corpus.tokens("generator"), parts.generator_tokenizer
+    room = config.data.max_context_tokens - special_ids(tokenizer).n_in_context
+    decode: Callable[[list[int]], str] = tokenizer.decode
+    n_cut = n_there = 0
+    for example in examples:
+        row = next((row for one in example.positive_ids if (row := parts.corpus.row_of(one)) is not None), None)
+        if row is None:
+            continue
+        start, stop = int(tokens.offsets[row]), int(tokens.offsets[row + 1])
+        passage = parts.corpus.passage(row)
+        if not has_answer(f"{passage.title} {passage.text}", example.answers, config.evaluate.regex_answers):
+            continue
+        n_there += 1
+        kept = room - len(token_ids(tokenizer, [example.question])[0])
+        if stop - start > kept:
+            read = decode(list(map(int, tokens.flat[start : start + max(kept, 0)])))
+            n_cut += not has_answer(read, example.answers, config.evaluate.regex_answers)
+    return n_cut, n_there
