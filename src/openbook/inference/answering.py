@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from openbook.batch import IGNORED_LABEL, Batch, to_device
 from openbook.config.evaluation import DecodeConfig
@@ -175,12 +176,8 @@ def _finite(logprob: float) -> float | None:
 
 def _stacked(targets: Sequence[Sequence[Tensor]]) -> Tensor:
     """[batch, n_targets, target_len] from each question's own targets; what is not there is padding."""
-    length = max(len(one) for of_question in targets for one in of_question)
-    labels = torch.full((len(targets), max(map(len, targets)), length), IGNORED_LABEL)
-    for number, of_question in enumerate(targets):
-        for place, one in enumerate(of_question):
-            labels[number, place, : len(one)] = one
-    return labels
+    rows = pad_sequence([one for own in targets for one in own], batch_first=True, padding_value=IGNORED_LABEL)
+    return pad_sequence(rows.split([len(own) for own in targets]), batch_first=True, padding_value=IGNORED_LABEL)
 
 
 def _nll(reads: str, token_logprobs: Tensor, doc_scores: Tensor, labels: Tensor) -> Tensor:

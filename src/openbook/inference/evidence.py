@@ -73,10 +73,6 @@ def found_passages(
             for place in reading_order(top, prior)
             for passage in [corpus.passage(top[place])]
         ]
-        hits = [False] * max(RECALL_AT)
-        for place, hit in zip(present, relevant, strict=True):
-            if place < len(hits):
-                hits[place] = hit
         first = passages[: max(RECALL_AT)]
         with_answer, positive = answer_hits(example.answers, first, regex), gold_hits(known, first)
         if not first and len(top) > 1:  # searched for and not found is a miss; a closed book does not search
@@ -92,7 +88,7 @@ def found_passages(
                 passages=tuple(read),
                 exact_match=None,
                 f1=None,
-                hits=tuple(hits),
+                hits=tuple(relevant_at.get(place, False) for place in range(max(RECALL_AT))),
                 answer_hits=with_answer,
                 gold_hits=positive,
             )
