@@ -152,9 +152,8 @@ def greedy(
         if length < min_length:
             marginal[:, eos] = -torch.inf
 
-        chosen = torch.where(finished, pad, torch.where(hopeless, eos, marginal.argmax(dim=1)))
-        index = chosen.view(batch, 1, 1).expand(batch, n_docs, 1)
-        joint = weights + token_logprobs.gather(2, index).squeeze(2)
+        newest = torch.where(finished, pad, torch.where(hopeless, eos, marginal.argmax(dim=1)))
+        joint = weights + token_logprobs.take_along_dim(newest.view(batch, 1, 1), 2).squeeze(2)
         step_logprob = torch.logsumexp(joint, dim=1, keepdim=True)
 
         live = ~finished
@@ -164,9 +163,8 @@ def greedy(
                 live.unsqueeze(1), joint - step_logprob.masked_fill(hopeless.unsqueeze(1), 0.0), weights
             )
 
-        produced.append(chosen)
-        newest = chosen
-        finished = finished | (chosen == eos)
+        produced.append(newest)
+        finished = finished | (newest == eos)
         if bool(finished.all()):
             break
 

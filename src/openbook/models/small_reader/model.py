@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -163,14 +163,16 @@ class MiniLMReader(nn.Module):
         )
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        again = self.checkpointing and torch.is_grad_enabled()
-        return recomputed(layer, *inputs) if again else layer(*inputs)
+        return recomputed(layer, *inputs) if self.checkpointing and torch.is_grad_enabled() else layer(*inputs)
 
     def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str, extra: Tensor | float = 0.0) -> Tensor:
         last = first + ids.shape[1]
         if last > self.config.max_positions:
-            limit = f"at most {self.config.max_positions}"
-            raise OpenBookError(f"{what} is too long for the reader", got=f"{last} tokens", expected=limit)
+            raise OpenBookError(
+                f"{what} is too long for the reader",
+                got=f"{last} tokens",
+                expected=f"at most {self.config.max_positions}",
+            )
         words = F.embedding(ids, self.word_embeddings)
         return self.norm(words + self.positions.weight[first:last] + self.segments(segments) + extra)
 
@@ -182,12 +184,9 @@ class MiniLMReader(nn.Module):
         fields are read from the folder."""
         source, weights = parts.read_folder(Path(folder), ("config.json", "vocab.txt", "model.safetensors"))
         vocab = (Path(folder) / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        chosen = config or ReaderConfig()
         reader = cls(
-            ReaderConfig(
-                encoder_layers=chosen.encoder_layers,
-                decoder_layers=chosen.decoder_layers,
-                copy_scale=chosen.copy_scale,
+            replace(
+                config or ReaderConfig(),
                 vocab=source["vocab_size"],
                 dim=source["hidden_size"],
                 heads=source["num_attention_heads"],
@@ -210,10 +209,9 @@ class MiniLMReader(nn.Module):
         self.positions.weight.copy_(weights["embeddings.position_embeddings.weight"])
         self.segments.weight.copy_(weights["embeddings.token_type_embeddings.weight"])
         parts.copy_part(self.norm, weights, "embeddings.LayerNorm")
-        sides = ((self.encoder, self.config.encoder_layers), (self.decoder, self.config.decoder_layers))
-        for layers, numbers in sides:
-            for layer, number in zip(parts.layers_of(layers), numbers, strict=True):
-                layer.warm_start(weights, number)
+        numbers = self.config.encoder_layers + self.config.decoder_layers
+        for layer, number in zip((*self.encoder, *self.decoder), numbers, strict=True):
+            layer.warm_start(weights, number)
         for part in (self.copy_query, self.copy_key):
             nn.init.normal_(part.weight, std=0.02, generator=generator)
             nn.init.zeros_(part.bias)
@@ -232,7 +230,7 @@ class MiniLMReader(nn.Module):
         if fields.get("model_type") != ReaderConfig.model_type:
             raise OpenBookError("not a folder of the small reader", where=folder, got=fields.get("model_type"))
         layers = {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")}
-        reader = cls(ReaderConfig(**{**fields, **layers}))
+        reader = cls(ReaderConfig(**fields | layers))
         try:
             reader.load_state_dict(weights)
         except RuntimeError as error:
