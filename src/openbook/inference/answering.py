@@ -64,10 +64,11 @@ class Answering:
         ids, mask = self._contexts(batch, top[:, : self.n_docs])
         encoded: Any = EncodedOnce(self.generator)
         memory = encoded.encode(ids, mask)
-        if self.task == "labels":
-            candidates: Sequence[Sequence[Hypothesis]] = self._labels(memory, mask, doc_scores)
-        else:
-            candidates = self._search(encoded, ids, mask, doc_scores)
+        candidates: Sequence[Sequence[Hypothesis]] = (
+            self._labels(memory, mask, doc_scores)
+            if self.task == "labels"
+            else self._search(encoded, ids, mask, doc_scores)
+        )
         scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
         gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
         produced = [torch.tensor(found[0].token_ids) for found in candidates]
@@ -145,12 +146,12 @@ class Answering:
         texts = [self._text(one) for one in candidates]
         by_token: tuple[TokenProvenance, ...] = ()
         if self.likelihood == "rag_token" and found.passages:
-            pieces = [
-                "(end)" if token == self.generator.eos_token_id else self.detokenize([token])
-                for token in candidates[0].token_ids
-            ]
-            by_token = tuple(map(TokenProvenance, pieces, map(tuple, weights)))
-        scored = [(text, one.logprob) for text, one in zip(texts, candidates, strict=True)]
+            by_token = tuple(
+                TokenProvenance(
+                    "(end)" if token == self.generator.eos_token_id else self.detokenize([token]), tuple(own)
+                )
+                for token, own in zip(candidates[0].token_ids, weights, strict=False)  # behind the answer is padding
+            )
         return replace(
             found,
             prediction=texts[0],
@@ -158,7 +159,9 @@ class Answering:
             f1=None if self.regex else f1(texts[0], found.answers),
             logprob=_finite(candidates[0].logprob),
             tokens=by_token,
-            candidates=tuple(one for one in scored if math.isfinite(one[1])),
+            candidates=tuple(
+                (text, one.logprob) for text, one in zip(texts, candidates, strict=True) if math.isfinite(one.logprob)
+            ),
             label=texts[0] if self.task == "labels" else "",
         )
 

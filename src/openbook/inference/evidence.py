@@ -62,18 +62,17 @@ def found_passages(
     for number, (example, top, prior) in enumerate(zip(batch.examples, rows.tolist(), priors.tolist(), strict=True)):
         if batch.weight[number] == 0:
             continue
-        present = [place for place, row in enumerate(top) if row >= 0]
-        passages = [corpus.passage(top[place]) for place in present]
+        passages = {place: corpus.passage(row) for place, row in enumerate(top) if row >= 0}
         # Ids of another corpus say nothing about this one: then, as without ids, a passage with an answer counts.
         known = tuple(identity for identity in example.positive_ids if corpus.row_of(identity) is not None)
-        relevant = relevant_passages(replace(example, positive_ids=known), passages, regex)
-        relevant_at = dict(zip(present, relevant, strict=True))
+        relevant = relevant_passages(replace(example, positive_ids=known), list(passages.values()), regex)
+        relevant_at = dict(zip(passages, relevant, strict=True))
         read = [
             ReadPassage(passage.id, passage.title, prior[place], after[number][place], relevant_at[place], passage.text)
             for place in reading_order(top, prior)
-            for passage in [corpus.passage(top[place])]
+            for passage in [passages[place]]
         ]
-        first = passages[: max(RECALL_AT)]
+        first = list(passages.values())[: max(RECALL_AT)]
         with_answer, positive = answer_hits(example.answers, first, regex), gold_hits(known, first)
         if not first and len(top) > 1:  # searched for and not found is a miss; a closed book does not search
             with_answer, positive = (False,), (False,) if known else ()

@@ -31,17 +31,14 @@ class Memory(NamedTuple):
 
 class Cache(NamedTuple):
     """What decoding keeps between positions. Per row of n * beams: run, start [rows, context_len], the runs after the
-    newest token and the scores of where an answer starts; self_keys, self_values [rows, heads, length, dim per head] of
-    each decoder layer. Per context: copy_keys [n, context_len, dim], cross_keys and cross_values."""
+    newest token and the scores of where an answer starts. Per context: copy_keys [n, context_len, dim]. Per decoder
+    layer: keys and values [rows, heads, length, dim per head] of the answers, then those of the contexts [n, ...]."""
 
     length: int
     run: Tensor
     start: Tensor
     copy_keys: Tensor
-    self_keys: tuple[Tensor, ...]
-    self_values: tuple[Tensor, ...]
-    cross_keys: tuple[Tensor, ...]
-    cross_values: tuple[Tensor, ...]
+    layers: tuple[tuple[Tensor, Tensor, tuple[Tensor, Tensor]], ...]
 
 
 @dataclass(frozen=True)

@@ -124,17 +124,16 @@ class MiniLMReader(nn.Module):
         states = self._embed(decoder_input_ids, torch.zeros_like(decoder_input_ids), past, "an answer")
         written = torch.arange(past, past + target_len, device=run.device)[:, None]  # answer tokens at each position
         causal = parts.HIDDEN * (torch.arange(past + target_len, device=run.device) > written)
-        kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        kept: list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = []
         for number, layer in enumerate(parts.layers_of(self.decoder)):
             keys, values = layer.attention.remember(states)
             if cache is None:
                 cross = layer.cross.remember(memory.states)
             else:
-                keys = torch.cat([cache.self_keys[number], keys], 2)
-                values = torch.cat([cache.self_values[number], values], 2)
-                cross = cache.cross_keys[number], cache.cross_values[number]
+                old_keys, old_values, cross = cache.layers[number]
+                keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
             states = self._run(layer.decode, states, keys, values, causal, *cross, clamped, padding)
-            kept.append((keys, values, *cross))
+            kept.append((keys, values, cross))
 
         copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
         query = self.copy_query(states).view(n, -1, self.config.dim)
@@ -151,15 +150,14 @@ class MiniLMReader(nn.Module):
         looked = scores.softmax(-1).to(self.head.dtype).view(n, -1, context_len)
         copied = (looked @ F.embedding(memory.ids, self.head)).view_as(states)
         hidden = self.config.copy_scale * copied + self.own_words(states)
-        return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, *zip(*kept, strict=True))
+        return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, tuple(kept))
 
     def reorder(self, cache: Cache, rows: Tensor) -> Cache:
         """Row i of the new cache continues row rows[i] of the old one; rows stay with their context."""
         return cache._replace(
             run=cache.run[rows],
             start=cache.start[rows],
-            self_keys=tuple(keys[rows] for keys in cache.self_keys),
-            self_values=tuple(values[rows] for values in cache.self_values),
+            layers=tuple((keys[rows], values[rows], cross) for keys, values, cross in cache.layers),
         )
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
