@@ -15,8 +15,6 @@ from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
 from openbook.retrieval.base import Retriever
 
-OF_ANSWERS = ("exact_match", "f1")  # Measures that need an answer: null where there is none.
-
 
 @torch.inference_mode()
 def best_passages(batch: Batch, retriever: Retriever[Any], n_docs: int, index_is_exact: bool) -> tuple[Tensor, Tensor]:
@@ -97,4 +95,4 @@ def found_passages(
 
 def summarize_found(predictions: Sequence[Prediction], resamples: int = 0, seed: int = 0) -> dict[str, Any]:
     """`metrics.summarize`, with null for what only an answer could have."""
-    return dict.fromkeys(OF_ANSWERS) | summarize(predictions, resamples=resamples, seed=seed)
+    return dict.fromkeys(("exact_match", "f1")) | summarize(predictions, resamples=resamples, seed=seed)

@@ -207,10 +207,9 @@ def _found(
     found = rag_token_beams(
         generator, context_ids, context_mask, alone, beams, max_length, min_length, length_penalty, n_best=beams
     )
-    present = (alone.view(-1) == 0).tolist()
     return [
         {hypothesis.token_ids: hypothesis.logprob for hypothesis in own} if there else {}
-        for own, there in zip(found, present, strict=True)
+        for own, there in zip(found, (alone[:, 0] == 0).tolist(), strict=True)
     ]
 
 

@@ -55,9 +55,8 @@ def rag_token_beams(
             got=f"n_best {n_best}, beams {beams}",
             expected="1 <= n_best <= beams",
         )
-    possible = (doc_logprobs > -torch.inf).any(dim=1).tolist()
     search = BeamSearch(
-        possible,
+        (doc_logprobs > -torch.inf).any(dim=1).tolist(),
         beams=beams,
         max_length=max_length,
         min_length=min_length,

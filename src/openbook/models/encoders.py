@@ -23,8 +23,7 @@ class TextEncoder(nn.Module):
         self.model = model
         self.pooling = pooling
         self.normalize = normalize
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
+        model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
 
     @property
     def dim(self) -> int:

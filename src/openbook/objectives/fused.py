@@ -165,7 +165,6 @@ def _forward(
     for questions, of_rows in _chunks(counted.sum((1, 2)).tolist(), most):
         pieces = list(zip(rows[of_rows].split(most), row_labels[of_rows].split(most), strict=True))
         keep = any(wanted[:3]) and len(pieces) == 1
-        residual = None
         for piece, piece_labels in pieces:
             residual, token_logprobs.view(-1)[piece] = head(flat_hidden[piece], piece_labels, keep=keep)
 

@@ -1,7 +1,5 @@
 """The vocabulary head of one chunk: log-probabilities of the labels, and the residual that gradients are made of."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -45,11 +43,10 @@ def through_head(
     return logits if keep else None, logprobs
 
 
-def slices(n: int, row_bytes: int, on: Tensor) -> Iterator[slice]:
+def slices(n: int, row_bytes: int, on: Tensor) -> list[slice]:
     """n rows, some at a time: on a CPU what its cache holds, elsewhere enough to be busy with."""
     at_once = max(1, (2 * 2**20 if on.device.type == "cpu" else 64 * 2**20) // row_bytes)
-    for start in range(0, n, at_once):
-        yield slice(start, start + at_once)
+    return [slice(start, start + at_once) for start in range(0, n, at_once)]
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,10 +1,9 @@
 """Parts of the small generator: its configuration, BERT's layers, and how they start from BERT's weights."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -151,11 +150,6 @@ class Layer(nn.Module):
                 nn.init.eye_(linear.weight)
                 nn.init.zeros_(linear.bias)
             self.run_bonus[:, : self.cross.heads // 2] = torch.tensor(RUN_BONUS)[:, None]
-
-
-def layers_of(modules: nn.ModuleList) -> Iterator[Layer]:
-    """A ModuleList of layers, typed."""
-    return iter(cast("list[Layer]", modules))
 
 
 # The parts of a layer here, and what BERT's weights call them.

@@ -18,9 +18,10 @@ probabilities: a fused loss may rely on it. Axes: n contexts, context_len, targe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -90,7 +91,7 @@ class MiniLMReader(nn.Module):
         alike = parts.likeness(context_ids, self.head, context_mask.bool() & ~in_passage & ~starts & ~ends, in_passage)
         states = self._embed(context_ids, in_passage.long(), 0, "a context", alike @ self.question_match)
         bias = parts.padding_bias(context_mask)[:, None, None]
-        for layer in parts.layers_of(self.encoder):
+        for layer in cast("Iterable[Layer]", self.encoder):
             states = self._run(layer.encode, states, bias)
         return Memory(states, context_ids, in_passage)
 
@@ -125,7 +126,7 @@ class MiniLMReader(nn.Module):
         written = torch.arange(past, past + target_len, device=run.device)[:, None]  # answer tokens at each position
         causal = parts.HIDDEN * (torch.arange(past + target_len, device=run.device) > written)
         kept: list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = []
-        for number, layer in enumerate(parts.layers_of(self.decoder)):
+        for number, layer in enumerate(cast("Iterable[Layer]", self.decoder)):
             keys, values = layer.attention.remember(states)
             if cache is None:
                 cross = layer.cross.remember(memory.states)
