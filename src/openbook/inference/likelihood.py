@@ -48,14 +48,14 @@ def target_logprobs(generator: Generator, memory: Any, context_mask: Tensor, lab
     inputs = decoder_inputs(rows, generator.decoder_start_token_id, generator.pad_token_id)
     hidden, _ = generator.decode(inputs, memory, context_mask)
     counted = rows >= 0
-    states, gold = hidden[counted], rows[counted]
     at_once = max(1, LOGITS_AT_ONCE // generator.head_weight.shape[0])
-    parts = [
-        token_logprobs_of(generator.logits(some), some_gold)
-        for some, some_gold in zip(states.split(at_once), gold.split(at_once), strict=True)
-    ]
     logprobs = torch.zeros(rows.shape, device=labels.device)
-    logprobs[counted] = torch.cat(parts).float() if parts else logprobs[counted]
+    logprobs[counted] = torch.cat(
+        [
+            token_logprobs_of(generator.logits(states), gold)
+            for states, gold in zip(hidden[counted].split(at_once), rows[counted].split(at_once), strict=True)
+        ]
+    ).float()
     return logprobs.view(batch, n_docs, n_targets, target_len)
 
 
