@@ -71,8 +71,9 @@ class Answering:
         )
         scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
         gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
-        produced = [torch.tensor(found[0].token_ids) for found in candidates]
-        labels = _stacked([[one, *others] for one, others in zip(produced, gold, strict=True)]).to(mask.device)
+        labels = _stacked(
+            [[torch.tensor(found[0].token_ids), *others] for found, others in zip(candidates, gold, strict=True)]
+        ).to(mask.device)
         token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
         nll = _nll(self.likelihood, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
         alone = self._closed_book_nll(batch, labels) if scores_gold and retriever.has_passages else None

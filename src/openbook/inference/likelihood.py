@@ -42,8 +42,9 @@ def target_logprobs(generator: Generator, memory: Any, context_mask: Tensor, lab
     n_docs = context_mask.shape[0] // batch
     few = max(1, TOKENS_AT_ONCE // (batch * n_docs * target_len))
     if n_targets > few:
-        some = [target_logprobs(generator, memory, context_mask, part) for part in labels.split(few, dim=1)]
-        return torch.cat(some, dim=2)
+        return torch.cat(
+            [target_logprobs(generator, memory, context_mask, some) for some in labels.split(few, dim=1)], dim=2
+        )
     rows = labels.repeat_interleave(n_docs, 0).flatten(0, 1)  # [batch * n_docs * n_targets, target_len]
     inputs = decoder_inputs(rows, generator.decoder_start_token_id, generator.pad_token_id)
     hidden, _ = generator.decode(inputs, memory, context_mask)

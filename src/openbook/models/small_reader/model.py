@@ -228,11 +228,15 @@ class MiniLMReader(nn.Module):
         fields, weights = parts.read_folder(Path(folder), ("config.json", "model.safetensors"))
         if fields.get("model_type") != ReaderConfig.model_type:
             raise OpenBookError("not a folder of the small reader", where=folder, got=fields.get("model_type"))
-        layers = {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")}
-        reader = cls(ReaderConfig(**fields | layers))
+        reader = cls(
+            ReaderConfig(**fields | {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")})
+        )
         try:
             reader.load_state_dict(weights)
         except RuntimeError as error:
-            misfit = str(error).splitlines()[1].strip()
-            raise OpenBookError("the reader's weights do not fit its config.json", where=folder, got=misfit) from error
+            raise OpenBookError(
+                "the reader's weights do not fit its config.json",
+                where=folder,
+                got=str(error).splitlines()[1].strip(),
+            ) from error
         return reader
