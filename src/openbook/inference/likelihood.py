@@ -22,9 +22,8 @@ class EncodedOnce:
 
     def __init__(self, generator: Generator):
         self._generator = generator
-        self.encode = lru_cache(maxsize=1)(
-            generator.encode
-        )  # tensors are told apart by identity, not by what they hold
+        # Tensors are told apart by identity, not by what they hold.
+        self.encode = lru_cache(maxsize=1)(generator.encode)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._generator, name)

@@ -132,7 +132,8 @@ class MiniLMReader(nn.Module):
                 cross = layer.cross.remember(memory.states)
             else:
                 old_keys, old_values, cross = cache.layers[number]
-                keys, values = torch.cat([old_keys, keys], 2), torch.cat([old_values, values], 2)
+                keys = torch.cat([old_keys, keys], 2)
+                values = torch.cat([old_values, values], 2)
             states = self._run(layer.decode, states, keys, values, causal, *cross, clamped, padding)
             kept.append((keys, values, cross))
 
