@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from openbook.errors import OpenBookError
 from openbook.models.small_reader.detokenize import detokenize
@@ -244,14 +247,10 @@ def test_from_minilm_is_a_function_of_the_seed(minilm: MiniLMReader) -> None:
 def test_detokenize_writes_as_a_writer_does(pieces: str, text: str) -> None:
     words = ["[CLS]", "[SEP]", *dict.fromkeys(pieces.split())]
 
-    class Tokenizer:
-        all_special_ids = (0, 1)
-
-        def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-            return [words[number] for number in ids]
-
+    vocabulary = WordLevel({word: number for number, word in enumerate(words)}, "[SEP]")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(vocabulary), cls_token="[CLS]", sep_token="[SEP]")
     ids = [0, *map(words.index, pieces.split()), 1]
-    assert detokenize(Tokenizer(), ids) == text
+    assert detokenize(tokenizer, ids) == text
 
 
 def test_gradients_are_the_same_at_every_run() -> None:

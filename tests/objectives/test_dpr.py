@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openbook.objectives.dpr import dpr_nll, dpr_scores, in_batch_hits
+from openbook.objectives.dpr import dpr_scores, in_batch_hits, nll_of
 from openbook.utils.distributed import gather_rows_with_gradient
 from tests.ranks import on_ranks
 
@@ -22,6 +22,10 @@ def drawn(seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     passage_emb = torch.randn(N, DIM, generator=draw, dtype=torch.float64)
     positive = torch.randint(N, (BATCH,), generator=draw)
     return question_emb, passage_emb, positive, torch.rand(BATCH, N, generator=draw) < 0.6
+
+
+def dpr_nll(question_emb: Tensor, passage_emb: Tensor, positive: Tensor, mask: Tensor, temperature: float) -> Tensor:
+    return nll_of(dpr_scores(question_emb, passage_emb, positive, mask, temperature), positive)
 
 
 def nll_by_hand(question_emb: Tensor, passage_emb: Tensor, positive: Tensor, mask: Tensor) -> list[float]:

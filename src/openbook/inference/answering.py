@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from openbook.batch import IGNORED_LABEL, Batch, to_device
 from openbook.config.evaluation import DecodeConfig
@@ -63,14 +64,16 @@ class Answering:
         ids, mask = self._contexts(batch, top[:, : self.n_docs])
         encoded: Any = EncodedOnce(self.generator)
         memory = encoded.encode(ids, mask)
-        if self.task == "labels":
-            candidates: Sequence[Sequence[Hypothesis]] = self._labels(memory, mask, doc_scores)
-        else:
-            candidates = self._search(encoded, ids, mask, doc_scores)
+        candidates: Sequence[Sequence[Hypothesis]] = (
+            self._labels(memory, mask, doc_scores)
+            if self.task == "labels"
+            else self._search(encoded, ids, mask, doc_scores)
+        )
         scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
         gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
-        produced = [torch.tensor(found[0].token_ids) for found in candidates]
-        labels = _stacked([[one, *others] for one, others in zip(produced, gold, strict=True)]).to(mask.device)
+        labels = _stacked(
+            [[torch.tensor(found[0].token_ids), *others] for found, others in zip(candidates, gold, strict=True)]
+        ).to(mask.device)
         token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
         nll = _nll(self.likelihood, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
         alone = self._closed_book_nll(batch, labels) if scores_gold and retriever.has_passages else None
@@ -144,12 +147,12 @@ class Answering:
         texts = [self._text(one) for one in candidates]
         by_token: tuple[TokenProvenance, ...] = ()
         if self.likelihood == "rag_token" and found.passages:
-            pieces = [
-                "(end)" if token == self.generator.eos_token_id else self.detokenize([token])
-                for token in candidates[0].token_ids
-            ]
-            by_token = tuple(map(TokenProvenance, pieces, map(tuple, weights)))
-        scored = [(text, one.logprob) for text, one in zip(texts, candidates, strict=True)]
+            by_token = tuple(
+                TokenProvenance(
+                    "(end)" if token == self.generator.eos_token_id else self.detokenize([token]), tuple(own)
+                )
+                for token, own in zip(candidates[0].token_ids, weights, strict=False)  # behind the answer is padding
+            )
         return replace(
             found,
             prediction=texts[0],
@@ -157,7 +160,9 @@ class Answering:
             f1=None if self.regex else f1(texts[0], found.answers),
             logprob=_finite(candidates[0].logprob),
             tokens=by_token,
-            candidates=tuple(one for one in scored if math.isfinite(one[1])),
+            candidates=tuple(
+                (text, one.logprob) for text, one in zip(texts, candidates, strict=True) if math.isfinite(one.logprob)
+            ),
             label=texts[0] if self.task == "labels" else "",
         )
 
@@ -175,12 +180,8 @@ def _finite(logprob: float) -> float | None:
 
 def _stacked(targets: Sequence[Sequence[Tensor]]) -> Tensor:
     """[batch, n_targets, target_len] from each question's own targets; what is not there is padding."""
-    length = max(len(one) for of_question in targets for one in of_question)
-    labels = torch.full((len(targets), max(map(len, targets)), length), IGNORED_LABEL)
-    for number, of_question in enumerate(targets):
-        for place, one in enumerate(of_question):
-            labels[number, place, : len(one)] = one
-    return labels
+    rows = pad_sequence([one for own in targets for one in own], batch_first=True, padding_value=IGNORED_LABEL)
+    return pad_sequence(rows.split([len(own) for own in targets]), batch_first=True, padding_value=IGNORED_LABEL)
 
 
 def _nll(reads: str, token_logprobs: Tensor, doc_scores: Tensor, labels: Tensor) -> Tensor:

@@ -82,11 +82,9 @@ class BeamSearch:
         found.sort(key=lambda hypothesis: -hypothesis.score)
         del found[self.beams :]
         self._prefixes[b] = [(*prefixes[row], token) for _, row, token in going]
-        full = len(found) == self.beams
-        self.open[b] = bool(going) and not (full and going[0][0] / divisor <= found[-1].score)
+        self.open[b] = bool(going) and not (len(found) == self.beams and going[0][0] / divisor <= found[-1].score)
         return going if self.open[b] else []
 
     def best(self, n_best: int) -> list[list[Hypothesis]]:
         """The n_best hypotheses of every question, best first; fewer where fewer were found, at least one."""
-        nothing = Hypothesis((self.eos,), -math.inf, -math.inf)
-        return [found[:n_best] or [nothing] for found in self._found]
+        return [found[:n_best] or [Hypothesis((self.eos,), -math.inf, -math.inf)] for found in self._found]

@@ -15,8 +15,6 @@ from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
 from openbook.retrieval.base import Retriever
 
-OF_ANSWERS = ("exact_match", "f1")  # Measures that need an answer: null where there is none.
-
 
 @torch.inference_mode()
 def best_passages(batch: Batch, retriever: Retriever[Any], n_docs: int, index_is_exact: bool) -> tuple[Tensor, Tensor]:
@@ -62,22 +60,17 @@ def found_passages(
     for number, (example, top, prior) in enumerate(zip(batch.examples, rows.tolist(), priors.tolist(), strict=True)):
         if batch.weight[number] == 0:
             continue
-        present = [place for place, row in enumerate(top) if row >= 0]
-        passages = [corpus.passage(top[place]) for place in present]
+        passages = {place: corpus.passage(row) for place, row in enumerate(top) if row >= 0}
         # Ids of another corpus say nothing about this one: then, as without ids, a passage with an answer counts.
         known = tuple(identity for identity in example.positive_ids if corpus.row_of(identity) is not None)
-        relevant = relevant_passages(replace(example, positive_ids=known), passages, regex)
-        relevant_at = dict(zip(present, relevant, strict=True))
+        relevant = relevant_passages(replace(example, positive_ids=known), list(passages.values()), regex)
+        relevant_at = dict(zip(passages, relevant, strict=True))
         read = [
             ReadPassage(passage.id, passage.title, prior[place], after[number][place], relevant_at[place], passage.text)
             for place in reading_order(top, prior)
-            for passage in [corpus.passage(top[place])]
+            for passage in [passages[place]]
         ]
-        hits = [False] * max(RECALL_AT)
-        for place, hit in zip(present, relevant, strict=True):
-            if place < len(hits):
-                hits[place] = hit
-        first = passages[: max(RECALL_AT)]
+        first = list(passages.values())[: max(RECALL_AT)]
         with_answer, positive = answer_hits(example.answers, first, regex), gold_hits(known, first)
         if not first and len(top) > 1:  # searched for and not found is a miss; a closed book does not search
             with_answer, positive = (False,), (False,) if known else ()
@@ -92,7 +85,7 @@ def found_passages(
                 passages=tuple(read),
                 exact_match=None,
                 f1=None,
-                hits=tuple(hits),
+                hits=tuple(relevant_at.get(place, False) for place in range(max(RECALL_AT))),
                 answer_hits=with_answer,
                 gold_hits=positive,
             )
@@ -102,4 +95,4 @@ def found_passages(
 
 def summarize_found(predictions: Sequence[Prediction], resamples: int = 0, seed: int = 0) -> dict[str, Any]:
     """`metrics.summarize`, with null for what only an answer could have."""
-    return dict.fromkeys(OF_ANSWERS) | summarize(predictions, resamples=resamples, seed=seed)
+    return dict.fromkeys(("exact_match", "f1")) | summarize(predictions, resamples=resamples, seed=seed)

@@ -1,5 +1,6 @@
 """How likely given answers are, passage by passage: gold answers, produced answers, labels. No gradient is meant."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,13 +22,8 @@ class EncodedOnce:
 
     def __init__(self, generator: Generator):
         self._generator = generator
-        self._ids: Tensor | None = None
-        self._memory: Any = None
-
-    def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any:
-        if self._ids is not context_ids:
-            self._ids, self._memory = context_ids, self._generator.encode(context_ids, context_mask)
-        return self._memory
+        # Tensors are told apart by identity, not by what they hold.
+        self.encode = lru_cache(maxsize=1)(generator.encode)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._generator, name)
@@ -45,20 +41,21 @@ def target_logprobs(generator: Generator, memory: Any, context_mask: Tensor, lab
     n_docs = context_mask.shape[0] // batch
     few = max(1, TOKENS_AT_ONCE // (batch * n_docs * target_len))
     if n_targets > few:
-        some = [target_logprobs(generator, memory, context_mask, part) for part in labels.split(few, dim=1)]
-        return torch.cat(some, dim=2)
+        return torch.cat(
+            [target_logprobs(generator, memory, context_mask, some) for some in labels.split(few, dim=1)], dim=2
+        )
     rows = labels.repeat_interleave(n_docs, 0).flatten(0, 1)  # [batch * n_docs * n_targets, target_len]
     inputs = decoder_inputs(rows, generator.decoder_start_token_id, generator.pad_token_id)
     hidden, _ = generator.decode(inputs, memory, context_mask)
     counted = rows >= 0
-    states, gold = hidden[counted], rows[counted]
     at_once = max(1, LOGITS_AT_ONCE // generator.head_weight.shape[0])
-    parts = [
-        token_logprobs_of(generator.logits(some), some_gold)
-        for some, some_gold in zip(states.split(at_once), gold.split(at_once), strict=True)
-    ]
     logprobs = torch.zeros(rows.shape, device=labels.device)
-    logprobs[counted] = torch.cat(parts).float() if parts else logprobs[counted]
+    logprobs[counted] = torch.cat(
+        [
+            token_logprobs_of(generator.logits(states), gold)
+            for states, gold in zip(hidden[counted].split(at_once), rows[counted].split(at_once), strict=True)
+        ]
+    ).float()
     return logprobs.view(batch, n_docs, n_targets, target_len)
 
 

@@ -82,9 +82,10 @@ def rag_sequence_thorough(
     """
     if tokens_per_pass < 1:
         raise OpenBookError("no room to score in", got=f"tokens_per_pass {tokens_per_pass}", expected="at least 1")
-    _check_n_best(n_best)
     shared = EncodedOnce(generator)
-    found = _found(shared, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty)
+    found = _found(
+        shared, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty, n_best
+    )
     memory, n_docs = shared.encode(context_ids, context_mask), doc_logprobs.shape[1]
     unknown: list[list[Tokens]] = []
     for first in range(0, len(found), n_docs):
@@ -112,8 +113,9 @@ def rag_sequence_fast(
 ) -> list[list[SequenceHypothesis]]:
     """Like rag_sequence_thorough, but an answer counts only under the passages whose beams found it: a lower bound of
     its likelihood, for the price of the beams alone."""
-    _check_n_best(n_best)
-    found = _found(generator, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty)
+    found = _found(
+        generator, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty, n_best
+    )
     return _ranked(found, doc_logprobs, generator.eos_token_id, length_penalty, n_best)
 
 
@@ -133,15 +135,18 @@ def sequence_logprobs(
     edges = [{answer[:end] for answer in answers for end in range(1, len(answer) + 1)} for answers in wanted]
     for rows in _passes([_longest_only({edge[:-1] for edge in own}) for own in edges], tokens_per_pass):
         width, target_len = max(map(len, rows)), 1 + max(len(row) for own in rows for row in own)
-        inputs = torch.full((len(rows), width, target_len), generator.pad_token_id)
-        inputs[:, :, 0] = generator.decoder_start_token_id
-        places: dict[tuple[int, Tokens], int] = {}  # of a context's prefix among the decoder's positions
-        for context, own in enumerate(rows):
-            for number, row in enumerate(own):
-                inputs[context, number, 1 : len(row) + 1] = torch.tensor(row)
-                start = (context * width + number) * target_len
-                places |= {(context, row[:length]): start + length for length in range(len(row) + 1)}
-        hidden, _ = generator.decode(inputs.flatten(0, 1).to(context_mask.device), memory, context_mask)
+        inputs = [
+            [generator.decoder_start_token_id, *row, *[generator.pad_token_id] * (target_len - 1 - len(row))]
+            for own in rows
+            for row in (*own, *[()] * (width - len(own)))
+        ]
+        places = {  # of a context's prefix among the decoder's positions
+            (context, row[:length]): (context * width + number) * target_len + length
+            for context, own in enumerate(rows)
+            for number, row in enumerate(own)
+            for length in range(len(row) + 1)
+        }
+        hidden, _ = generator.decode(torch.tensor(inputs, device=context_mask.device), memory, context_mask)
         asked = [
             (context, edge)
             for context, own in enumerate(edges)
@@ -189,20 +194,22 @@ def _found(
     max_length: int,
     min_length: int,
     length_penalty: float,
+    n_best: int,
 ) -> list[dict[Tokens, float]]:
     """What the beams of each context found, with log p(y | x, z); nothing where there is no passage.
 
     With one passage per question and a doc_logprob of 0 the marginal is the generator's own distribution.
     """
+    if n_best < 1:
+        raise OpenBookError("no answer is asked for", got=f"n_best {n_best}", expected="at least 1")
     checked_shape(context_ids, doc_logprobs, "rag_sequence", max_length, min_length)  # the beams see no question
     alone = torch.zeros_like(doc_logprobs).masked_fill(doc_logprobs == -torch.inf, -torch.inf).view(-1, 1)
     found = rag_token_beams(
         generator, context_ids, context_mask, alone, beams, max_length, min_length, length_penalty, n_best=beams
     )
-    present = (alone.view(-1) == 0).tolist()
     return [
         {hypothesis.token_ids: hypothesis.logprob for hypothesis in own} if there else {}
-        for own, there in zip(found, present, strict=True)
+        for own, there in zip(found, (alone[:, 0] == 0).tolist(), strict=True)
     ]
 
 
@@ -219,8 +226,3 @@ def _ranked(
             answers.append(SequenceHypothesis(tokens, logprob, logprob / len(tokens) ** length_penalty, tuple(joint)))
         ranked.append(sorted(answers, key=lambda answer: -answer.score)[:n_best])
     return ranked
-
-
-def _check_n_best(n_best: int) -> None:
-    if n_best < 1:
-        raise OpenBookError("no answer is asked for", got=f"n_best {n_best}", expected="at least 1")

@@ -55,9 +55,8 @@ def rag_token_beams(
             got=f"n_best {n_best}, beams {beams}",
             expected="1 <= n_best <= beams",
         )
-    possible = (doc_logprobs > -torch.inf).any(dim=1).tolist()
     search = BeamSearch(
-        possible,
+        (doc_logprobs > -torch.inf).any(dim=1).tolist(),
         beams=beams,
         max_length=max_length,
         min_length=min_length,
@@ -144,16 +143,16 @@ def greedy(
     for length in range(1, max_length + 1):
         inputs = newest.repeat_interleave(n_docs).unsqueeze(1)
         hidden, cache = generator.decode(inputs, memory, context_mask, cache)
-        token_logprobs = _log_softmax(generator.logits(hidden[:, -1])).view(batch, n_docs, -1)
+        logits = generator.logits(hidden[:, -1]).view(batch, n_docs, -1)
+        token_logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
         # A missing passage's context may be empty, and attention over nothing is NaN: -inf + NaN would spread.
         token_logprobs = token_logprobs.masked_fill(missing.unsqueeze(2), -torch.inf)
         marginal = torch.logsumexp(weights.unsqueeze(2) + token_logprobs, dim=1)
+        if length < min_length:
+            marginal[:, eos] = -torch.inf
 
-        chosen = _without(marginal, eos).argmax(dim=1) if length < min_length else marginal.argmax(dim=1)
-        chosen = torch.where(hopeless, eos, chosen)
-        chosen = torch.where(finished, pad, chosen)
-        index = chosen.view(batch, 1, 1).expand(batch, n_docs, 1)
-        joint = weights + token_logprobs.gather(2, index).squeeze(2)
+        newest = torch.where(finished, pad, torch.where(hopeless, eos, marginal.argmax(dim=1)))
+        joint = weights + token_logprobs.take_along_dim(newest.view(batch, 1, 1), 2).squeeze(2)
         step_logprob = torch.logsumexp(joint, dim=1, keepdim=True)
 
         live = ~finished
@@ -163,21 +162,12 @@ def greedy(
                 live.unsqueeze(1), joint - step_logprob.masked_fill(hopeless.unsqueeze(1), 0.0), weights
             )
 
-        produced.append(chosen)
-        newest = chosen
-        finished = finished | (chosen == eos)
+        produced.append(newest)
+        finished = finished | (newest == eos)
         if bool(finished.all()):
             break
 
     return Decoded(torch.stack(produced, dim=1), sequence_logprob)
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
-
-
-def _without(marginal: Tensor, token: int) -> Tensor:
-    return marginal.index_fill(1, torch.tensor([token], device=marginal.device), -torch.inf)
 
 
 def checked_shape(

@@ -82,8 +82,7 @@ def cross_attention_costs(dim: int, inner: int, heads: int, target_len: int, con
 def cross_attentions(model: Any) -> int:
     """How many cross-attention layers can be shared: all the decoder has, or 0 where the model does it otherwise."""
     found = [part for name, part in model.get_decoder().named_modules() if name.endswith(_CROSS)]
-    known = all(_projections(part) is not None for part in found)
-    return len(found) if known and _exchangeable(model) else 0
+    return len(found) if all(map(_projections, found)) and _exchangeable(model) else 0
 
 
 @contextmanager

@@ -49,7 +49,6 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     n_docs, device = rows.shape[1], batch.labels.device
     ids, mask = contexts(batch.context_questions, rows)
     inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
-    inputs = inputs.repeat_interleave(n_docs, 0)
     lengths = mask.sum(-1).numpy()
     passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
     parts = []
@@ -57,7 +56,7 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
         some, length = torch.from_numpy(positions), int(lengths[positions[0]])
         some_mask = to_device(mask[some, :length], device)
         memory = generator.encode(to_device(ids[some, :length], device), some_mask)
-        hidden, _ = generator.decode(inputs[to_device(some, device)], memory, some_mask)
-        parts.append(hidden)
+        # context i is of question i // n_docs
+        parts.append(generator.decode(inputs[to_device(some // n_docs, device)], memory, some_mask)[0])
     back = to_device(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
     return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)

@@ -23,8 +23,7 @@ class TextEncoder(nn.Module):
         self.model = model
         self.pooling = pooling
         self.normalize = normalize
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
+        model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
 
     @property
     def dim(self) -> int:
@@ -87,22 +86,24 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
     """
     path = model_folder(folder)
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout"):
-        if hasattr(config, name):
-            setattr(config, name, dropout)
-    kinds = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
+    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
+    config.update({name: dropout for name in names if hasattr(config, name)})
+    kinds: dict[str, Any] = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
     kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
-    settings: dict[str, Any] = {"config": config, "use_safetensors": True, "output_loading_info": True}
-    settings |= {"attn_implementation": "eager", "trust_remote_code": False}
-    loader: Any = kind or AutoModel
-    model, loaded = loader.from_pretrained(path, **settings)
+    model, loaded = (kind or AutoModel).from_pretrained(
+        path,
+        config=config,
+        use_safetensors=True,
+        output_loading_info=True,
+        attn_implementation="eager",
+        trust_remote_code=False,
+    )
     missing = sorted(name for name in loaded["missing_keys"] if "pooler" not in name)
     if missing:
-        got = f"{len(missing)} missing, first {missing[0]}"
         raise OpenBookError(
             "weights are missing from the model folder",
             where=folder,
-            got=got,
+            got=f"{len(missing)} missing, first {missing[0]}",
             expected="all weights of the architecture in config.json",
         )
     if kind is not None:

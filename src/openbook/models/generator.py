@@ -24,12 +24,10 @@ class Generator(Protocol):
     reorder: row i of the new cache continues row rows[i] of the old one, which is used up. Rows stay with their
     context, and there may be more or fewer beams than before."""
 
-    @property
-    def decoder_start_token_id(self) -> int: ...
-    @property
-    def eos_token_id(self) -> int: ...
-    @property
-    def pad_token_id(self) -> int: ...
+    decoder_start_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+
     @property
     def head_weight(self) -> Tensor: ...
     @property

@@ -46,32 +46,43 @@ def check_model_folder(name: str, key: str) -> None:
             expected="a folder with config.json",
             action=f"Set {key}=FOLDER, or {key}={MINILM} for the packaged weights.",
         )
-    if not (path / "config.json").is_file():
-        raise OpenBookError("not a model folder", where=key, got=f"{path} without config.json")
-    if "auto_map" in model_facts(name):
-        raise OpenBookError(
-            "the model brings code of its own, which is never run",
-            where=key,
-            got=f"{path}: auto_map",
-            expected="an architecture that transformers has",
-        )
-    if not any(path.glob("*.safetensors")):
-        pickled = any(path.glob("*.bin"))
-        raise OpenBookError(
-            "model weights are missing",
-            where=key,
-            got=f"{path} without *.safetensors",
-            action="Convert its *.bin with transformers' save_pretrained: pickled weights are not loaded."
-            if pickled
-            else "Copy model.safetensors there.",
-        )
-    if not any((path / name).is_file() for name in TOKENIZER_FILES):
-        raise OpenBookError(
-            "the tokenizer is missing",
-            where=key,
-            got=f"{path} without {', '.join(TOKENIZER_FILES)}",
-            action="Save the tokenizer there: without it every word would be unknown.",
-        )
+    convert = "Convert its *.bin with transformers' save_pretrained: pickled weights are not loaded."
+    problems = (
+        (
+            not (path / "config.json").is_file(),
+            OpenBookError("not a model folder", where=key, got=f"{path} without config.json"),
+        ),
+        (
+            "auto_map" in model_facts(name),
+            OpenBookError(
+                "the model brings code of its own, which is never run",
+                where=key,
+                got=f"{path}: auto_map",
+                expected="an architecture that transformers has",
+            ),
+        ),
+        (
+            not any(path.glob("*.safetensors")),
+            OpenBookError(
+                "model weights are missing",
+                where=key,
+                got=f"{path} without *.safetensors",
+                action=convert if any(path.glob("*.bin")) else "Copy model.safetensors there.",
+            ),
+        ),
+        (
+            not any((path / file).is_file() for file in TOKENIZER_FILES),
+            OpenBookError(
+                "the tokenizer is missing",
+                where=key,
+                got=f"{path} without {', '.join(TOKENIZER_FILES)}",
+                action="Save the tokenizer there: without it every word would be unknown.",
+            ),
+        ),
+    )
+    for wrong, error in problems:
+        if wrong:
+            raise error
 
 
 def model_facts(name: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """transformers' encoder-decoders (BART, T5, ...) as a Generator, and loading any generator."""
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from openbook.config.models import MINILM
 from openbook.errors import OpenBookError
 from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
-from openbook.models.pretrained import model_folder
+from openbook.models.pretrained import model_facts, model_folder
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -118,21 +117,21 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
     path = Path(model_folder(name))
     if name == MINILM:
         return MiniLMReader.from_minilm(path, seed=seed)
-    if (path / "config.json").is_file():
-        written = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        if written.get("model_type") == "minilm_reader":
-            return MiniLMReader.from_pretrained(path)
-        if not written.get("is_encoder_decoder"):
-            got = f"{path} of type {written.get('model_type')}"
-            raise OpenBookError(
-                "not a sequence-to-sequence model", where="generator.model", got=got, expected="BART, T5 or the like"
-            )
-    config = AutoConfig.from_pretrained(str(path) if path.exists() else name, trust_remote_code=False)
-    for key in ("dropout", "dropout_rate", "attention_dropout", "activation_dropout"):
-        if hasattr(config, key):
-            setattr(config, key, dropout)
+    written = model_facts(name)
+    if written.get("model_type") == "minilm_reader":
+        return MiniLMReader.from_pretrained(path)
+    if path.exists() and not written.get("is_encoder_decoder"):
+        raise OpenBookError(
+            "not a sequence-to-sequence model",
+            where="generator.model",
+            got=f"{path} of type {written.get('model_type')}",
+            expected="BART, T5 or the like",
+        )
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    names = ("dropout", "dropout_rate", "attention_dropout", "activation_dropout")
+    config.update({name: dropout for name in names if hasattr(config, name)})
     model = AutoModelForSeq2SeqLM.from_pretrained(
-        str(path) if path.exists() else name,
+        name,
         config=config,
         use_safetensors=True,
         attn_implementation="eager",

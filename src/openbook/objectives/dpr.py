@@ -25,14 +25,9 @@ def dpr_scores(question_emb: Tensor, passage_emb: Tensor, positive: Tensor, mask
     return scores.masked_fill(~competes, -torch.inf)
 
 
-def dpr_nll(question_emb: Tensor, passage_emb: Tensor, positive: Tensor, mask: Tensor, temperature: float) -> Tensor:
-    """-log p(positive passage | question) [batch], nats; arguments as `dpr_scores` takes them. A question whose
-    positive passage competes with none has 0 and no gradient."""
-    return nll_of(dpr_scores(question_emb, passage_emb, positive, mask, temperature), positive)
-
-
 def nll_of(scores: Tensor, positive: Tensor) -> Tensor:
-    """[batch] from the scores [batch, n] of `dpr_scores`."""
+    """-log p(positive passage | question) [batch], nats, from the scores [batch, n] of `dpr_scores`. A question whose
+    positive passage competes with none has 0 and no gradient."""
     return torch.logsumexp(scores, 1) - scores.gather(1, positive[:, None]).squeeze(1)
 
 

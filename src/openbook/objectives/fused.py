@@ -16,6 +16,7 @@ chunk holds goes through in pieces, twice: once for its token_logprobs, once mor
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from openbook.batch import to_device
 from openbook.errors import OpenBookError
-from openbook.objectives.vocabulary_head import VocabularyHead, add_product, slices
+from openbook.objectives.vocabulary_head import add_product, slices, through_head
 
 # (token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len]) -> [batch];
 # each question's value depends on its own rows alone, as all of openbook.objectives does.
@@ -40,15 +41,6 @@ class FusedLoss(NamedTuple):
     loss: Tensor
     nll: Tensor
     token_logprobs: Tensor
-
-
-class _Options(NamedTuple):
-    objective: Objective
-    label_smoothing: float
-    chunk_bytes: int
-    retain: bool
-    grad_enabled: bool
-    counted: Tensor | None
 
 
 def fused_marginal_nll(
@@ -80,48 +72,43 @@ def fused_marginal_nll(
     derivative. At most chunk_bytes of logits are held at a time (one target position at least). Raises OpenBookError
     on axes and types that do not agree.
     """
-    weight = doc_scores.new_ones(len(hidden)) if weight is None else weight
+    weight = doc_scores.new_ones(len(hidden)) if weight is None else weight.detach()
     _check(hidden, head_weight, head_bias, labels, doc_scores, weight)
-    options = _Options(objective, label_smoothing, chunk_bytes, retain, torch.is_grad_enabled(), counted)
-    return FusedLoss(*_Fused.apply(hidden, head_weight, head_bias, doc_scores, labels, weight.detach(), options))
+    inputs = (hidden, head_weight, head_bias, doc_scores)
+    wanted = [torch.is_grad_enabled() and value is not None and value.requires_grad for value in inputs]
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    with torch.autocast(kind, enabled=False):
+        found, gradients = _forward(
+            *inputs, labels, weight, objective, label_smoothing, chunk_bytes, counted, wanted, dtype
+        )
+    return found._replace(loss=_WithGradient.apply(found.loss, gradients, retain, *inputs))
 
 
-class _Fused(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head_weight: Tensor,
-        head_bias: Tensor | None,
-        doc_scores: Tensor,
-        labels: Tensor,
-        weight: Tensor,
-        options: _Options,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = [options.grad_enabled and needed for needed in ctx.needs_input_grad[:4]]
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        with torch.autocast(kind, enabled=False):
-            found, gradients = _forward(
-                hidden, head_weight, head_bias, doc_scores, labels, weight, options, wanted, dtype
-            )
-        ctx.gradients, ctx.retain = gradients, options.retain
-        ctx.dtypes = [None if value is None else value.dtype for value in (hidden, head_weight, head_bias, doc_scores)]
-        ctx.mark_non_differentiable(found.nll, found.token_logprobs)
-        ctx.set_materialize_grads(False)
-        return found.loss, found.nll, found.token_logprobs
+class _WithGradient(torch.autograd.Function):
+    """The loss, which on its way back hands over the gradients of the inputs, computed already."""
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor | None], retain: bool, *inputs: Tensor | None) -> Tensor:
+        ctx.gradients, ctx.retain = gradients, retain
+        ctx.dtypes = [None if value is None else value.dtype for value in inputs]
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
-            action = "Use openbook.objectives on the logits."
-            raise OpenBookError("the fused loss has no second derivative", where="create_graph=True", action=action)
-        if upstream is None:
-            return (None,) * 7
+            raise OpenBookError(
+                "the fused loss has no second derivative",
+                where="create_graph=True",
+                action="Use openbook.objectives on the logits.",
+            )
         gradients = ctx.gradients
         if gradients is None:
-            action = "Pass retain=True to fused_marginal_nll."
-            raise OpenBookError("the fused loss has handed its gradient over", where="a second backward", action=action)
+            raise OpenBookError(
+                "the fused loss has handed its gradient over",
+                where="a second backward",
+                action="Pass retain=True to fused_marginal_nll.",
+            )
         # Scaled in place where the values are not needed again: the head's gradient is as large as the head.
         if ctx.retain:
             gradients = [None if value is None else value * upstream for value in gradients]
@@ -130,9 +117,10 @@ class _Fused(torch.autograd.Function):
             if upstream.device.type != "cpu" or upstream.item() != 1:  # elsewhere than on a CPU, asking would wait
                 gradients = [None if value is None else value.mul_(upstream) for value in gradients]
         pairs = zip(gradients, ctx.dtypes, strict=True)
-        return *(None if value is None else value.to(dtype) for value, dtype in pairs), None, None, None
+        return None, None, None, *(None if value is None else value.to(dtype) for value, dtype in pairs)
 
 
+@torch.no_grad()
 def _forward(
     hidden: Tensor,
     head_weight: Tensor,
@@ -140,20 +128,31 @@ def _forward(
     doc_scores: Tensor,
     labels: Tensor,
     weight: Tensor,
-    options: _Options,
+    objective: Objective,
+    label_smoothing: float,
+    chunk_bytes: int,
+    counted: Tensor | None,
     wanted: Sequence[bool],
     dtype: torch.dtype,
 ) -> tuple[FusedLoss, list[Tensor | None]]:
+    """The loss, and the gradients that are wanted of the first four."""
     batch, n_docs, target_len, dim = hidden.shape
     exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     target_mask = labels >= 0
-    counted = options.counted
     if counted is None:
         counted = (target_mask[:, None] & (doc_scores != -torch.inf)[:, :, None]).cpu()
     rows = to_device(counted.flatten().nonzero()[:, 0], hidden.device)
     row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
     flat_hidden = hidden.reshape(-1, dim)
-    head = VocabularyHead(head_weight, head_bias, smoothing=options.label_smoothing, dtype=dtype, exact=exact)
+    used_weight = head_weight.to(dtype)
+    head = partial(
+        through_head,
+        weight=used_weight,
+        bias=None if head_bias is None else head_bias.to(exact),
+        smoothing=label_smoothing,
+        exact=exact,
+    )
+    learning = any(wanted)
 
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
@@ -162,24 +161,22 @@ def _forward(
     d_bias = torch.zeros_like(head_bias, dtype=exact) if wanted[2] and head_bias is not None else None
     d_scores = torch.zeros_like(doc_scores) if wanted[3] else None
 
-    most = max(1, options.chunk_bytes // (len(head_weight) * dtype.itemsize))
+    most = max(1, chunk_bytes // (len(head_weight) * dtype.itemsize))
     for questions, of_rows in _chunks(counted.sum((1, 2)).tolist(), most):
         pieces = list(zip(rows[of_rows].split(most), row_labels[of_rows].split(most), strict=True))
         keep = any(wanted[:3]) and len(pieces) == 1
-        residual = None
         for piece, piece_labels in pieces:
-            residual, token_logprobs.view(-1)[piece] = head(flat_hidden[piece], piece_labels, keep)
+            residual, token_logprobs.view(-1)[piece] = head(flat_hidden[piece], piece_labels, keep=keep)
 
-        with torch.set_grad_enabled(any(wanted)):
-            small, scores = token_logprobs[questions].detach(), doc_scores[questions].detach()
-            if any(wanted):
-                small, scores = small.clone().requires_grad_(), scores.clone().requires_grad_()
-            each = options.objective(small, scores, target_mask[questions])
+        small = token_logprobs[questions].clone().requires_grad_(learning)
+        scores = doc_scores[questions].clone().requires_grad_(learning)
+        with torch.set_grad_enabled(learning):
+            each = objective(small, scores, target_mask[questions])
             learns = (each != torch.inf) & (weight[questions] != 0)
             total = (torch.where(learns, each, 0.0) * weight[questions]).sum()
-        nll[questions] = each.detach()
-        loss += total.detach()
-        if not any(wanted):
+        nll[questions] = each
+        loss += total
+        if not learning:
             continue
         d_small, some_scores = torch.autograd.grad(total, (small, scores), allow_unused=True, materialize_grads=True)
         if d_scores is not None:
@@ -189,7 +186,7 @@ def _forward(
             states = flat_hidden[piece]
             if not keep:
                 residual = None  # the last piece's, before the next is made
-                residual, _ = head(states, piece_labels, True)
+                residual, _ = head(states, piece_labels, keep=True)
             assert residual is not None
             scale = -d_small.flatten()[piece - first].to(exact)
             d_states = torch.zeros_like(states, dtype=exact) if d_hidden is not None else None
@@ -197,7 +194,7 @@ def _forward(
             # Some of the vocabulary at a time: it stays in a CPU's cache, and no product is as large as the head.
             for some in slices(len(head_weight), dim * dtype.itemsize, hidden):
                 if d_states is not None:
-                    add_product(d_states, residual[:, some], head.weight[some])
+                    add_product(d_states, residual[:, some], used_weight[some])
                 if d_weight is not None and scaled is not None:
                     add_product(d_weight[some], residual[:, some].T, scaled)
             if d_hidden is not None and d_states is not None:
@@ -245,5 +242,8 @@ def _check(
     if labels.is_floating_point():
         raise OpenBookError("labels have the wrong type", got=labels.dtype, expected="torch.int64")
     if hidden.dtype != head_weight.dtype and not torch.is_autocast_enabled(hidden.device.type):
-        got = f"hidden {hidden.dtype}, head_weight {head_weight.dtype}"
-        raise OpenBookError("hidden states and head have different types", expected="the same, or autocast", got=got)
+        raise OpenBookError(
+            "hidden states and head have different types",
+            got=f"hidden {hidden.dtype}, head_weight {head_weight.dtype}",
+            expected="the same, or autocast",
+        )

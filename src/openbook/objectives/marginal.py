@@ -106,13 +106,12 @@ def token_logprobs_of(logits: Tensor, labels: Tensor, label_smoothing: float = 0
     is (1 - e) log p(y_t) + e mean_v log p(v), and is marginalised afterwards; transformers smooths the marginal's sum
     over the vocabulary instead of its mean, so its e is not comparable.
     """
-    counts = labels >= 0
     logits = _float(logits)
     log_normalizer = logits.logsumexp(-1)
     logprobs = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1) - log_normalizer
     if label_smoothing:
         logprobs = (1 - label_smoothing) * logprobs + label_smoothing * (logits.mean(-1) - log_normalizer)
-    return torch.where(counts, logprobs, 0.0)
+    return torch.where(labels >= 0, logprobs, 0.0)
 
 
 def _float(values: Tensor) -> Tensor:

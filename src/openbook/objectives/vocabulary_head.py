@@ -1,56 +1,52 @@
 """The vocabulary head of one chunk: log-probabilities of the labels, and the residual that gradients are made of."""
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
 
-class VocabularyHead:
-    """The vocabulary head in `dtype`; what follows its product is computed in `exact`."""
+def through_head(
+    hidden: Tensor,
+    labels: Tensor,
+    *,
+    weight: Tensor,
+    bias: Tensor | None,
+    smoothing: float,
+    exact: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor | None, Tensor]:
+    """hidden [n, dim], labels [n] -> residual [n, vocab] (None unless kept) and the label's log-probability [n],
+    smoothed as openbook.objectives.token_logprobs_of does.
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, smoothing: float, dtype: torch.dtype, exact: torch.dtype
-    ):
-        self.weight, self.bias = weight.to(dtype), None if bias is None else bias.to(exact)
-        self.smoothing, self.exact = smoothing, exact
-
-    def __call__(self, hidden: Tensor, labels: Tensor, keep: bool) -> tuple[Tensor | None, Tensor]:
-        """hidden [n, dim], labels [n] -> residual [n, vocab] (None unless kept) and the label's log-probability [n],
-        smoothed as openbook.objectives.token_logprobs_of does.
-
-        The logits' memory becomes the residual's, a few rows at a time: on a CPU these stay in its cache from the bias
-        to the residual."""
-        logits, smoothing = hidden.to(self.weight.dtype) @ self.weight.T, self.smoothing
-        n, vocab = logits.shape
-        logprobs = hidden.new_empty(n, dtype=self.exact)
-        for some in slices(n, vocab * self.exact.itemsize, hidden):
-            block, index = logits[some].to(self.exact), labels[some, None]
-            if self.bias is not None:
-                block = block + self.bias
-            top = block.amax(-1)
-            softmax = block.softmax(-1)
-            # The largest probability is at least 1 / vocab: unlike the label's, its logarithm is safe.
-            top_logprob = softmax.amax(-1).log()
-            logprob = block.gather(-1, index)[:, 0] - top + top_logprob
-            logprobs[some] = logprob
+    The product is in weight's type, what follows it in `exact`, as bias is. The logits' memory becomes the residual's,
+    a few rows at a time: on a CPU these stay in its cache from the bias to the residual."""
+    logits = hidden.to(weight.dtype) @ weight.T
+    n, vocab = logits.shape
+    logprobs = hidden.new_empty(n, dtype=exact)
+    for some in slices(n, vocab * exact.itemsize, hidden):
+        block, index = logits[some].to(exact), labels[some, None]
+        if bias is not None:
+            block = block + bias
+        top = block.amax(-1)
+        softmax = block.softmax(-1)
+        # The largest probability is at least 1 / vocab: unlike the label's, its logarithm is safe.
+        top_logprob = softmax.amax(-1).log()
+        logprob = block.gather(-1, index)[:, 0] - top + top_logprob
+        logprobs[some] = logprob
+        if smoothing:
+            logprobs[some] = (1 - smoothing) * logprob + smoothing * (block.mean(-1) - top + top_logprob)
+        if keep:
             if smoothing:
-                logprobs[some] = (1 - smoothing) * logprob + smoothing * (block.mean(-1) - top + top_logprob)
-            if keep:
-                if smoothing:
-                    softmax -= smoothing / vocab
-                at_label = (
-                    logprob.expm1() + smoothing - smoothing / vocab
-                )  # p - 1 without cancellation, also before rounding
-                logits[some] = softmax.scatter_(-1, index, at_label[:, None])
-        return logits if keep else None, logprobs
+                softmax -= smoothing / vocab
+            # p - 1 without cancellation, also before rounding
+            at_label = logprob.expm1() + smoothing - smoothing / vocab
+            logits[some] = softmax.scatter_(-1, index, at_label[:, None])
+    return logits if keep else None, logprobs
 
 
-def slices(n: int, row_bytes: int, on: Tensor) -> Iterator[slice]:
+def slices(n: int, row_bytes: int, on: Tensor) -> list[slice]:
     """n rows, some at a time: on a CPU what its cache holds, elsewhere enough to be busy with."""
     at_once = max(1, (2 * 2**20 if on.device.type == "cpu" else 64 * 2**20) // row_bytes)
-    for start in range(0, n, at_once):
-        yield slice(start, start + at_once)
+    return [slice(start, start + at_once) for start in range(0, n, at_once)]
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -19,9 +19,7 @@ _RESPACED = (
 
 def detokenize(tokenizer: Any, ids: list[int]) -> str:
     """Answer pieces to text, lower case, special tokens left out, spaces around punctuation as a writer sets them."""
-    special = set(tokenizer.all_special_ids)
-    text = " ".join(tokenizer.convert_ids_to_tokens([piece for piece in ids if piece not in special]))
-    text = text.replace(" ##", "")
+    text = " ".join(tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)).replace(" ##", "")
     for spaced, written in _RESPACED:
         text = spaced.sub(written, text)
     return text

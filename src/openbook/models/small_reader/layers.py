@@ -1,10 +1,9 @@
 """Parts of the small generator: its configuration, BERT's layers, and how they start from BERT's weights."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -31,17 +30,14 @@ class Memory(NamedTuple):
 
 class Cache(NamedTuple):
     """What decoding keeps between positions. Per row of n * beams: run, start [rows, context_len], the runs after the
-    newest token and the scores of where an answer starts; self_keys, self_values [rows, heads, length, dim per head] of
-    each decoder layer. Per context: copy_keys [n, context_len, dim], cross_keys and cross_values."""
+    newest token and the scores of where an answer starts. Per context: copy_keys [n, context_len, dim]. Per decoder
+    layer: keys and values [rows, heads, length, dim per head] of the answers, then those of the contexts [n, ...]."""
 
     length: int
     run: Tensor
     start: Tensor
     copy_keys: Tensor
-    self_keys: tuple[Tensor, ...]
-    self_values: tuple[Tensor, ...]
-    cross_keys: tuple[Tensor, ...]
-    cross_values: tuple[Tensor, ...]
+    layers: tuple[tuple[Tensor, Tensor, tuple[Tensor, Tensor]], ...]
 
 
 @dataclass(frozen=True)
@@ -154,11 +150,6 @@ class Layer(nn.Module):
                 nn.init.eye_(linear.weight)
                 nn.init.zeros_(linear.bias)
             self.run_bonus[:, : self.cross.heads // 2] = torch.tensor(RUN_BONUS)[:, None]
-
-
-def layers_of(modules: nn.ModuleList) -> Iterator[Layer]:
-    """A ModuleList of layers, typed."""
-    return iter(cast("list[Layer]", modules))
 
 
 # The parts of a layer here, and what BERT's weights call them.

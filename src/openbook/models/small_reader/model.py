@@ -18,9 +18,10 @@ probabilities: a fused loss may rely on it. Axes: n contexts, context_len, targe
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import save_file
@@ -90,7 +91,7 @@ class MiniLMReader(nn.Module):
         alike = parts.likeness(context_ids, self.head, context_mask.bool() & ~in_passage & ~starts & ~ends, in_passage)
         states = self._embed(context_ids, in_passage.long(), 0, "a context", alike @ self.question_match)
         bias = parts.padding_bias(context_mask)[:, None, None]
-        for layer in parts.layers_of(self.encoder):
+        for layer in cast("Iterable[Layer]", self.encoder):
             states = self._run(layer.encode, states, bias)
         return Memory(states, context_ids, in_passage)
 
@@ -124,17 +125,17 @@ class MiniLMReader(nn.Module):
         states = self._embed(decoder_input_ids, torch.zeros_like(decoder_input_ids), past, "an answer")
         written = torch.arange(past, past + target_len, device=run.device)[:, None]  # answer tokens at each position
         causal = parts.HIDDEN * (torch.arange(past + target_len, device=run.device) > written)
-        kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        for number, layer in enumerate(parts.layers_of(self.decoder)):
+        kept: list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = []
+        for number, layer in enumerate(cast("Iterable[Layer]", self.decoder)):
             keys, values = layer.attention.remember(states)
             if cache is None:
                 cross = layer.cross.remember(memory.states)
             else:
-                keys = torch.cat([cache.self_keys[number], keys], 2)
-                values = torch.cat([cache.self_values[number], values], 2)
-                cross = cache.cross_keys[number], cache.cross_values[number]
+                old_keys, old_values, cross = cache.layers[number]
+                keys = torch.cat([old_keys, keys], 2)
+                values = torch.cat([old_values, values], 2)
             states = self._run(layer.decode, states, keys, values, causal, *cross, clamped, padding)
-            kept.append((keys, values, *cross))
+            kept.append((keys, values, cross))
 
         copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
         query = self.copy_query(states).view(n, -1, self.config.dim)
@@ -151,26 +152,27 @@ class MiniLMReader(nn.Module):
         looked = scores.softmax(-1).to(self.head.dtype).view(n, -1, context_len)
         copied = (looked @ F.embedding(memory.ids, self.head)).view_as(states)
         hidden = self.config.copy_scale * copied + self.own_words(states)
-        return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, *zip(*kept, strict=True))
+        return hidden, Cache(past + target_len, run[:, -1], start, copy_keys, tuple(kept))
 
     def reorder(self, cache: Cache, rows: Tensor) -> Cache:
         """Row i of the new cache continues row rows[i] of the old one; rows stay with their context."""
         return cache._replace(
             run=cache.run[rows],
             start=cache.start[rows],
-            self_keys=tuple(keys[rows] for keys in cache.self_keys),
-            self_values=tuple(values[rows] for values in cache.self_values),
+            layers=tuple((keys[rows], values[rows], cross) for keys, values, cross in cache.layers),
         )
 
     def _run(self, layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        again = self.checkpointing and torch.is_grad_enabled()
-        return recomputed(layer, *inputs) if again else layer(*inputs)
+        return recomputed(layer, *inputs) if self.checkpointing and torch.is_grad_enabled() else layer(*inputs)
 
     def _embed(self, ids: Tensor, segments: Tensor, first: int, what: str, extra: Tensor | float = 0.0) -> Tensor:
         last = first + ids.shape[1]
         if last > self.config.max_positions:
-            limit = f"at most {self.config.max_positions}"
-            raise OpenBookError(f"{what} is too long for the reader", got=f"{last} tokens", expected=limit)
+            raise OpenBookError(
+                f"{what} is too long for the reader",
+                got=f"{last} tokens",
+                expected=f"at most {self.config.max_positions}",
+            )
         words = F.embedding(ids, self.word_embeddings)
         return self.norm(words + self.positions.weight[first:last] + self.segments(segments) + extra)
 
@@ -182,12 +184,9 @@ class MiniLMReader(nn.Module):
         fields are read from the folder."""
         source, weights = parts.read_folder(Path(folder), ("config.json", "vocab.txt", "model.safetensors"))
         vocab = (Path(folder) / "vocab.txt").read_text(encoding="utf-8").split("\n")
-        chosen = config or ReaderConfig()
         reader = cls(
-            ReaderConfig(
-                encoder_layers=chosen.encoder_layers,
-                decoder_layers=chosen.decoder_layers,
-                copy_scale=chosen.copy_scale,
+            replace(
+                config or ReaderConfig(),
                 vocab=source["vocab_size"],
                 dim=source["hidden_size"],
                 heads=source["num_attention_heads"],
@@ -210,10 +209,9 @@ class MiniLMReader(nn.Module):
         self.positions.weight.copy_(weights["embeddings.position_embeddings.weight"])
         self.segments.weight.copy_(weights["embeddings.token_type_embeddings.weight"])
         parts.copy_part(self.norm, weights, "embeddings.LayerNorm")
-        sides = ((self.encoder, self.config.encoder_layers), (self.decoder, self.config.decoder_layers))
-        for layers, numbers in sides:
-            for layer, number in zip(parts.layers_of(layers), numbers, strict=True):
-                layer.warm_start(weights, number)
+        numbers = self.config.encoder_layers + self.config.decoder_layers
+        for layer, number in zip((*self.encoder, *self.decoder), numbers, strict=True):
+            layer.warm_start(weights, number)
         for part in (self.copy_query, self.copy_key):
             nn.init.normal_(part.weight, std=0.02, generator=generator)
             nn.init.zeros_(part.bias)
@@ -231,11 +229,15 @@ class MiniLMReader(nn.Module):
         fields, weights = parts.read_folder(Path(folder), ("config.json", "model.safetensors"))
         if fields.get("model_type") != ReaderConfig.model_type:
             raise OpenBookError("not a folder of the small reader", where=folder, got=fields.get("model_type"))
-        layers = {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")}
-        reader = cls(ReaderConfig(**{**fields, **layers}))
+        reader = cls(
+            ReaderConfig(**fields | {side: tuple(fields[side]) for side in ("encoder_layers", "decoder_layers")})
+        )
         try:
             reader.load_state_dict(weights)
         except RuntimeError as error:
-            misfit = str(error).splitlines()[1].strip()
-            raise OpenBookError("the reader's weights do not fit its config.json", where=folder, got=misfit) from error
+            raise OpenBookError(
+                "the reader's weights do not fit its config.json",
+                where=folder,
+                got=str(error).splitlines()[1].strip(),
+            ) from error
         return reader
