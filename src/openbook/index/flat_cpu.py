@@ -43,9 +43,6 @@ class CodesOnCpu(PlainCodes):
     def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
         self.codes[rows] = self.index.sa_encode(embeddings)
 
-    def finish(self, nprobe: int, ef_search: int) -> None:
-        """Nothing to do: plain codes have no search depth."""
-
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         return self.table[rows] if self.table is not None else self.index.sa_decode(self.codes[rows])
 

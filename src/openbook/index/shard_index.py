@@ -64,16 +64,14 @@ class ShardIndex:
         shipped_blas_threshold()
         self.dim, self.n_passages, self.options = dim, n_passages, options
         self._index: Any = empty_index(dim, options.factory)
-        self.storage: Storage = self._new_storage()
-
-    def _new_storage(self) -> Storage:
-        options, dtype = self.options, FLAT_ON_GPU.get(self.options.factory)
-        if options.device == "gpu" and dtype:
-            return FlatOnGpu(self.dim, self.n_passages, dtype, options.gpu_temp_memory)
-        if options.device == "cpu" and isinstance(faiss.downcast_index(self._index), faiss.IndexFlatCodes):
-            return CodesOnCpu(self._index, self.n_passages, options.exact)
+        self.storage: Storage
         temp_memory = options.gpu_temp_memory if options.device == "gpu" else None
-        return AddedFamily(self._index, self.n_passages, options.factory, temp_memory)
+        if temp_memory is not None and options.factory in FLAT_ON_GPU:
+            self.storage = FlatOnGpu(dim, n_passages, FLAT_ON_GPU[options.factory], temp_memory)
+        elif temp_memory is None and isinstance(faiss.downcast_index(self._index), faiss.IndexFlatCodes):
+            self.storage = CodesOnCpu(self._index, n_passages, options.exact)
+        else:
+            self.storage = AddedFamily(self._index, n_passages, options.factory, temp_memory)
 
     @property
     def replaceable(self) -> bool:
