@@ -81,9 +81,8 @@ class ShardIndex:
     @property
     def n_to_train_on(self) -> int:
         """Embeddings that the family learns from, at most all there are; 0 when it learns nothing (more)."""
-        if self._index is None or self._index.is_trained:
-            return 0
-        return min(self.n_passages, 256 * max(learnt_points(self._index), 1))
+        learns = self._index is not None and not self._index.is_trained
+        return min(self.n_passages, 256 * max(learnt_points(self._index), 1)) if learns else 0
 
     @property
     def nbytes(self) -> int:

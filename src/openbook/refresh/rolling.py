@@ -75,9 +75,8 @@ class RollingRefresh:
         state: dict[str, Any],
     ) -> RollingRefresh:
         """The index that the checkpoint's run searched, from the vectors in its state; it becomes the retriever's."""
-        rows = corpus.my_rows()
-        index = ShardIndex(retriever.passage_encoder.dim, len(rows), options).finish()
-        snapshot = Snapshot(index, 0, "", corpus.fingerprint, corpus.n_passages, rows.start)
+        index = ShardIndex(retriever.passage_encoder.dim, len(corpus.my_rows()), options).finish()
+        snapshot = Snapshot(index, 0, "", corpus.fingerprint, corpus.n_passages, corpus.my_rows().start)
         rolling = cls(corpus, snapshot, corpus.coder(retriever.passage_encoder), mode)
         rolling.load_state_dict(state)
         retriever.snapshot = rolling.snapshot(snapshot)
@@ -95,12 +94,18 @@ class RollingRefresh:
         return {"refresh/mean_age": self.mean_age(step), "refresh/encoded_passages": float(self.encoded)}
 
     def refresh(self, retriever: DenseRetriever, step: int) -> None:
-        """Encode everything with the weights after optimizer step `step`; the snapshot is then of one age."""
+        """Encode everything in place, with the weights after optimizer step `step`; the snapshot is then of one age."""
         assert retriever.snapshot is not None
-        self.renew(retriever.passage_encoder, step)
-        fingerprint = retriever.passage_encoder.fingerprint()
+        encoder = retriever.passage_encoder
+        with raise_on_all_ranks(), progress("encoding the corpus", "passages") as done:
+            self._store(self.coder.finished())
+            self.coder.take(encoder)
+            for number, (rows, embeddings) in enumerate(encode_passes(self.coder, self.groups), 1):
+                self._write(rows - self.rows.start, embeddings.numpy(), step)
+                done(len(self.rows) * number // len(self.groups), len(self.rows))
+        self.encoded += self.corpus.n_passages
         snapshot = self.snapshot(retriever.snapshot)
-        retriever.snapshot = replace(snapshot, encoder_fingerprint=fingerprint, calibrate=None)
+        retriever.snapshot = replace(snapshot, encoder_fingerprint=encoder.fingerprint(), calibrate=None)
 
     @property
     def generation(self) -> int:
@@ -152,16 +157,6 @@ class RollingRefresh:
             self._begun_at = step
             self._store(self.coder.begin(chosen))
         self.encoded = before + int(sum_over_ranks(torch.tensor(self.encoded - before)))
-
-    def renew(self, encoder: TextEncoder, step: int) -> None:
-        """Encode everything with the weights after optimizer step `step`, in place."""
-        with raise_on_all_ranks(), progress("encoding the corpus", "passages") as done:
-            self._store(self.coder.finished())
-            self.coder.take(encoder)
-            for number, (rows, embeddings) in enumerate(encode_passes(self.coder, self.groups), 1):
-                self._write(rows - self.rows.start, embeddings.numpy(), step)
-                done(len(self.rows) * number // len(self.groups), len(self.rows))
-        self.encoded += self.corpus.n_passages
 
     def snapshot(self, snapshot: Snapshot) -> Snapshot:
         """The same index as a value of its own, of mixed ages."""
