@@ -148,6 +148,5 @@ def learnt_points(index: Any) -> int:
         points += [step.d_out for step in steps if isinstance(step, faiss.PCAMatrix)]
         # Centroids of the 8-bit quantiser that it fits the rotation with, whatever quantiser follows.
         points += [256 for step in steps if isinstance(step, faiss.OPQMatrix)]
-        quantizer = getattr(part, "pq", None)
-        points += [getattr(part, "nlist", 0), quantizer.ksub if quantizer else 0]
+        points += [getattr(part, "nlist", 0), part.pq.ksub if hasattr(part, "pq") else 0]
     return max(points)

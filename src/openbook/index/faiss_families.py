@@ -40,9 +40,7 @@ class AddedFamily(Storage):
     def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         scores, places = self.index.search(queries, top_k)
         hit = places >= 0
-        rows = np.full(places.shape, MISSING_ROW, dtype=np.int64)
-        rows[hit] = self.row_of[places[hit]]
-        return np.where(hit, scores, -np.inf), rows
+        return np.where(hit, scores, -np.inf), np.where(hit, self.row_of[places], MISSING_ROW)
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         raise OpenBookError("the index keeps no vectors", where="index.factory", got=self.factory)

@@ -56,8 +56,9 @@ class ShardIndex:
 
     Three storages: families whose codes lie side by side (Flat, SQfp16, SQ8, PQ, ...) on a CPU, Flat and SQfp16 on a
     GPU, and families that are added to in the order of writing (IVF, HNSW, ...). Where nothing was learnt from the
-    embeddings (`replaceable`: Flat, SQfp16, SQbf16), a row may be written again later. Scores of the first two are
-    summed in fp64 from the stored vectors; so where nothing is learnt, shards merge to exactly what one index gives.
+    embeddings (`replaceable`: plain codes, Flat, SQfp16, SQbf16), a row may be written again later. Scores of the first
+    two are summed in fp64 from the stored vectors; so where nothing is learnt, shards merge to exactly what one index
+    gives.
     """
 
     def __init__(self, dim: int, n_passages: int, options: IndexOptions = IndexOptions()):
@@ -72,11 +73,7 @@ class ShardIndex:
             self.storage = CodesOnCpu(self._index, n_passages, options.exact)
         else:
             self.storage = AddedFamily(self._index, n_passages, options.factory, temp_memory)
-
-    @property
-    def replaceable(self) -> bool:
-        """Whether rows can be written again: the family has plain codes, none of them learnt."""
-        return self.storage.replaceable
+        self.replaceable = self.storage.replaceable
 
     @property
     def n_to_train_on(self) -> int:

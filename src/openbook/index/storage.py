@@ -28,6 +28,7 @@ class Storage(Protocol):
     def finish(self, nprobe: int, ef_search: int) -> None:
         """Every row is written: set the search depth and move the index to where it is searched. Plain codes have no
         search depth and are searched as they stand."""
+        return
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """[n, dim] fp32 on the host: what is stored at rows [n], decoded."""

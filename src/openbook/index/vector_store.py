@@ -54,7 +54,8 @@ class VectorStore:
         """known [n] bool: which of the keys [n, 2] the set `name` holds; and their vectors [known.sum(), dim] float32
         in the order of keys (dim is 0 where nothing is known)."""
         known = np.zeros(len(keys), dtype=bool)
-        matches = [(part, rows_of(part.keys, keys)) for part in self._parts(name)] if len(keys) else []
+        asked = len(keys) > 0 and self.keep > 0
+        matches = [(part, rows_of(part.keys, keys)) for part in self._parts(name)] if asked else []
         chosen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         # The part with the most hits first: a file is checked whole, so one shared passage should not open another.
         for part, rows in sorted(matches, key=lambda match: int((match[1] >= 0).sum()), reverse=True):
@@ -99,8 +100,6 @@ class VectorStore:
         return self.root / f"vectors-{name[:16]}"
 
     def _parts(self, name: str) -> list[_Part]:
-        if self.keep < 1:
-            return []
         with self._damage_ignored(self._set(name)):
             folders = sorted(folder for folder in self._set(name).iterdir() if not folder.name.startswith("."))
             return [part for folder in folders if (part := self._open(folder, name))]
@@ -129,8 +128,7 @@ class VectorStore:
                 raise ValueError("it is of another version or of another encoder")
             if any((folder / file).stat().st_size != manifest["files"][file]["size"] for file in _FORMATS):
                 raise ValueError("a file has another size than its manifest says")
-            if self._sha256(folder / "keys.npy") != manifest["files"]["keys.npy"]["sha256"]:
-                raise ValueError("keys.npy has another sha256 than its manifest says")
+            self._check_sha256(folder / "keys.npy", manifest["files"]["keys.npy"]["sha256"])
             # Not np.load: open_memmap knows no pickles at all.
             keys, vectors = (np.lib.format.open_memmap(folder / file, mode="r").view(np.ndarray) for file in _FORMATS)
             if (keys.dtype, vectors.dtype) != tuple(_FORMATS.values()) or vectors.ndim != 2:
@@ -143,19 +141,19 @@ class VectorStore:
     def _vectors_sound(self, part: _Part) -> bool:
         """Asked only of parts that are used, for it reads the whole file."""
         with self._damage_ignored(part.folder):
-            if self._sha256(part.folder / "vectors.npy") != part.vectors_sha256:
-                raise ValueError("vectors.npy has another sha256 than its manifest says")
+            self._check_sha256(part.folder / "vectors.npy", part.vectors_sha256)
             return True
         return False
 
-    def _sha256(self, path: Path) -> str:
-        """Computed once for each state of a file."""
+    def _check_sha256(self, path: Path, expected: str) -> None:
+        """Raise ValueError where the file is not as its manifest says; computed once for each state of a file."""
         found = path.stat()
         state = (found.st_ino, found.st_size, found.st_mtime_ns)
         if path not in self._checked or self._checked[path][0] != state:
             with open(path, "rb") as handle:
                 self._checked[path] = state, hashlib.file_digest(handle, "sha256").hexdigest()
-        return self._checked[path][1]
+        if self._checked[path][1] != expected:
+            raise ValueError(f"{path.name} has another sha256 than its manifest says")
 
     def _holds(self, target: Path, name: str, keys: np.ndarray) -> bool:
         held = self._open(target, name)
@@ -207,8 +205,9 @@ class VectorStore:
 def _write_array(path: Path, array: np.ndarray, dtype: np.dtype) -> dict[str, int | str]:
     """Write a .npy file and force it to the disk; its size and the sha256 of what was meant to be written."""
     header = io.BytesIO()
-    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
-    np.lib.format.write_array_header_1_0(header, facts)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
+    )
     digest = hashlib.sha256(header.getvalue())
     with open(path, "wb") as handle:
         handle.write(header.getvalue())

@@ -177,8 +177,8 @@ class RefreshManager:
     def _probes_now(self, step: int) -> bool:
         options = self.options
         if options.schedule.watches_staleness:
-            needs_look = options.schedule.needs_look(step, self._started_at, options.look_every)
-            return self.rebuild.under_way is None and needs_look
+            idle = self.rebuild.under_way is None
+            return idle and options.schedule.needs_look(step, self._started_at, options.look_every)
         return options.look_every > 0 and step % options.look_every == 0
 
     def _start_if_due(self, retriever: DenseRetriever, step: int, overlap: float | None) -> dict[str, float]:

@@ -61,8 +61,7 @@ class IndexMeasure:
         self.questions, self.k, self.exact = questions, k, exact
         self.old = old.search(questions, 3 * k) if old is not None else None
         self.old_sample, self.sample = sample, Sample(sample.rows, sample.vectors.clone())
-        found = self.old.rows[self.old.mask].numpy() if self.old is not None else np.empty(0, dtype=np.int64)
-        rows = np.unique(found)
+        rows = np.unique(self.old.rows[self.old.mask].numpy()) if self.old is not None else np.empty(0, dtype=np.int64)
         self.watched = Sample(rows, torch.zeros(len(rows), questions.shape[1]))
         self.best = (torch.full((len(questions), k), -torch.inf), torch.full((len(questions), k), MISSING_ROW))
 

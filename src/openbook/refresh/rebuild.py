@@ -24,7 +24,6 @@ from openbook.utils.console import progress, say
 from openbook.utils.distributed import raise_on_all_ranks, sum_over_ranks
 
 State = dict[str, Tensor] | None
-Done = Callable[[int, int], None]
 
 
 class RebuildRefresh:
@@ -208,7 +207,9 @@ class Rebuild:
                 self.store.save(self._store_name, part, self._keys, vectors)
         return snapshot, measured
 
-    def _take_encoded(self, passes: Iterable[tuple[np.ndarray, Tensor]], done: Done = lambda done, total: None) -> None:
+    def _take_encoded(
+        self, passes: Iterable[tuple[np.ndarray, Tensor]], done: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
         for rows, embeddings in passes:
             self._take(rows, embeddings)
             self.encoded += len(rows)
@@ -234,9 +235,8 @@ class Rebuild:
         """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""
         if self.store is None:
             return np.asarray(self.rows)
-        corpus = self.corpus
-        self._store_name = store_name(self.fingerprint, corpus.max_length, corpus.special, corpus.dtype)
-        self._keys = passage_keys(corpus.tokens, self.rows)
+        self._store_name = store_name(self.fingerprint, self.corpus.max_length, self.corpus.special, self.corpus.dtype)
+        self._keys = passage_keys(self.corpus.tokens, self.rows)
         unknown = []
         for places in np.array_split(np.random.default_rng(self.options.seed).permutation(len(self.rows)), 20):
             known, vectors = self.store.find(self._store_name, self._keys[places])

@@ -120,8 +120,7 @@ class RollingRefresh:
     def note(self, candidates: Tensor) -> None:
         """candidates [n]: rows that this rank's questions retrieved or nearly retrieved, MISSING_ROW where there was
         none."""
-        rows = gather_rows(candidates)[0].numpy()
-        self.asked.append(rows[rows != MISSING_ROW])
+        self.asked.append(gather_rows(candidates[candidates != MISSING_ROW])[0].numpy())
 
     def write_back(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
         """Store what this rank's step encoded of any shard: rows [n], embeddings [n, dim] fp32, from the weights

@@ -56,3 +56,4 @@ class Retriever(Protocol[Queries]):
 
     def weights_changed(self) -> None:
         """Called after every optimizer step: whatever was computed from the weights is no longer valid."""
+        return
