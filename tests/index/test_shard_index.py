@@ -175,7 +175,9 @@ def test_what_families_learn_from() -> None:
     assert shuffled("IVF7,Flat").n_to_train_on == 0
 
 
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQfp16", "PCA22,IVF16,Flat", "IVF16,Flat,RFlat"])
+@pytest.mark.parametrize(
+    "factory", ["IVF16,Flat", "IVF16,SQfp16", "PCA22,IVF16,Flat", "IVF16,Flat,RFlat", "PCA22,IVF16,Flat,RFlat"]
+)
 def test_search_depth_reaches_the_lists_inside_a_wrapper(factory: str) -> None:
     """Hits rise with the lists that are looked into, until all passages are found."""
     hits = []

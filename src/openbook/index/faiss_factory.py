@@ -1,5 +1,6 @@
 """FAISS factory strings: whether one can be built here, what it learns from, and what a passage costs in it."""
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import faiss
@@ -24,25 +25,23 @@ def search_device(
     """
     faiss_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
     if wanted == "gpu" and not faiss_gpu:
-        built = "faiss-gpu, which finds no device" if hasattr(faiss, "StandardGpuResources") else "faiss-cpu"
         raise OpenBookError(
             "a GPU index was asked for and FAISS has no GPU",
             where="index.device",
-            got=built,
+            got="faiss-gpu, which finds no device" if hasattr(faiss, "StandardGpuResources") else "faiss-cpu",
             expected="a GPU",
             action="Install the other package (`pip uninstall faiss-cpu && pip install 'openbook[gpu]'`; both together "
             "lose the GPU), or set index.device=cpu.",
         )
     if wanted == "cpu" or not faiss_gpu:
         return "cpu"
-    if factory in FLAT_ON_GPU or dim is None:
-        return "gpu"
-    try:
-        moved_to_gpu(empty_index(dim, factory), factory, faiss.StandardGpuResources())
-    except OpenBookError:
-        if wanted == "auto":
+    if factory not in FLAT_ON_GPU and dim is not None:
+        try:
+            moved_to_gpu(empty_index(dim, factory), factory, faiss.StandardGpuResources())
+        except OpenBookError:
+            if wanted == "gpu":
+                raise
             return "cpu"
-        raise
     return "gpu"
 
 
@@ -92,9 +91,9 @@ def check_factory(
 
 def bytes_per_passage(factory: str, dim: int) -> float:
     """What one more passage costs in the index: its code, and its id or links where the family keeps them."""
-    whole = empty_index(dim, factory)  # a downcast one does not keep it alive
-    index = faiss.downcast_index(whole)
-    return _stored_bytes(index) + (0 if isinstance(index, faiss.IndexFlatCodes) else ROW)
+    index = empty_index(dim, factory)
+    plain = isinstance(faiss.downcast_index(index), faiss.IndexFlatCodes)
+    return sum(_stored_bytes(part) for part in parts_of(index)) + (0 if plain else ROW)
 
 
 def use_threads(n: int) -> None:
@@ -113,44 +112,41 @@ def empty_index(dim: int, factory: str) -> Any:
             got=repr(factory),
             expected="Flat, SQfp16, IVF256,Flat, IVF4096,PQ64, HNSW32, …",
         ) from error
-    family = faiss.downcast_index(index)
-    family = faiss.downcast_index(family.index) if isinstance(family, faiss.IndexPreTransform) else family
-    if hasattr(family, "do_polysemous_training"):  # nearly all of the training, for a search that is not used here
-        family.do_polysemous_training = False
+    for part in parts_of(index):
+        if hasattr(part, "do_polysemous_training"):  # nearly all of the training, for a search that is not used here
+            part.do_polysemous_training = False
     return index
 
 
-def _stored_bytes(index: Any) -> float:
-    if isinstance(index, faiss.IndexPreTransform):
-        return _stored_bytes(faiss.downcast_index(index.index))
-    if isinstance(index, faiss.IndexRefine):
-        parts = (index.base_index, index.refine_index)
-        return sum(_stored_bytes(faiss.downcast_index(part)) for part in parts)
-    if isinstance(index, faiss.IndexIVF):
-        return index.code_size + 8
-    if isinstance(index, faiss.IndexHNSW):
-        hnsw: Any = index.hnsw
-        links = 2 * hnsw.nb_neighbors(1) * 4  # the ground level has twice as many as the others
-        return _stored_bytes(faiss.downcast_index(index.storage)) + links + 12
-    return getattr(index, "code_size", 4 * index.d)
+def parts_of(index: Any) -> Iterator[Any]:
+    """The index and those inside it (what a transform, a re-ranking or a graph wraps), each as what it is. None of them
+    keeps the whole alive."""
+    index = faiss.downcast_index(index)
+    yield index
+    for name in ("index", "base_index", "refine_index", "storage"):
+        if hasattr(index, name):
+            yield from parts_of(getattr(index, name))
+
+
+def _stored_bytes(part: Any) -> float:
+    """Of one passage in this part itself."""
+    if isinstance(part, faiss.IndexIVF):
+        return part.code_size + 8
+    if isinstance(part, faiss.IndexHNSW):
+        hnsw: Any = part.hnsw
+        return 2 * hnsw.nb_neighbors(1) * 4 + 12  # the ground level has twice as many links as the others
+    wraps = len(list(parts_of(part))) > 1
+    return getattr(part, "code_size", 0 if wraps else 4 * part.d)
 
 
 def learnt_points(index: Any) -> int:
     """Points that the family learns at the widest place (centroids, directions): it needs as many embeddings."""
-    family = faiss.downcast_index(index)  # beside index, which it does not keep alive
-    if isinstance(family, faiss.IndexPreTransform):
-        chain: Any = family.chain
-        steps = [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size())]
-        return max(learnt_points(family.index), *(_learnt_directions(step) for step in steps))
-    if isinstance(family, faiss.IndexRefine):
-        return max(learnt_points(family.base_index), learnt_points(family.refine_index))
-    if isinstance(family, faiss.IndexHNSW):
-        return learnt_points(family.storage)
-    quantizer = getattr(family, "pq", None)
-    return max(getattr(family, "nlist", 0), quantizer.ksub if quantizer else 0)
-
-
-def _learnt_directions(transform: Any) -> int:
-    if isinstance(transform, faiss.OPQMatrix):
-        return 256  # centroids of the 8-bit quantiser that it fits the rotation with, whatever quantiser follows
-    return transform.d_out if isinstance(transform, faiss.PCAMatrix) else 0
+    points = [0]
+    for part in parts_of(index):
+        chain: Any = getattr(part, "chain", None)  # of a transform
+        steps = [faiss.downcast_VectorTransform(chain.at(place)) for place in range(chain.size() if chain else 0)]
+        points += [step.d_out for step in steps if isinstance(step, faiss.PCAMatrix)]
+        # Centroids of the 8-bit quantiser that it fits the rotation with, whatever quantiser follows.
+        points += [256 for step in steps if isinstance(step, faiss.OPQMatrix)]
+        points += [getattr(part, "nlist", 0), part.pq.ksub if hasattr(part, "pq") else 0]
+    return max(points)

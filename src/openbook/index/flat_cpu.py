@@ -43,9 +43,6 @@ class CodesOnCpu(PlainCodes):
     def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
         self.codes[rows] = self.index.sa_encode(embeddings)
 
-    def finish(self, nprobe: int, ef_search: int) -> None:
-        """Nothing to do: plain codes have no search depth."""
-
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         return self.table[rows] if self.table is not None else self.index.sa_decode(self.codes[rows])
 
@@ -93,11 +90,10 @@ def _best_of_part(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     The depth highest lie in the depth groups whose best are highest, so the others can be ignored.
     """
     n_passages, n = scores.shape
-    n_groups = n_passages // _GROUP
-    if depth >= n_groups:
+    whole = n_passages // _GROUP * _GROUP
+    if depth * _GROUP >= whole:
         return scores.T, torch.arange(n_passages).expand(n, -1)
-    whole = n_groups * _GROUP
-    groups = scores[:whole].view(n_groups, _GROUP, n)
+    groups = scores[:whole].view(-1, _GROUP, n)
     chosen = groups.amax(1).T.contiguous().topk(depth, sorted=False).indices  # [n, depth]
     places = (chosen[:, :, None] * _GROUP + torch.arange(_GROUP)).view(n, -1)
     places = torch.cat([places, torch.arange(whole, n_passages).expand(n, -1)], 1)

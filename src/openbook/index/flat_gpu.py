@@ -43,9 +43,6 @@ class FlatOnGpu(PlainCodes):
         places = torch.from_numpy(np.asarray(rows)).to(self.device)
         self.table[places] = torch.from_numpy(embeddings).to(self.device, self.table.dtype)
 
-    def finish(self, nprobe: int, ef_search: int) -> None:
-        """Nothing to do: the tensor is searched as it stands."""
-
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         return self.table[torch.from_numpy(np.asarray(rows)).to(self.device)].float().cpu().numpy()
 

@@ -56,36 +56,30 @@ class ShardIndex:
 
     Three storages: families whose codes lie side by side (Flat, SQfp16, SQ8, PQ, ...) on a CPU, Flat and SQfp16 on a
     GPU, and families that are added to in the order of writing (IVF, HNSW, ...). Where nothing was learnt from the
-    embeddings (`replaceable`: Flat, SQfp16, SQbf16), a row may be written again later. Scores of the first two are
-    summed in fp64 from the stored vectors; so where nothing is learnt, shards merge to exactly what one index gives.
+    embeddings (`replaceable`: plain codes, Flat, SQfp16, SQbf16), a row may be written again later. Scores of the first
+    two are summed in fp64 from the stored vectors; so where nothing is learnt, shards merge to exactly what one index
+    gives.
     """
 
     def __init__(self, dim: int, n_passages: int, options: IndexOptions = IndexOptions()):
         shipped_blas_threshold()
         self.dim, self.n_passages, self.options = dim, n_passages, options
         self._index: Any = empty_index(dim, options.factory)
-        self.storage: Storage = self._new_storage()
-
-    def _new_storage(self) -> Storage:
-        options, dtype = self.options, FLAT_ON_GPU.get(self.options.factory)
-        if options.device == "gpu" and dtype:
-            return FlatOnGpu(self.dim, self.n_passages, dtype, options.gpu_temp_memory)
-        if options.device == "cpu" and isinstance(faiss.downcast_index(self._index), faiss.IndexFlatCodes):
-            return CodesOnCpu(self._index, self.n_passages, options.exact)
+        self.storage: Storage
         temp_memory = options.gpu_temp_memory if options.device == "gpu" else None
-        return AddedFamily(self._index, self.n_passages, options.factory, temp_memory)
-
-    @property
-    def replaceable(self) -> bool:
-        """Whether rows can be written again: the family has plain codes, none of them learnt."""
-        return self.storage.replaceable
+        if temp_memory is not None and options.factory in FLAT_ON_GPU:
+            self.storage = FlatOnGpu(dim, n_passages, FLAT_ON_GPU[options.factory], temp_memory)
+        elif temp_memory is None and isinstance(faiss.downcast_index(self._index), faiss.IndexFlatCodes):
+            self.storage = CodesOnCpu(self._index, n_passages, options.exact)
+        else:
+            self.storage = AddedFamily(self._index, n_passages, options.factory, temp_memory)
+        self.replaceable = self.storage.replaceable
 
     @property
     def n_to_train_on(self) -> int:
         """Embeddings that the family learns from, at most all there are; 0 when it learns nothing (more)."""
-        if self._index is None or self._index.is_trained:
-            return 0
-        return min(self.n_passages, 256 * max(learnt_points(self._index), 1))
+        learns = self._index is not None and not self._index.is_trained
+        return min(self.n_passages, 256 * max(learnt_points(self._index), 1)) if learns else 0
 
     @property
     def nbytes(self) -> int:

@@ -60,24 +60,19 @@ class Snapshot:
                 got=f"dim {queries.shape[1]}",
                 expected=f"dim {self.index.dim}",
             )
-        if self.calibrate is None:
-            scores, rows = self.index.search(queries, top_k)
-        else:
-            scores, rows = self.index.search(queries, max(top_k, CANDIDATES))
+        scores, rows = self.index.search(queries, max(top_k, CANDIDATES) if self.calibrate else top_k)
+        if self.calibrate:
             scores, rows = merged(self.calibrate(queries, scores, rows)[None], rows[None], top_k)
         rows = np.where(rows == MISSING_ROW, MISSING_ROW, rows + self.first_row)
         all_scores = exchange_rows(torch.from_numpy(scores), counts).numpy()
-        all_rows = exchange_rows(torch.from_numpy(rows), counts).numpy()
-        scores, rows = merged(all_scores, all_rows, top_k)
+        scores, rows = merged(all_scores, exchange_rows(torch.from_numpy(rows), counts).numpy(), top_k)
         return Retrieved(torch.from_numpy(rows), to_device(torch.from_numpy(scores), question_embeddings.device))
 
 
 def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """The shards' answers as one: scores and rows [shards, batch, k] -> [batch, top_k], highest first, equal scores by
     row. The same passage twice is one passage: the second is MISSING_ROW and -inf."""
-    shards, batch, k = scores.shape
-    scores = scores.transpose(1, 0, 2).reshape(batch, shards * k)
-    rows = rows.transpose(1, 0, 2).reshape(batch, shards * k)
+    scores, rows = np.concatenate(scores, axis=1), np.concatenate(rows, axis=1)
     missing = (rows == MISSING_ROW) | ~np.isfinite(scores) | _repeated(rows)
     scores, rows = np.where(missing, -np.inf, scores), np.where(missing, MISSING_ROW, rows)
     order = np.lexsort((rows, -scores), axis=1)[:, :top_k]

@@ -20,14 +20,15 @@ class Storage(Protocol):
     (`vectors`, `stored`, `restore`).
     """
 
-    @property
-    def replaceable(self) -> bool: ...
+    replaceable: bool
 
     def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
         """Store finite embeddings [n, dim] fp32 at rows [n]."""
 
     def finish(self, nprobe: int, ef_search: int) -> None:
-        """Every row is written: set the search depth and move the index to where it is searched."""
+        """Every row is written: set the search depth and move the index to where it is searched. Plain codes have no
+        search depth and are searched as they stand."""
+        return
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """[n, dim] fp32 on the host: what is stored at rows [n], decoded."""
@@ -43,7 +44,7 @@ class Storage(Protocol):
         MISSING_ROW where there was no hit."""
 
 
-class PlainCodes:
+class PlainCodes(Storage):
     """Exact top-k over a storage whose codes can be decoded: FAISS or torch give candidates, whose scores are summed
     again in fp64.
 
@@ -55,9 +56,6 @@ class PlainCodes:
     dim: int
     most: int
     rounding: float
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
 
     def candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray | None, np.ndarray]:
         """Rows [n, depth] in no order, and their scores where torch summed them, in whatever precision it has."""

@@ -17,12 +17,15 @@ import shutil
 import time
 import tokenize
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from openbook.index.passage_keys import LAYOUT, rows_of
+from openbook.utils.atomic import write_json
 
 _CHUNK = 8192  # passages hashed, written or copied at once: a few MB
 _DAY = 24 * 3600
@@ -51,11 +54,11 @@ class VectorStore:
         """known [n] bool: which of the keys [n, 2] the set `name` holds; and their vectors [known.sum(), dim] float32
         in the order of keys (dim is 0 where nothing is known)."""
         known = np.zeros(len(keys), dtype=bool)
-        matches = [(part, rows_of(part.keys, keys)) for part in self._parts(name)] if len(keys) else []
-        # The part with the most hits first: a file is checked whole, so one shared passage should not open another.
-        matches.sort(key=lambda match: int((match[1] >= 0).sum()), reverse=True)
+        asked = len(keys) > 0 and self.keep > 0
+        matches = [(part, rows_of(part.keys, keys)) for part in self._parts(name)] if asked else []
         chosen: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        for part, rows in matches:
+        # The part with the most hits first: a file is checked whole, so one shared passage should not open another.
+        for part, rows in sorted(matches, key=lambda match: int((match[1] >= 0).sum()), reverse=True):
             new = np.flatnonzero((rows >= 0) & ~known)
             fits = not chosen or part.vectors.shape[1] == chosen[0][0].shape[1]
             if new.size and fits and self._vectors_sound(part):
@@ -86,36 +89,46 @@ class VectorStore:
             os.utime(target.parent)
             self._remove_old(target.parent)
         except OSError as error:
-            text = (
+            self._warn(
+                self.root,
                 "passage vectors cannot be saved under %s (%s); the run goes on, and the next one encodes them again. "
+                "Free disk space, choose another cache folder or keep fewer sets.",
+                error,
             )
-            self._warn(self.root, text + "Free disk space, choose another cache folder or keep fewer sets.", error)
 
     def _set(self, name: str) -> Path:
         return self.root / f"vectors-{name[:16]}"
 
     def _parts(self, name: str) -> list[_Part]:
-        if self.keep < 1:
-            return []
-        try:
+        with self._damage_ignored(self._set(name)):
             folders = sorted(folder for folder in self._set(name).iterdir() if not folder.name.startswith("."))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            self._damaged(self._set(name), error)
-            return []
-        return [part for folder in folders if (part := self._open(folder, name))]
+            return [part for folder in folders if (part := self._open(folder, name))]
+        return []
+
+    @contextmanager
+    def _damage_ignored(self, folder: Path) -> Iterator[None]:
+        """What cannot be read of a folder ends the block, with a warning where the folder is still there: otherwise
+        there is none, or another process has just removed it."""
+        try:
+            yield
+            return
+        except (OSError, ValueError) as error:
+            reason = str(error)
+        except (KeyError, TypeError, RecursionError, OverflowError, tokenize.TokenError) as error:
+            reason = f"it cannot be read: {error!r}"  # the last one: numpy reads array headers as Python text
+        if os.path.exists(folder):
+            text = "the saved passage vectors %s are damaged (%s); they are ignored and their passages encoded again."
+            self._warn(folder, text, reason)
 
     def _open(self, folder: Path, name: str) -> _Part | None:
         """The part in a folder; None where there is none, or with a warning where it is not as its manifest says."""
-        try:
+        with self._damage_ignored(folder):
             manifest = json.loads((folder / "manifest.json").read_text())
             if (manifest["layout"], manifest["name"]) != (LAYOUT, name):
                 raise ValueError("it is of another version or of another encoder")
             if any((folder / file).stat().st_size != manifest["files"][file]["size"] for file in _FORMATS):
                 raise ValueError("a file has another size than its manifest says")
-            if self._sha256(folder / "keys.npy") != manifest["files"]["keys.npy"]["sha256"]:
-                raise ValueError("keys.npy has another sha256 than its manifest says")
+            self._check_sha256(folder / "keys.npy", manifest["files"]["keys.npy"]["sha256"])
             # Not np.load: open_memmap knows no pickles at all.
             keys, vectors = (np.lib.format.open_memmap(folder / file, mode="r").view(np.ndarray) for file in _FORMATS)
             if (keys.dtype, vectors.dtype) != tuple(_FORMATS.values()) or vectors.ndim != 2:
@@ -123,32 +136,24 @@ class VectorStore:
             if keys.shape != (len(vectors), 2):
                 raise ValueError("keys and vectors do not match in shape")
             return _Part(folder, keys, vectors, str(manifest["files"]["vectors.npy"]["sha256"]))
-        except (OSError, ValueError) as error:
-            reason = str(error)
-        except (KeyError, TypeError, RecursionError, OverflowError, tokenize.TokenError) as error:
-            reason = f"it cannot be read: {error!r}"  # the last one: numpy reads array headers as Python text
-        if folder.exists():  # otherwise there is none, or another process has just removed it
-            self._damaged(folder, reason)
         return None
 
     def _vectors_sound(self, part: _Part) -> bool:
         """Asked only of parts that are used, for it reads the whole file."""
-        try:
-            if self._sha256(part.folder / "vectors.npy") == part.vectors_sha256:
-                return True
-            self._damaged(part.folder, "vectors.npy has another sha256 than its manifest says")
-        except OSError as error:
-            self._damaged(part.folder, error)
+        with self._damage_ignored(part.folder):
+            self._check_sha256(part.folder / "vectors.npy", part.vectors_sha256)
+            return True
         return False
 
-    def _sha256(self, path: Path) -> str:
-        """Computed once for each state of a file."""
+    def _check_sha256(self, path: Path, expected: str) -> None:
+        """Raise ValueError where the file is not as its manifest says; computed once for each state of a file."""
         found = path.stat()
         state = (found.st_ino, found.st_size, found.st_mtime_ns)
         if path not in self._checked or self._checked[path][0] != state:
             with open(path, "rb") as handle:
                 self._checked[path] = state, hashlib.file_digest(handle, "sha256").hexdigest()
-        return self._checked[path][1]
+        if self._checked[path][1] != expected:
+            raise ValueError(f"{path.name} has another sha256 than its manifest says")
 
     def _holds(self, target: Path, name: str, keys: np.ndarray) -> bool:
         held = self._open(target, name)
@@ -160,10 +165,7 @@ class VectorStore:
             new.mkdir(parents=True)
             arrays = {"keys.npy": keys, "vectors.npy": vectors}
             files = {file: _write_array(new / file, array, _FORMATS[file]) for file, array in arrays.items()}
-            with open(new / "manifest.json", "w", encoding="utf-8") as handle:
-                json.dump({"layout": LAYOUT, "name": name, "files": files}, handle, indent=1)
-                handle.flush()
-                os.fsync(handle.fileno())
+            write_json(new / "manifest.json", {"layout": LAYOUT, "name": name, "files": files})
             _sync_folder(new)
             target.parent.mkdir(exist_ok=True)
             if target.exists() and not self._holds(target, name, keys):
@@ -190,15 +192,9 @@ class VectorStore:
     def _discard(self, folder: Path) -> None:
         """Renamed first, so that no reader meets half of it; who has it mapped may read on."""
         old = self.root / f".vectors-old-{uuid.uuid4().hex[:8]}"
-        try:
+        with suppress(FileNotFoundError):  # another process was first
             os.replace(folder, old)
-        except FileNotFoundError:  # another process was first
-            return
         shutil.rmtree(old, ignore_errors=True)
-
-    def _damaged(self, folder: Path, reason: object) -> None:
-        text = "the saved passage vectors %s are damaged (%s); they are ignored and their passages encoded again."
-        self._warn(folder, text, reason)
 
     def _warn(self, path: Path, text: str, reason: object) -> None:
         if path not in self._told:
@@ -209,8 +205,9 @@ class VectorStore:
 def _write_array(path: Path, array: np.ndarray, dtype: np.dtype) -> dict[str, int | str]:
     """Write a .npy file and force it to the disk; its size and the sha256 of what was meant to be written."""
     header = io.BytesIO()
-    facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
-    np.lib.format.write_array_header_1_0(header, facts)
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": array.shape}
+    )
     digest = hashlib.sha256(header.getvalue())
     with open(path, "wb") as handle:
         handle.write(header.getvalue())

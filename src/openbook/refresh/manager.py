@@ -76,7 +76,6 @@ class RefreshManager:
         self.seconds = 0.0
         self._started_at = 0  # the step after which the last refresh began
         self._resumed: dict[str, Any] = {}
-        self._timing = False
 
     @property
     def generation(self) -> int:
@@ -160,9 +159,9 @@ class RefreshManager:
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors. The corpus' fingerprint says which corpus the index was made from."""
-        state = self.rebuild.state_dict() | {"generation": self.generation, "started_at": self._started_at}
-        state["corpus"] = self.corpus.fingerprint
-        return state if self.rolling is None else state | {"rolling": self.rolling.state_dict()}
+        rolling = {} if self.rolling is None else {"rolling": self.rolling.state_dict()}
+        own = {"generation": self.generation, "started_at": self._started_at, "corpus": self.corpus.fingerprint}
+        return self.rebuild.state_dict() | own | rolling
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["corpus"] != self.corpus.fingerprint:
@@ -196,11 +195,9 @@ class RefreshManager:
 
     @contextmanager
     def _timed(self) -> Iterator[None]:
-        """Counts the seconds of the outermost block."""
-        outermost, self._timing, started = not self._timing, True, time.perf_counter()
+        """Counts the seconds of a block; those of a block in it are counted once, for the outer one sets the sum."""
+        started = time.perf_counter() - self.seconds
         try:
             yield
         finally:
-            if outermost:
-                self._timing = False
-                self.seconds += time.perf_counter() - started
+            self.seconds = time.perf_counter() - started

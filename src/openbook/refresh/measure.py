@@ -61,10 +61,8 @@ class IndexMeasure:
         self.questions, self.k, self.exact = questions, k, exact
         self.old = old.search(questions, 3 * k) if old is not None else None
         self.old_sample, self.sample = sample, Sample(sample.rows, sample.vectors.clone())
-        rows = np.unique(self.old.rows.numpy()) if self.old is not None else np.empty(0, dtype=np.int64)
-        self.watched = Sample(
-            rows[rows != MISSING_ROW], torch.zeros(int((rows != MISSING_ROW).sum()), questions.shape[1])
-        )
+        rows = np.unique(self.old.rows[self.old.mask].numpy()) if self.old is not None else np.empty(0, dtype=np.int64)
+        self.watched = Sample(rows, torch.zeros(len(rows), questions.shape[1]))
         self.best = (torch.full((len(questions), k), -torch.inf), torch.full((len(questions), k), MISSING_ROW))
 
     def see(self, rows: np.ndarray, embeddings: Tensor) -> None:
@@ -92,12 +90,14 @@ class IndexMeasure:
             places = np.searchsorted(self.watched.rows, self.old.rows.numpy()).clip(max=max(len(vectors) - 1, 0))
             again = torch.einsum("bd,bkd->bk", self.questions, vectors[torch.from_numpy(places)])
             mask, before = self.old.mask, self.old.index_scores
-            measured["refresh/overlap_at_k"] = overlap_at_k(self.old.rows[:, : self.k], found.rows)
-            measured["refresh/rank_correlation"] = rank_correlation(before, again, mask)
-            measured["refresh/score_drift"] = score_drift(before[:, : self.k], again[:, : self.k], mask[:, : self.k])
             drift = torch.tensor([cosine_drift(self.old_sample.vectors, self.sample.vectors), 1.0])
             total, n = sum_over_ranks(drift * len(self.sample.rows)).tolist()
-            measured["refresh/cosine_drift"] = total / max(n, 1.0)
+            measured |= {
+                "refresh/overlap_at_k": overlap_at_k(self.old.rows[:, : self.k], found.rows),
+                "refresh/rank_correlation": rank_correlation(before, again, mask),
+                "refresh/score_drift": score_drift(before[:, : self.k], again[:, : self.k], mask[:, : self.k]),
+                "refresh/cosine_drift": total / max(n, 1.0),
+            }
         return measured
 
 
@@ -130,11 +130,6 @@ class StalenessProbe:
         """A seeded sample of this rank's passages, not encoded yet."""
         return Sample.of(self.corpus.my_rows(), SAMPLE, dim, self.corpus.seed)
 
-    def against(self, old: Snapshot | None, questions: Tensor, dim: int, exact: bool) -> IndexMeasure:
-        """The measure of a new index of embeddings of dim against the old one."""
-        sample = self.sample or self.new_sample(dim)
-        return IndexMeasure(questions=questions, old=old, k=self.k, sample=sample, exact=exact)
-
     def measure(self, retriever: DenseRetriever) -> dict[str, float]:
         """Between refreshes: overlap@k and rank correlation of stale and fresh scores among the index's first 3 k
         passages, and the cosine drift of the sample, by the name each is logged under.
@@ -147,9 +142,8 @@ class StalenessProbe:
         stale = snapshot.search(mine, 3 * k)
         rows, places = torch.unique(stale.rows.clamp(min=0), return_inverse=True)
         fresh_scores = torch.einsum("bd,bkd->bk", mine, retriever.passages.encode_once(rows).cpu()[places])
-        before = sample.vectors
-        if snapshot.index.replaceable:  # there they may have been replaced since
-            before = torch.from_numpy(snapshot.index.vectors(sample.rows - snapshot.first_row))
+        stored = snapshot.index.vectors if snapshot.index.replaceable else None  # may have been replaced since
+        before = torch.from_numpy(stored(sample.rows - snapshot.first_row)) if stored else sample.vectors
         values = (
             overlap_among_candidates(stale.index_scores, fresh_scores, stale.mask, k),
             rank_correlation(stale.index_scores, fresh_scores, stale.mask),

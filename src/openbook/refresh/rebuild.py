@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore
 from openbook.models.encoders import TextEncoder
 from openbook.refresh.measure import IndexMeasure, StalenessProbe
-from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, encode_passes
+from openbook.retrieval.corpus_encoder import CorpusOptions, encode_passes
 from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.console import progress, say
 from openbook.utils.distributed import raise_on_all_ranks, sum_over_ranks
@@ -39,47 +40,44 @@ class RebuildRefresh:
         self.generation, self.made_at, self.encoded = -1, 0, 0
         self.encoder_state: State = None
         self.under_way: Rebuild | None = None
-        self._next_state: State = None
 
     def run(self, retriever: DenseRetriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
         """Encode everything now and swap; returns what was measured, by the name it is logged under."""
-        self.under_way = self._next_state = None  # or there would be three indexes
-        rebuild = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever), store)
+        self.under_way = None  # or there would be three indexes
+        rebuild = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever), store=store)
         rebuild.run()
-        state = retriever.passage_encoder.copied_state()
-        return self._swap(retriever, rebuild, step, state)
+        rebuild.encoder_state = retriever.passage_encoder.copied_state()
+        return self._swap(retriever, rebuild, step)
 
     def start(self, retriever: DenseRetriever) -> None:
         """Copy the weights; the slices follow."""
-        state = retriever.passage_encoder.copied_state()
-        self.under_way = self._begin(retriever, retriever.passage_encoder, self.probe.embed(retriever))
-        self._next_state = state
+        encoder = retriever.passage_encoder
+        self.under_way = self._begin(retriever, encoder, self.probe.embed(retriever), encoder.copied_state())
 
     def advance(self, retriever: DenseRetriever, slices_left: int, started_at: int) -> dict[str, float]:
         """The next of slices_left, and after the last one the swap, to an index of the weights of step started_at."""
-        rebuild, state = self.under_way, self._next_state
+        rebuild, self.under_way = self.under_way, None  # a refresh that fails half-way is abandoned
         assert rebuild is not None
-        self.under_way = self._next_state = None  # a refresh that fails half-way is abandoned
         rebuild.advance(slices_left)
         if slices_left > 1:
-            self.under_way, self._next_state = rebuild, state
+            self.under_way = rebuild
             return {}
-        return self._swap(retriever, rebuild, started_at, state)
+        return self._swap(retriever, rebuild, started_at)
 
     def restore(self, retriever: DenseRetriever, store: VectorStore | None) -> None:
         """The index that the checkpoint's run searched, made again from its weights."""
         encoded, encoder = self.encoded, retriever.passage_encoder.with_state(self.encoder_state)
         self.generation -= 1  # the same generation is made again
-        rebuild = self._begin(retriever, encoder, self.probe.embed(retriever), store)
+        rebuild = self._begin(retriever, encoder, self.probe.embed(retriever), self.encoder_state, store)
         rebuild.run("encoding the checkpoint's index again")
-        self._swap(retriever, rebuild, self.made_at, self.encoder_state)
+        self._swap(retriever, rebuild, self.made_at)
         self.encoded = encoded
 
     def restore_next(self, retriever: DenseRetriever, state: dict[str, Any], slices_left: range) -> None:
         """What the checkpoint's run had encoded of the next index; slices_left: before each slice that was done."""
-        self._next_state = state["passage_encoder"]
-        encoder = retriever.passage_encoder.with_state(self._next_state)
-        self.under_way = self._begin(retriever, encoder, state["questions"])
+        encoder_state = state["passage_encoder"]
+        encoder = retriever.passage_encoder.with_state(encoder_state)
+        self.under_way = self._begin(retriever, encoder, state["questions"], encoder_state)
         for left in slices_left:
             self.under_way.advance(left)
 
@@ -88,31 +86,48 @@ class RebuildRefresh:
         state: dict[str, Any] = {name: getattr(self, name) for name in ("generation", "made_at", "encoded")}
         state["passage_encoder"] = self.encoder_state
         if self.under_way is not None:
-            state["next"] = {"passage_encoder": self._next_state, "questions": self.under_way.measure.questions}
+            questions = self.under_way.measure.questions
+            state["next"] = {"passage_encoder": self.under_way.encoder_state, "questions": questions}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.generation, self.made_at, self.encoded = (int(state[k]) for k in ("generation", "made_at", "encoded"))
         self.encoder_state = state["passage_encoder"]
 
-    def _begin(self, retriever: DenseRetriever, encoder: TextEncoder, questions: Tensor, store: Any = None) -> Rebuild:
-        measure = self.probe.against(retriever.snapshot, questions, encoder.dim, self.index.exact)
-        generation = self.generation + 1
-        return Rebuild(encoder, self.corpus, self.index, generation=generation, measure=measure, store=store)
+    def _begin(
+        self,
+        retriever: DenseRetriever,
+        encoder: TextEncoder,
+        questions: Tensor,
+        encoder_state: State = None,
+        store: VectorStore | None = None,
+    ) -> Rebuild:
+        probe, old = self.probe, retriever.snapshot
+        sample = probe.sample or probe.new_sample(encoder.dim)
+        return Rebuild(
+            encoder,
+            self.corpus,
+            self.index,
+            generation=self.generation + 1,
+            measure=IndexMeasure(questions=questions, old=old, k=probe.k, sample=sample, exact=self.index.exact),
+            encoder_state=encoder_state,
+            store=store,
+        )
 
-    def _swap(self, retriever: DenseRetriever, rebuild: Rebuild, made_at: int, state: State) -> dict[str, float]:
+    def _swap(self, retriever: DenseRetriever, rebuild: Rebuild, made_at: int) -> dict[str, float]:
         """Rebind the snapshot; from here on every search uses the new one."""
         snapshot, measured = rebuild.finish()
         encoded = int(sum_over_ranks(torch.tensor(rebuild.encoded)))
         retriever.snapshot = snapshot
-        self.generation, self.made_at, self.encoder_state = snapshot.generation, made_at, state
+        self.generation, self.made_at, self.encoder_state = snapshot.generation, made_at, rebuild.encoder_state
         self.probe.sample = rebuild.measure.sample
         self.encoded += encoded
         measured |= {"refresh/generation": float(snapshot.generation), "refresh/encoded_passages": float(self.encoded)}
         if "refresh/overlap_at_k" in measured:
-            overlap, drift = (measured[f"refresh/{name}"] for name in ("overlap_at_k", "score_drift"))
-            what = f"overlap@{self.probe.k} with the previous one {overlap:.2f}, score drift {drift:.3f}"
-            say(f"index generation {snapshot.generation}: {what}")
+            say(
+                f"index generation {snapshot.generation}: overlap@{self.probe.k} with the previous one "
+                f"{measured['refresh/overlap_at_k']:.2f}, score drift {measured['refresh/score_drift']:.3f}"
+            )
         return measured
 
 
@@ -121,6 +136,7 @@ class Rebuild:
 
     Passages are encoded in passes of one length, in a seeded order, so that the first of n slices costs what the last
     does. Families that learn see a seeded sample first. What `store` knows of these weights is not encoded again.
+    encoder_state: the encoder's weights for a checkpoint, where they train.
     All methods are called by all ranks together; what one rank raises is raised on all.
     """
 
@@ -132,14 +148,14 @@ class Rebuild:
         *,
         generation: int,
         measure: IndexMeasure,
+        encoder_state: State = None,
         store: VectorStore | None = None,
     ):
         self.corpus, self.options, self.generation = corpus, options, generation
-        self.measure, self.store = measure, store
+        self.measure, self.encoder_state, self.store = measure, encoder_state, store
         self.rows = corpus.my_rows()
         self.encoded = 0  # passages so far
-        self._waiting: list[Encoding] = []
-        self._learnt_from: list[tuple[np.ndarray, Tensor]] = []
+        self._unwritten: list[tuple[np.ndarray, Tensor]] = []
         with raise_on_all_ranks():
             self.fingerprint = encoder.fingerprint()
             self.coder = corpus.coder(encoder)
@@ -147,39 +163,33 @@ class Rebuild:
             self.n_to_learn_from = self.index.n_to_train_on
             order = np.random.default_rng(options.seed).permutation(self.rows)
             self._to_learn_from = np.sort(order[: self.n_to_learn_from])
-            self.passes = self._passes(self._unknown())
+            rows = self._unknown()
+            first = np.isin(rows, self._to_learn_from)
+            parts = (rows[first], rows[~first])  # a seeded sample to learn from comes first, where there is one
+            self.passes = [p for part in parts for p in self.coder.passes(part, corpus.tokens_per_pass, corpus.seed)]
             self.n_to_encode = sum(map(len, self.passes))
 
     def run(self, label: str = "encoding the corpus") -> None:
         """Encode all that is left."""
         with raise_on_all_ranks(), progress(label, "passages") as done:
-            for rows, embeddings in encode_passes(self.coder, self.passes):
-                self._take(rows, embeddings)
-                self.encoded += len(rows)
-                done(self.encoded, self.n_to_encode)
+            self._take_encoded(encode_passes(self.coder, self.passes), done)
             self.passes = []
 
     def advance(self, slices_left: int) -> None:
         """Encode the next slice, of slices_left that remain with it; the slices are alike in tokens."""
         with raise_on_all_ranks():
-            self._settle()
-            firsts, sizes = [rows[0] for rows in self.passes], [len(rows) for rows in self.passes]
-            tokens = self.coder.lengths(np.array(firsts, dtype=np.int64)) * np.array(sizes, dtype=np.int64)
-            # As many passes as bring the sum nearest to an even share.
-            n = int(np.abs(np.cumsum(tokens) - tokens.sum() / slices_left).argmin()) + 1 if len(tokens) else 0
-            n = len(self.passes) if slices_left <= 1 else n
-            for rows in self.passes[:n]:
-                self._waiting.append(self.coder.start(rows))
-                if self.coder.device.type == "cpu":
-                    self._settle()
+            self._take_encoded(self.coder.finished())
+            lengths = self.coder.lengths(np.array([rows[0] for rows in self.passes], dtype=np.int64))
+            tokens = np.cumsum(lengths * np.array([len(rows) for rows in self.passes], dtype=np.int64))
+            # As many passes as bring the sum nearest to an even share; in the last slice all of them.
+            n = int(np.abs(tokens - tokens[-1] / max(slices_left, 1)).argmin()) + 1 if len(tokens) else 0
+            self._take_encoded(self.coder.begin(self.passes[:n]))
             del self.passes[:n]
 
     def finish(self) -> tuple[Snapshot, dict[str, float]]:
         """The snapshot, once everything is encoded, and what it changes."""
         with raise_on_all_ranks():
-            self._settle()
-            if self._learnt_from:
-                self._learn()
+            self._take_encoded(self.coder.finished())
             self.index.finish()
         snapshot = Snapshot(
             self.index,
@@ -191,60 +201,46 @@ class Rebuild:
         )
         measured = self.measure.finish(snapshot)
         with raise_on_all_ranks():
-            self._to_store()
+            if self.store is not None and self.encoded and self.options.exact:
+                part = f"{self.rows.start}-{self.rows.stop}-of-{self.corpus.fingerprint[:12]}"
+                vectors = self.index.stored().view(np.float32)  # Flat stores the vectors themselves: no copy
+                self.store.save(self._store_name, part, self._keys, vectors)
         return snapshot, measured
 
-    def _settle(self) -> None:
-        """Take what a GPU has encoded beside the last training step."""
-        waiting, self._waiting = self._waiting, []
-        for encoding in waiting:
-            self._take(encoding.rows, encoding.result())
-            self.encoded += len(encoding.rows)
+    def _take_encoded(
+        self, passes: Iterable[tuple[np.ndarray, Tensor]], done: Callable[[int, int], None] = lambda done, total: None
+    ) -> None:
+        for rows, embeddings in passes:
+            self._take(rows, embeddings)
+            self.encoded += len(rows)
+            done(self.encoded, self.n_to_encode)
 
     def _take(self, rows: np.ndarray, embeddings: Tensor) -> None:
+        """Index these; where the family learns, once its sample is complete."""
         self.measure.see(rows, embeddings)
-        if not self.n_to_learn_from:
+        self._unwritten.append((rows, embeddings))
+        if self.n_to_learn_from:
+            self.n_to_learn_from -= int(np.isin(rows, self._to_learn_from).sum())
+            if self.n_to_learn_from:
+                return
+            seen = np.concatenate([rows for rows, _ in self._unwritten])
+            sample = np.flatnonzero(np.isin(seen, self._to_learn_from))
+            sample = sample[np.argsort(seen[sample])]  # the same whatever came from the store
+            self.index.train(torch.cat([embeddings for _, embeddings in self._unwritten]).numpy()[sample])
+        unwritten, self._unwritten = self._unwritten, []
+        for rows, embeddings in unwritten:
             self.index.write(rows - self.rows.start, embeddings.numpy())
-            return
-        self._learnt_from.append((rows, embeddings))
-        self.n_to_learn_from -= int(np.isin(rows, self._to_learn_from).sum())
-        if not self.n_to_learn_from:
-            self._learn()
-
-    def _learn(self) -> None:
-        """The sample is complete: let the family learn from it, and index it."""
-        parts, self._learnt_from = self._learnt_from, []
-        rows = np.concatenate([rows for rows, _ in parts])
-        sample = np.flatnonzero(np.isin(rows, self._to_learn_from))
-        sample = sample[np.argsort(rows[sample])]  # the same whatever came from the store
-        self.index.train(torch.cat([embeddings for _, embeddings in parts]).numpy()[sample])
-        for rows, embeddings in parts:
-            self.index.write(rows - self.rows.start, embeddings.numpy())
-
-    def _passes(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Those of a seeded sample to learn from first, where there is one."""
-        first, size, seed = np.isin(rows, self._to_learn_from), self.corpus.tokens_per_pass, self.corpus.seed
-        parts = [part for part in (rows[first], rows[~first]) if len(part)]
-        return [rows for part in parts for rows in self.coder.passes(part, size, seed)]
 
     def _unknown(self) -> np.ndarray:
         """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""
         if self.store is None:
             return np.asarray(self.rows)
+        self._store_name = store_name(self.fingerprint, self.corpus.max_length, self.corpus.special, self.corpus.dtype)
         self._keys = passage_keys(self.corpus.tokens, self.rows)
         unknown = []
         for places in np.array_split(np.random.default_rng(self.options.seed).permutation(len(self.rows)), 20):
-            known, vectors = self.store.find(self._store_name(), self._keys[places])
+            known, vectors = self.store.find(self._store_name, self._keys[places])
             unknown.append(places[~known])
             if known.any():
                 self._take(places[known] + self.rows.start, torch.from_numpy(vectors))
         return np.sort(np.concatenate(unknown)) + self.rows.start
-
-    def _to_store(self) -> None:
-        if self.store is not None and self.encoded and self.options.exact:
-            part = f"{self.rows.start}-{self.rows.stop}-of-{self.corpus.fingerprint[:12]}"
-            vectors = self.index.stored().view(np.float32)  # Flat stores the vectors themselves: no copy
-            self.store.save(self._store_name(), part, self._keys, vectors)
-
-    def _store_name(self) -> str:
-        return store_name(self.fingerprint, self.corpus.max_length, self.corpus.special, self.corpus.dtype)

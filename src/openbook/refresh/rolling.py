@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from openbook.index.calibration import Calibration
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.models.encoders import TextEncoder
-from openbook.retrieval.corpus_encoder import CorpusOptions, Encoding, PassageCoder, encode_passes
+from openbook.retrieval.corpus_encoder import CorpusOptions, PassageCoder, encode_passes
 from openbook.retrieval.dense import DenseRetriever
 from openbook.utils.console import progress
 from openbook.utils.distributed import (
@@ -62,8 +62,7 @@ class RollingRefresh:
         self.calibration = Calibration(self.index.dim)
         self.step = 0  # that the ages are counted from
         self.encoded = 0  # passages encoded for the index so far, on all ranks; write-back is not counted
-        self._waiting: list[Encoding] = []
-        self._waiting_step = 0
+        self._begun_at = 0  # the step of the passes that the coder has not finished
 
     @classmethod
     def restored(
@@ -76,9 +75,8 @@ class RollingRefresh:
         state: dict[str, Any],
     ) -> RollingRefresh:
         """The index that the checkpoint's run searched, from the vectors in its state; it becomes the retriever's."""
-        rows = corpus.my_rows()
-        index = ShardIndex(retriever.passage_encoder.dim, len(rows), options).finish()
-        snapshot = Snapshot(index, 0, "", corpus.fingerprint, corpus.n_passages, rows.start)
+        index = ShardIndex(retriever.passage_encoder.dim, len(corpus.my_rows()), options).finish()
+        snapshot = Snapshot(index, 0, "", corpus.fingerprint, corpus.n_passages, corpus.my_rows().start)
         rolling = cls(corpus, snapshot, corpus.coder(retriever.passage_encoder), mode)
         rolling.load_state_dict(state)
         retriever.snapshot = rolling.snapshot(snapshot)
@@ -96,12 +94,18 @@ class RollingRefresh:
         return {"refresh/mean_age": self.mean_age(step), "refresh/encoded_passages": float(self.encoded)}
 
     def refresh(self, retriever: DenseRetriever, step: int) -> None:
-        """Encode everything with the weights after optimizer step `step`; the snapshot is then of one age."""
+        """Encode everything in place, with the weights after optimizer step `step`; the snapshot is then of one age."""
         assert retriever.snapshot is not None
-        self.renew(retriever.passage_encoder, step)
-        fingerprint = retriever.passage_encoder.fingerprint()
+        encoder = retriever.passage_encoder
+        with raise_on_all_ranks(), progress("encoding the corpus", "passages") as done:
+            self._store(self.coder.finished())
+            self.coder.take(encoder)
+            for number, (rows, embeddings) in enumerate(encode_passes(self.coder, self.groups), 1):
+                self._write(rows - self.rows.start, embeddings.numpy(), step)
+                done(len(self.rows) * number // len(self.groups), len(self.rows))
+        self.encoded += self.corpus.n_passages
         snapshot = self.snapshot(retriever.snapshot)
-        retriever.snapshot = replace(snapshot, encoder_fingerprint=fingerprint, calibrate=None)
+        retriever.snapshot = replace(snapshot, encoder_fingerprint=encoder.fingerprint(), calibrate=None)
 
     @property
     def generation(self) -> int:
@@ -110,15 +114,13 @@ class RollingRefresh:
 
     def mean_age(self, step: int) -> float:
         """Optimizer steps, over the passages of all ranks."""
-        ages = torch.tensor([float((step - self.made_at).sum()), float(len(self.made_at))], dtype=torch.float64)
-        total, n = sum_over_ranks(ages).tolist()
-        return total / max(n, 1.0)
+        total = sum_over_ranks(torch.tensor(float((step - self.made_at).sum()), dtype=torch.float64))
+        return float(total) / max(self.corpus.n_passages, 1)
 
     def note(self, candidates: Tensor) -> None:
         """candidates [n]: rows that this rank's questions retrieved or nearly retrieved, MISSING_ROW where there was
         none."""
-        rows = gather_rows(candidates)[0].numpy()
-        self.asked.append(rows[rows != MISSING_ROW])
+        self.asked.append(gather_rows(candidates[candidates != MISSING_ROW])[0].numpy())
 
     def write_back(self, rows: Tensor, embeddings: Tensor, step: int) -> None:
         """Store what this rank's step encoded of any shard: rows [n], embeddings [n, dim] fp32, from the weights
@@ -144,29 +146,16 @@ class RollingRefresh:
         together. On a GPU they are encoded beside the next step and stored after it."""
         before, self.step = self.encoded, step
         with raise_on_all_ranks():
-            self._settle()
+            self._store(self.coder.finished())
             self.coder.take(encoder)
             self.credit += n * len(self.rows) / max(self.corpus.n_passages, 1)
             chosen = list(self._hottest(step) if self.mode == "hot" else ())
             chosen += self._oldest(exclude=np.concatenate(chosen) if chosen else np.empty(0, dtype=np.int64))
             self.credit -= sum(map(len, chosen))
             self.encoded += sum(map(len, chosen))
-            self._waiting_step = step
-            for rows in chosen:
-                self._waiting.append(self.coder.start(rows))
-                if self.coder.device.type == "cpu":
-                    self._settle()
+            self._begun_at = step
+            self._store(self.coder.begin(chosen))
         self.encoded = before + int(sum_over_ranks(torch.tensor(self.encoded - before)))
-
-    def renew(self, encoder: TextEncoder, step: int) -> None:
-        """Encode everything with the weights after optimizer step `step`, in place."""
-        with raise_on_all_ranks(), progress("encoding the corpus", "passages") as done:
-            self._settle()
-            self.coder.take(encoder)
-            for number, (rows, embeddings) in enumerate(encode_passes(self.coder, self.groups), 1):
-                self._write(rows - self.rows.start, embeddings.numpy(), step)
-                done(len(self.rows) * number // len(self.groups), len(self.rows))
-        self.encoded += self.corpus.n_passages
 
     def snapshot(self, snapshot: Snapshot) -> Snapshot:
         """The same index as a value of its own, of mixed ages."""
@@ -179,7 +168,7 @@ class RollingRefresh:
     def state_dict(self) -> dict[str, Any]:
         """Vectors and ages of the whole corpus on rank 0, plain values; called by all ranks together."""
         with raise_on_all_ranks():
-            self._settle()
+            self._store(self.coder.finished())
         codes = shards_on_rank_zero(self.index.stored(), self.corpus.n_passages)
         made_at = shards_on_rank_zero(self.made_at, self.corpus.n_passages)
         return {
@@ -203,10 +192,9 @@ class RollingRefresh:
         self.encoded, self.step = int(state["encoded"]), int(state["step"])
         self.calibration.load_state_dict(state["calibration"])
 
-    def _settle(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for encoding in waiting:
-            self._write(encoding.rows - self.rows.start, encoding.result().numpy(), self._waiting_step)
+    def _store(self, encoded: Iterable[tuple[np.ndarray, Tensor]]) -> None:
+        for rows, embeddings in encoded:
+            self._write(rows - self.rows.start, embeddings.numpy(), self._begun_at)
 
     def _write(self, places: np.ndarray, vectors: np.ndarray, made_at: int) -> None:
         newer = self.made_at[places] <= made_at
@@ -233,9 +221,7 @@ class RollingRefresh:
         return [self.groups[number] for number in order[:n]]
 
     def _hottest(self, step: int) -> Iterator[np.ndarray]:
-        if not self.asked:
-            return
-        rows, hits = np.unique(np.concatenate(self.asked), return_counts=True)
+        rows, hits = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.asked]), return_counts=True)
         mine = (rows >= self.rows.start) & (rows < self.rows.stop)
         rows, hits = rows[mine], hits[mine]
         worth = hits * (step - self.made_at[rows - self.rows.start])

@@ -61,11 +61,10 @@ class BM25Index:
         )
         for place, words in enumerate(asked):
             known = self._bm25.get_tokens_ids(words)
-            if not known:
-                continue
-            all_scores = self._bm25.get_scores_from_ids(known)
-            best = _best(all_scores, top_k)
-            rows[place, : len(best)], scores[place, : len(best)] = best, all_scores[best]
+            if known:
+                all_scores = self._bm25.get_scores_from_ids(known)
+                best = _best(all_scores, top_k)
+                rows[place, : len(best)], scores[place, : len(best)] = best, all_scores[best]
         return rows, scores
 
 
@@ -104,9 +103,8 @@ class BM25Retriever(nn.Module, Retriever[list[str]]):
 
 def passage_texts(corpus: Corpus) -> Iterable[str]:
     """Title and text of every passage, by row: what BM25 indexes."""
-    for row in range(corpus.n_passages):
-        passage = corpus.passage(row)
-        yield f"{passage.title} {passage.text}"
+    passages = map(corpus.passage, range(corpus.n_passages))
+    return (f"{passage.title} {passage.text}" for passage in passages)
 
 
 def _best(scores: np.ndarray, top_k: int) -> np.ndarray:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +26,8 @@ class PassageCoder:
     The encoder itself and the random state are left as they are; weights are cast once, not in every forward pass.
 
     coder(rows) -> embeddings [n, dim] fp32 on the CPU, under inference_mode. On a GPU the work goes to a stream of its
-    own beside training: `start` returns at once, and the embeddings are waited for when they are asked for.
+    own beside training: `start` returns at once, and the embeddings are waited for when they are asked for. `begin` and
+    `finished` do so with many passes.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class PassageCoder:
         self.tokens, self.special, self.max_length = tokens, special, max_length
         self.device = next(encoder.parameters()).device
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._waiting: list[Encoding] = []
 
     def take(self, encoder: TextEncoder) -> None:
         """Copy the weights as they are now."""
@@ -71,6 +75,20 @@ class PassageCoder:
                 embeddings = self.encoder(to_device(ids, self.device), to_device(mask, self.device) if padded else None)
                 return Encoding(rows, embeddings, self._stream.record_event())
 
+    def begin(self, passes: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Begin to encode each pass; gives (rows, embeddings) of those that are done, which on a CPU each is at once
+        and on a GPU none: there they are `finished` later."""
+        for rows in passes:
+            self._waiting.append(self.start(rows))
+            if self._stream is None:
+                yield from self.finished()
+
+    def finished(self) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """(rows, embeddings) of each pass that was begun and not given yet; waits for what is still computed."""
+        waiting, self._waiting = self._waiting, []
+        for encoding in waiting:
+            yield encoding.rows, encoding.result()
+
 
 class Encoding:
     """Embeddings of the passages at rows [n], perhaps still being computed."""
@@ -87,14 +105,8 @@ class Encoding:
 
 def encode_passes(coder: PassageCoder, passes: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(rows, embeddings) of each pass. Of a GPU's passes the next is under way before the last is waited for."""
-    ahead: Encoding | None = None
-    for rows in passes:
-        started = coder.start(rows)
-        if ahead is not None:
-            yield ahead.rows, ahead.result()
-        ahead = started
-    if ahead is not None:
-        yield ahead.rows, ahead.result()
+    for encoding, _ in pairwise(chain[Any](map(coder.start, passes), [None])):  # the last has none ahead of it
+        yield encoding.rows, encoding.result()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The dense retriever: question encoder, passage encoder and one snapshot of the index (DPR, Karpukhin et al. 2020)."""
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -75,9 +76,7 @@ class DenseRetriever(nn.Module, Retriever[Tensor]):
             self._candidates.append(found.rows.flatten())
         if self.rerank > 0:
             first = Retrieved(found.rows[:, : self.rerank], found.index_scores[:, : self.rerank])
-            rows, places = torch.unique(first.rows.clamp(min=0), return_inverse=True)
-            passage_emb = self.passages.encode_once(rows)
-            scores = self._scores(queries, passage_emb[to_device(places, passage_emb.device)], first)
+            scores = self._scores(queries, first, self.passages.encode_once)
             order = scores.argsort(dim=1, descending=True, stable=True)
             behind = torch.arange(self.rerank, found.rows.shape[1], device=order.device).expand(len(order), -1)
             order = torch.cat([order, behind], dim=1)  # more than are re-ranked: the rest keep the index's order
@@ -90,15 +89,15 @@ class DenseRetriever(nn.Module, Retriever[Tensor]):
         A passage that several questions of the batch retrieved is encoded once. While the passage encoder trains,
         gradient flows into it; otherwise none is recorded, and the cache serves what it has.
         """
+        return self._scores(queries, retrieved, self.passages.encode_for_training)
+
+    def _scores(self, queries: Tensor, retrieved: Retrieved, encode: Callable[[Tensor], Tensor]) -> Tensor:
         rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
-        passage_emb = self.passages.encode_for_training(rows)
+        passage_emb = encode(rows)
         # index_select, not indexing: its gradient adds up the terms of a passage in the same order in every run.
         each = passage_emb.index_select(0, to_device(places.flatten(), passage_emb.device)).unflatten(0, places.shape)
-        return self._scores(queries, each, retrieved)
-
-    def _scores(self, queries: Tensor, passage_emb: Tensor, retrieved: Retrieved) -> Tensor:
         with torch.autocast(queries.device.type, enabled=False):
-            scores = torch.einsum("bd,bkd->bk", queries.float(), passage_emb.float()) / self.temperature
+            scores = torch.einsum("bd,bkd->bk", queries.float(), each.float()) / self.temperature
         return torch.where(to_device(retrieved.mask, scores.device), scores, -torch.inf)
 
     def take_candidates(self) -> Tensor:

@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-from openbook.batch import to_device
-
 # Passages kept at most, so that an evaluation over a large corpus does not fill the memory.
 _MOST = 65536
 
@@ -17,8 +15,7 @@ class EmbeddingCache:
     """
 
     def __init__(self) -> None:
-        self._place: dict[int, int] = {}
-        self._parts: list[Tensor] = []
+        self._kept: dict[int, Tensor] = {}
         self._outdated = False
 
     def outdate(self) -> None:
@@ -29,29 +26,24 @@ class EmbeddingCache:
         """rows [n], embeddings [n, dim] with the weights as they are."""
         if self._outdated:
             self._clear()
-        start = sum(len(part) for part in self._parts)
-        self._place.update((row, start + place) for place, row in enumerate(rows.tolist()))
-        self._parts.append(embeddings.detach().float())
+        self._kept.update(zip(rows.tolist(), embeddings.detach().float(), strict=True))
 
     def missing(self, rows: Tensor) -> Tensor:
         """Those of rows [n] that are not here; there is room for them."""
-        if self._outdated or len(self._place) + len(rows) > _MOST:
+        if self._outdated or len(self._kept) + len(rows) > _MOST:
             self._clear()
-        return rows[torch.tensor([row not in self._place for row in rows.tolist()], dtype=torch.bool)]
+        return rows[torch.tensor([row not in self._kept for row in rows.tolist()], dtype=torch.bool)]
 
     def get(self, rows: Tensor) -> Tensor:
         """[n, dim] of rows [n] that are all here."""
-        places = torch.tensor([self._place[row] for row in rows.tolist()], dtype=torch.int64)
-        if len(self._parts) > 1:
-            self._parts = [torch.cat(self._parts)]
-        return self._parts[0][to_device(places, self._parts[0].device)]
+        return torch.stack([self._kept[row] for row in rows.tolist()])
 
     def take(self) -> tuple[Tensor, Tensor]:
         """All there is, rows [n] rising and embeddings [n, dim], the newest of each; then nothing is here any more."""
-        rows = torch.tensor(sorted(self._place), dtype=torch.int64)
+        rows = torch.tensor(sorted(self._kept), dtype=torch.int64)
         embeddings = self.get(rows) if len(rows) else torch.empty(0, 0)
         self._clear()
         return rows, embeddings
 
     def _clear(self) -> None:
-        self._place, self._parts, self._outdated = {}, [], False
+        self._kept, self._outdated = {}, False

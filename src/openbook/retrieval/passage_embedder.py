@@ -57,10 +57,8 @@ class PassageEmbedder:
                 encode = partial(recomputed, encode)
         else:
             passes = list(by_length(lengths, self.tokens_per_pass))
-        parts = []
-        for positions in passes:
-            ids, mask = passage_inputs(self.tokens, chosen[positions], self.special, self.max_tokens)
-            parts.append(encode(to_device(ids, device), to_device(mask, device)))
+        inputs = (passage_inputs(self.tokens, chosen[places], self.special, self.max_tokens) for places in passes)
+        parts = [encode(to_device(ids, device), to_device(mask, device)) for ids, mask in inputs]
         back = np.argsort(np.concatenate(passes))
         return torch.cat(parts)[to_device(torch.from_numpy(back), device)]
 
