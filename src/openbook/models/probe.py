@@ -1,0 +1,161 @@
+"""One small batch through a model that has just been loaded: what it would do wrong in training is found before it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openbook.data.inputs import SpecialIds
+from openbook.errors import OpenBookError
+from openbook.models.encoders import TextEncoder
+from openbook.models.generator import Generator
+from openbook.utils.console import say
+
+# Largest difference of two logits (or embeddings) that are the same but for the order of their sums, as a share of the
+# largest of them.
+TOLERANCE = 1e-4
+
+
+def probe_generator(
+    generator: Generator, tokenizer: Any, special: SpecialIds, *, max_context: int, max_target: int
+) -> None:
+    """OpenBookError where the generator cannot do what training and decoding ask of it: know every token, end answers
+    as they are written, give its own model's logits (alone, for two targets over one context, and token by token), and
+    read the longest inputs. max_context, max_target: tokens."""
+    where = "generator.model"
+    _check_vocabulary(generator.head_weight.shape[0], tokenizer, where)
+    if special.end != generator.eos_token_id:
+        raise OpenBookError(
+            "the tokenizer ends an answer with another token than the generator waits for (eos_token_id)",
+            where=where,
+            got=f"token {special.end} ({tokenizer.convert_ids_to_tokens(special.end)!r})",
+            expected=f"{generator.eos_token_id} ({tokenizer.convert_ids_to_tokens(generator.eos_token_id)!r}), by its "
+            "config.json",
+            action="Make the two agree in the model's folder.",
+        )
+    module: nn.Module = generator  # type: ignore[assignment]
+    own = getattr(generator, "model", None)
+    with _trial(module, where, "run as it is used here"), torch.no_grad():
+        device = generator.head_weight.device
+        ids, mask = _padded(generator.head_weight.shape[0], (12, 7), special.pad, device)
+        targets = _ids(generator.head_weight.shape[0], 5, device)[:4].repeat(2, 1)
+        targets[:, 0], targets[1, 1:] = generator.decoder_start_token_id, targets[1, 1:].flip(0)
+        memory = generator.encode(ids, mask)
+        both = generator.logits(generator.decode(targets.repeat(2, 1), memory, mask)[0])
+        steps, cache = [], None
+        for place in range(targets.shape[1]):
+            hidden, cache = generator.decode(targets.repeat(2, 1)[:, place : place + 1], memory, mask, cache)
+            steps.append(generator.logits(hidden))
+        _same(torch.cat(steps, 1), both, where, "decoding token by token gives other logits than all at once")
+        if own is not None:
+            theirs = own(
+                input_ids=ids.repeat_interleave(2, 0),
+                attention_mask=mask.repeat_interleave(2, 0).long(),
+                decoder_input_ids=targets.repeat(2, 1),
+                use_cache=False,
+            ).logits
+            _same(both, theirs, where, "its logits are not a linear head's on its decoder, as trained here")
+            with torch.enable_grad():
+                trained = generator.logits(generator.decode(targets, generator.encode(ids, mask), mask)[0])
+            _same(trained, both[[0, 3]], where, "it gives other logits in training than in decoding")
+    with _trial(module, where, f"read contexts of {max_context} tokens (data.max_context_tokens)"), torch.no_grad():
+        ids, mask = _padded(generator.head_weight.shape[0], (max_context,), special.pad, device)
+        memory = generator.encode(ids, mask)
+    with _trial(module, where, f"write answers of {max_target} tokens (data.max_target_tokens)"), torch.no_grad():
+        generator.decode(_ids(generator.head_weight.shape[0], max_target, device)[None], memory, mask)
+
+
+def probe_encoder(
+    encoder: TextEncoder, tokenizer: Any, special: SpecialIds, where: str, *, limit: str, longest: int
+) -> None:
+    """OpenBookError where the encoder does not know every token, gives a padded input another embedding than the same
+    alone, or cannot read the longest input: `longest` tokens, by the key `limit`."""
+    rows = encoder.model.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+    _check_vocabulary(rows, tokenizer, where)
+    with _trial(encoder, where, "encode a padded batch"), torch.no_grad():
+        ids, mask = _padded(rows, (12, 7), special.pad, next(encoder.parameters()).device)
+        alone = torch.cat([encoder(ids[:1], mask[:1]), encoder(ids[1:, :7], None)])
+        _same(encoder(ids, mask), alone, where, "a text has another embedding beside a longer one than alone")
+    with _trial(encoder, where, f"read {longest} tokens ({limit})"), torch.no_grad():
+        encoder(*_padded(rows, (longest,), special.pad, ids.device))
+
+
+def freeze_unreached(module: Any, where: str) -> None:
+    """Take weights that no answer (of a generator) or embedding (of an encoder) depends on out of training: LED's
+    global attention is such. Several ranks would wait for the gradient of each."""
+    table = module.model.get_input_embeddings() if isinstance(module, TextEncoder) else module.head_weight
+    vocabulary = getattr(table, "num_embeddings", None) or table.shape[0]
+    with _trial(module, where, "be trained"):
+        ids, mask = _padded(vocabulary, (12, 7), 0, next(module.parameters()).device)
+        if isinstance(module, TextEncoder):
+            module(ids, mask)[:, 0].sum().backward()
+        else:
+            hidden, _ = module.decode(ids[:, :4], module.encode(ids, mask), mask)
+            module.logits(hidden).float().logsumexp(-1).sum().backward()
+    unreached = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    for name in unreached:
+        module.get_parameter(name).requires_grad_(False)
+    module.zero_grad(set_to_none=True)
+    if unreached:
+        say(f"{where}: {len(unreached)} weights that no output depends on are not trained, the first is {unreached[0]}")
+
+
+def _check_vocabulary(rows: int, tokenizer: Any, where: str) -> None:
+    if len(tokenizer) > rows:
+        raise OpenBookError(
+            "the tokenizer has tokens that the model has no embedding for",
+            where=where,
+            got=f"{len(tokenizer)} tokens, {rows} embeddings; the first without one is "
+            f"{tokenizer.convert_ids_to_tokens(rows)!r}",
+            expected="an embedding for every token",
+            action="Resize the model's embeddings (resize_token_embeddings) and save it again.",
+        )
+
+
+@contextmanager
+def _trial(module: nn.Module, where: str, what: str) -> Iterator[None]:
+    """In eval mode and with random states put back; whatever the model raises is one OpenBookError."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.manual_seed(0)
+            yield
+    except OpenBookError:
+        raise
+    except Exception as error:  # of any kind: it is the model's own code
+        said = str(error).strip().split("\n", 1)[0][:200]
+        raise OpenBookError(f"the model cannot {what}", where=where, got=f"{type(error).__name__}: {said}") from error
+    finally:
+        module.train(training)
+
+
+def _ids(vocabulary: int, length: int, device: torch.device) -> Tensor:
+    """Token ids [length], none of them among the first hundred, where special tokens lie, if there are more."""
+    return torch.randint(min(100, vocabulary // 2), vocabulary, (length,)).to(device)
+
+
+def _padded(vocabulary: int, lengths: tuple[int, ...], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    ids = torch.full((len(lengths), max(lengths)), pad, device=device)
+    mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+    for row, length in enumerate(lengths):
+        ids[row, :length] = _ids(vocabulary, length, device)
+    return ids, mask
+
+
+def _same(one: Tensor, other: Tensor, where: str, what: str) -> None:
+    one, other = one.float(), other.float()
+    # Logits of tokens that a model rules out altogether are very low on both sides.
+    counted = (one > -1e4) | (other > -1e4)
+    difference = float((one - other)[counted].abs().max())
+    largest = max(1.0, float(other[counted].abs().max()))
+    if not difference <= TOLERANCE * largest:
+        raise OpenBookError(
+            f"the model cannot be used: {what}",
+            where=where,
+            got=f"a difference of {difference:.3g}",
+            expected=f"at most {TOLERANCE * largest:.1g}",
+            action="Use another model; this one computes its outputs in a way that is not known here.",
+        )
