@@ -17,19 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openbook.reporting.panels import PICTURE, Panel
-from openbook.reporting.plot_style import (
-    BLUE,
-    GREEN,
-    GREY,
-    GRID,
-    INK,
-    MEASURES,
-    ORANGE,
-    dress,
-    new_figure,
-    save,
-    style,
-)
+from openbook.reporting.plot_style import BLUE, GREEN, GREY, GRID, INK, MEASURES, ORANGE, drawing
 from openbook.tracking.curves import Curves, read_metrics
 
 if TYPE_CHECKING:
@@ -59,8 +47,7 @@ def curve_svg(panel: Panel, curves: Curves) -> str:
     chosen = panel.chosen(curves)
     if chosen is None:
         return ""
-    figure = new_figure(5.6, 3.2)
-    with style():
+    with drawing(5.6, 3.2) as figure:
         _draw(figure, figure.add_subplot(), chosen, curves)
         return _svg(figure, chosen.title)
 
@@ -81,26 +68,21 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
     names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
     labels = [f"{_short(name)} ({after[name].get('n_questions', '?')})" for name in names]
     places = np.arange(len(names))
-    figure = new_figure(11.4, 1.1 + 0.34 * len(names))
-    with style():
+    sides = [(after, "after training", BLUE, 0.0)]
+    if before:
+        sides = [(after, "after training", BLUE, -0.19), (before, "before training", GREY, 0.19)]
+    with drawing(11.4, 1.1 + 0.34 * len(names)) as figure:
         plots = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for axes, key in zip(plots, drawn, strict=True):
-            sides = [(after, "after training", BLUE, -0.19 if before else 0.0)]
-            if before:
-                sides.append((before, "before training", GREY, 0.19))
             for groups, label, colour, shift in sides:
                 values = [groups.get(name, {}).get(key, math.nan) for name in names]
                 axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
-            dress(axes, MEASURES[key], "")
-            axes.set_xlim(0, 1)
+            axes.set(title=MEASURES[key], xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
             axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
             axes.grid(visible=False, axis="y")
             axes.set_yticks(places, labels)
-            axes.set_ylim(-0.6, len(names) - 0.4)
         handles, texts = plots[0].get_legend_handles_labels()
-        figure.legend(
-            handles[::-1], texts[::-1], loc="outside upper right", ncols=2, frameon=False, labelcolor=INK, fontsize=9
-        )
+        figure.legend(handles[::-1], texts[::-1], loc="outside upper right", ncols=2)
         return _svg(figure, title)
 
 
@@ -109,19 +91,15 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
     names the columns that metrics.csv lacks."""
     metrics = run_folder / "metrics.csv"
     curves = read_metrics(metrics) if metrics.is_file() else {}
-    figure = new_figure(12, 8)
-    with style():
+    with drawing(12, 8, path_png) as figure:
         for axes, panel in zip(figure.subplots(2, 2).flat, PICTURE, strict=True):
             chosen = panel.chosen(curves)
             if chosen:
                 _draw(figure, axes, chosen, curves)
             else:
-                dress(axes, panel.title, "step")
-                axes.set_yticks([])
-                axes.set_xticks([])
+                axes.set(title=panel.title, xlabel="step", xticks=[], yticks=[])
                 reason = panel.missing if metrics.is_file() else "there is no metrics.csv"
                 axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=INK)
-        save(figure, path_png)
 
 
 def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
@@ -153,11 +131,10 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
         if smooth:
             smoothed = _running_mean(values, len(values) // 40)
             axes.plot(steps, smoothed, color=line.colour, linewidth=1.8, label=line.label)
-    dress(axes, panel.title, "step", panel.ylabel)
     # The same range of steps in all plots of a run, so that they can be compared.
     first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
     margin = max(0.02 * (last - first), 0.5)
-    axes.set_xlim(first - margin, last + margin)
+    axes.set(title=panel.title, xlabel="step", ylabel=panel.ylabel, xlim=(first - margin, last + margin))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True))
     if panel.scale in ("percent", "unit"):
         axes.set_ylim(1.03 * lowest, 1.03)
@@ -187,8 +164,6 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
     axes.legend(
         list(once.values()),
         list(once),
-        frameon=False,
-        labelcolor=INK,
         fontsize=8.5,
         handlelength=1.3,
         columnspacing=1.0,
@@ -200,7 +175,7 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
 def _svg(figure: Figure, title: str) -> str:
     figure.patch.set_visible(False)
     written = io.StringIO()
-    save(figure, written, svg=True)
+    figure.savefig(written, format="svg", metadata={"Date": None})
     svg = written.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Several plots share one page: ids must be unique.
