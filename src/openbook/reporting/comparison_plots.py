@@ -54,7 +54,7 @@ def plot_sweep(rows: Mapping[str, Mapping[int, Row]], *paths: Path) -> None:
                 spreads = {number: spread for number, row in by_number.items() if (spread := row.spread(metric))}
                 if spreads:
                     means, lowest, highest, _ = zip(*spreads.values(), strict=True)
-                    axes.plot(list(spreads), means, marker="o", markersize=4, color=colour, label=experiment)
+                    axes.plot(list(spreads), means, "o-", color=colour, label=experiment)
                     axes.fill_between(list(spreads), lowest, highest, color=colour, alpha=0.2, linewidth=0)
                     numbers.update(spreads)
             axes.set(title=title, xlabel="passages read per question at test")

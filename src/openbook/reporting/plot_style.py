@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
+    "lines.markersize": 4,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "legend.labelcolor": INK,

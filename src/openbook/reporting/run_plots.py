@@ -48,7 +48,7 @@ def curve_svg(panel: Panel, curves: Curves) -> str:
     if chosen is None:
         return ""
     with drawing(5.6, 3.2) as figure:
-        _draw(figure, figure.add_subplot(), chosen, curves)
+        _draw(figure.add_subplot(), chosen, curves)
         return _svg(figure, chosen.title)
 
 
@@ -61,8 +61,6 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
     """
     if not after:
         return ""
-    from matplotlib import ticker
-
     largest = sorted(after, key=lambda name: -after[name].get("n_questions", 0))[:MOST_GROUPS]
     drawn = [key for key in MEASURES if any(after[name].get(key) is not None for name in largest)] or list(MEASURES)
     names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
@@ -78,11 +76,10 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
                 values = [groups.get(name, {}).get(key, math.nan) for name in names]
                 axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
             axes.set(title=MEASURES[key], xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
-            axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+            axes.xaxis.set_major_formatter("{x:.0%}")
             axes.grid(visible=False, axis="y")
             axes.set_yticks(places, labels)
-        handles, texts = plots[0].get_legend_handles_labels()
-        figure.legend(handles[::-1], texts[::-1], loc="outside upper right", ncols=2)
+        figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, reverse=True)
         return _svg(figure, title)
 
 
@@ -93,16 +90,15 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
     curves = read_metrics(metrics) if metrics.is_file() else {}
     with drawing(12, 8, path_png) as figure:
         for axes, panel in zip(figure.subplots(2, 2).flat, PICTURE, strict=True):
-            chosen = panel.chosen(curves)
-            if chosen:
-                _draw(figure, axes, chosen, curves)
+            if chosen := panel.chosen(curves):
+                _draw(axes, chosen, curves)
             else:
                 axes.set(title=panel.title, xlabel="step", xticks=[], yticks=[])
                 reason = panel.missing if metrics.is_file() else "there is no metrics.csv"
                 axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=INK)
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
+def _draw(axes: Axes, panel: Panel, curves: Curves) -> None:
     from matplotlib import ticker
 
     refreshes = curves.get("refresh/generation", curves.get("refresh/overlap_at_k", ([], [])))[0]
@@ -110,27 +106,14 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
         axes.axvline(step, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="refresh", zorder=1)
     lowest = 0.0
     for line in panel.lines:
-        steps, values = line.points(curves)
+        steps, values = line.points(curves, refreshes)
         if not steps:
             continue
-        lowest = min(lowest, *values)
-        if line.restarts:
-            steps, values = _broken(steps, values, refreshes)
-        smooth = panel.noisy and len(values) >= SMOOTHED_FROM
-        axes.plot(
-            steps,
-            values,
-            color=line.colour,
-            alpha=0.3 if smooth else 1.0,
-            linewidth=1.0 if smooth else 1.8,
-            linestyle=line.style,
-            marker=line.marker,
-            markersize=4,
-            label="" if smooth else line.label,
-        )
-        if smooth:
-            smoothed = _running_mean(values, len(values) // 40)
-            axes.plot(steps, smoothed, color=line.colour, linewidth=1.8, label=line.label)
+        lowest = min(lowest, *values)  # the NaN of a gap never counts as lower
+        if panel.noisy and len(values) >= SMOOTHED_FROM:
+            axes.plot(steps, values, line.style, color=line.colour, alpha=0.3, linewidth=1.0)
+            values = _running_mean(values, len(values) // 40)
+        axes.plot(steps, values, line.style, color=line.colour, linewidth=1.8, label=line.label)
     # The same range of steps in all plots of a run, so that they can be compared.
     first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
     margin = max(0.02 * (last - first), 0.5)
@@ -139,14 +122,14 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
     if panel.scale in ("percent", "unit"):
         axes.set_ylim(1.03 * lowest, 1.03)
     if panel.scale == "percent":
-        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter("{x:.0%}")
     if panel.scale == "count":
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    _legend(figure, axes, panel)
+    _legend(axes, panel)
 
 
-def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
+def _legend(axes: Axes, panel: Panel) -> None:
     """Every label once, beside the title where there is room, else under the plot."""
     handles, texts = axes.get_legend_handles_labels()
     once = dict(zip(texts, handles, strict=True))
@@ -156,10 +139,10 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
         return
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
     if len(panel.title) + sum(len(text) + 3 for text in once) > TITLE_ROW:
-        # In inches, whatever the plot's height: tick labels and axis label lie between.
-        from matplotlib.transforms import ScaledTranslation
+        from matplotlib.transforms import offset_copy
 
-        below = axes.transAxes + ScaledTranslation(0, -0.47, figure.dpi_scale_trans)
+        # In inches, whatever the plot's height: tick labels and axis label lie between.
+        below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-0.47)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below, "ncols": 3}
     axes.legend(
         list(once.values()),
@@ -175,23 +158,13 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
 def _svg(figure: Figure, title: str) -> str:
     figure.patch.set_visible(False)
     written = io.StringIO()
-    figure.savefig(written, format="svg", metadata={"Date": None})
+    figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = written.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Several plots share one page: ids must be unique.
     prefix = re.sub(r"\W+", "-", title.lower())
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    for colour, name in CSS_NAMES.items():
-        svg = svg.replace(colour, name)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg[svg.index("<svg") :])
+    svg = re.sub("|".join(CSS_NAMES), lambda colour: CSS_NAMES[colour[0]], svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-
-
-def _broken(
-    steps: Sequence[float], values: Sequence[float], refreshes: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """The curve with a gap after each refresh; a value at a refresh's own step was measured before it."""
-    points = sorted([*zip(steps, values, strict=True), *((step + 0.5, math.nan) for step in refreshes)])
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
