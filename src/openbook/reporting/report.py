@@ -87,14 +87,12 @@ def write_report(run_folder: Path) -> Path:
 
 def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
     """The variables of the template."""
-    from markupsafe import Markup
-
     summary, before = files.summary, _dict(files.summary.get("before_training"))
     after = _dict(summary.get("test"))
     measured = summarize(files.predictions) if files.predictions else {}
     # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
     groups = {key: _dict(after.get(key)) or _dict(measured.get(key)) for key in ("by_relation", "by_phrasing")}
-    drawn = [(panel, Markup(curve_svg(panel, files.curves))) for panel in PANELS]
+    drawn = [(panel, curve_svg(panel, files.curves)) for panel in PANELS]
     return {
         "title": f"{summary.get('experiment') or 'run'} / {run_name}",
         "problems": files.problems,
@@ -110,9 +108,7 @@ def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
             if words and name in files.curves
         ],
         "in_slices": "refresh/mean_age" in files.curves,
-        "groups": {
-            key: Markup(groups_svg(_dict(before.get(key)), now, key.replace("_", " "))) for key, now in groups.items()
-        },
+        "groups": {key: groups_svg(_dict(before.get(key)), now, key.replace("_", " ")) for key, now in groups.items()},
         "has_before": bool(before),
         "examples": chosen_examples(files.predictions),
         "n_predictions": len(files.predictions),
