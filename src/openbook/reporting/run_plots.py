@@ -139,10 +139,10 @@ def _legend(axes: Axes, panel: Panel) -> None:
         return
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
     if len(panel.title) + sum(len(text) + 3 for text in once) > TITLE_ROW:
-        from matplotlib.transforms import offset_copy
+        from matplotlib.transforms import ScaledTranslation
 
         # In inches, whatever the plot's height: tick labels and axis label lie between.
-        below = offset_copy(axes.transAxes, axes.get_figure(root=True), y=-0.47)
+        below = axes.transAxes + ScaledTranslation(0, -0.47, axes.figure.dpi_scale_trans)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below, "ncols": 3}
     axes.legend(
         list(once.values()),
