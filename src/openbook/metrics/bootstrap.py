@@ -54,15 +54,13 @@ def bootstrap(statistics: Mapping[str, Statistic], resamples: int, seed: int) ->
         return {}
     columns = np.concatenate([statistic.columns for statistic in statistics.values()], axis=1)
     sums = np.concatenate([counts @ columns for counts in _draws(len(columns), resamples, seed)])
+    ends = np.cumsum([statistic.columns.shape[1] for statistic in statistics.values()])
     found: dict[str, tuple[float, float]] = {}
-    start = 0
-    for name, statistic in statistics.items():
-        stop = start + statistic.columns.shape[1]
-        values = statistic.value(sums[:, start:stop])
+    for (name, statistic), its_sums in zip(statistics.items(), np.split(sums, ends[:-1], axis=1), strict=True):
+        values = statistic.value(its_sums)
         if (values := values[~np.isnan(values)]).size:
             low, high = np.quantile(values, _COVERED)
             found[name] = (float(low), float(high))
-        start = stop
     return found
 
 

@@ -106,14 +106,13 @@ def q_bleu_1(prediction: str, answers: Sequence[str], weights: QBleuWeights = SQ
     question lacks counts 0.
     """
     require_answers(answers)
-    rest = 1 - weights.entities - weights.relevant - weights.question_type
-    shares = (weights.entities, weights.relevant, weights.question_type, rest)
+    shares = (*weights[:3], 1 - weights.entities - weights.relevant - weights.question_type)
     produced = _question_parts(prediction)
     scores = []
     for answer in answers:
         parts = zip(shares, produced, _question_parts(answer), strict=True)
         answerability = sum(share * _mutual_bleu_1(ours, theirs) for share, ours, theirs in parts)
-        fluency = _pair_bleu_1(*_counts(words(prediction), words(answer)))
+        fluency = _pair_bleu_1(*bleu_1_counts(prediction, [answer]))
         scores.append(weights.delta * answerability + (1 - weights.delta) * fluency)
     return max(scores)
 
@@ -136,33 +135,25 @@ def _lcs(first: Words, second: Words) -> int:
     return len(second) - row.bit_count()
 
 
-def _question_parts(question: str) -> tuple[Words, Words, Words, Words]:
+def _question_parts(question: str) -> tuple[Words, ...]:
     """Entities, relevant words, question type, function words, as Q-BLEU tells them apart by their spelling alone."""
     tokens = question.split()
     kind = {place for place, token in enumerate(tokens) if token.lower() in _QUESTION_WORDS}
     kind |= {place + 1 for place in kind if tokens[place].lower() in _WITH_NEXT_WORD and place + 1 < len(tokens)}
     typed = [tokens[place] for place in sorted(kind)]
-    first = 1 if tokens and tokens[0].lower() in _QUESTION_WORDS else 0
-    entities = [token for token in tokens[first:] if token[0].isupper()]
+    entities = [token for place, token in enumerate(tokens) if token[0].isupper() and (place > 0 or 0 not in kind)]
     relevant = [
         token for token in tokens if not (token in typed or token[0].isupper() or token.lower() in _FUNCTION_WORDS)
     ]
     function = [token for token in tokens if token.lower() in _FUNCTION_WORDS]
-    return _joined(entities), _joined(relevant), _joined(typed), _joined(function)
-
-
-def _joined(tokens: Sequence[str]) -> Words:
-    return words(" ".join(tokens))
+    return tuple(words(" ".join(part)) for part in (entities, relevant, typed, function))
 
 
 def _mutual_bleu_1(first: Words, second: Words) -> float:
-    matched, ours, theirs = _counts(first, second)
-    precision, recall = _pair_bleu_1(matched, ours, theirs), _pair_bleu_1(matched, theirs, ours)
+    matched = (Counter(first) & Counter(second)).total()
+    precision = _pair_bleu_1(matched, len(first), len(second))
+    recall = _pair_bleu_1(matched, len(second), len(first))
     return 2 * precision * recall / (precision + recall) if matched else 0.0
-
-
-def _counts(produced: Words, gold: Words) -> tuple[int, int, int]:
-    return (Counter(produced) & Counter(gold)).total(), len(produced), len(gold)
 
 
 def _pair_bleu_1(matched: int, produced: int, gold: int) -> float:

@@ -62,18 +62,18 @@ class Prediction:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, for one line of `predictions.jsonl`."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
-        lists: dict[str, Any] = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
-        lists["passages"] = [passage._asdict() for passage in self.passages]
-        lists["candidates"] = [[text, logprob] for text, logprob in self.candidates]
-        lists["tokens"] = [{"text": token.text, "weights": list(token.weights)} for token in self.tokens]
-        return {**fields, **lists}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        return plain | {
+            "passages": [passage._asdict() for passage in self.passages],
+            "candidates": [[text, logprob] for text, logprob in self.candidates],
+            "tokens": [{"text": token.text, "weights": list(token.weights)} for token in self.tokens],
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Prediction:
         """The inverse of `to_json`, also of lines without later fields; a KeyError, TypeError or ValueError else."""
-        first = cls.__slots__.index("logprob")
-        known = {name: fields[name] for name in cls.__slots__[:first]}
-        known |= {name: fields[name] for name in cls.__slots__[first:] if name in fields}
+        may_lack = cls.__slots__[cls.__slots__.index("logprob") :]
+        known = {name: fields[name] for name in cls.__slots__ if name in fields or name not in may_lack}
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         known["passages"] = tuple(ReadPassage(**passage) for passage in fields["passages"])
         known["candidates"] = tuple((text, logprob) for text, logprob in fields.get("candidates", ()))

@@ -21,9 +21,7 @@ def gold_hits(positive_ids: Sequence[str], passages: Sequence[Passage]) -> tuple
 
 def relevant_passages(example: Example, passages: Sequence[Passage], regex: bool = False) -> tuple[bool, ...]:
     """Which retrieved passages count for recall: the known positive ones; where none is known, those with an answer."""
-    if example.positive_ids:
-        return gold_hits(example.positive_ids, passages)
-    return answer_hits(example.answers, passages, regex)
+    return gold_hits(example.positive_ids, passages) or answer_hits(example.answers, passages, regex)
 
 
 def first_hit(hits: Sequence[bool]) -> float:

@@ -8,28 +8,9 @@ import numpy as np
 from openbook.errors import OpenBookError
 from openbook.metrics.bootstrap import Statistic, bootstrap, mean_of
 from openbook.metrics.generation import bleu_1, bleu_1_counts, distinct_n, q_bleu_1, rouge_l
-from openbook.metrics.matching import exact_match, f1, has_answer, normalize_answer
-from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
-from openbook.metrics.retrieval import RECALL_AT, answer_hits, first_hit, gold_hits, relevant_passages
-
-__all__ = [
-    "HELD_OUT",
-    "RECALL_AT",
-    "Prediction",
-    "ReadPassage",
-    "Task",
-    "TokenProvenance",
-    "answer_hits",
-    "exact_match",
-    "f1",
-    "first_hit",
-    "gold_hits",
-    "has_answer",
-    "normalize_answer",
-    "relevant_passages",
-    "summarize",
-]
-
+from openbook.metrics.matching import exact_match
+from openbook.metrics.prediction import Prediction
+from openbook.metrics.retrieval import RECALL_AT, first_hit
 
 HELD_OUT = "held_out"  # The phrasing of questions that are reported apart from the headline.
 

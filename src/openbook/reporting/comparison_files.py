@@ -17,10 +17,7 @@ Sweep = Mapping[str, Mapping[int, Row]]
 def tables(rows: Sequence[Row], sweep: Sweep, command: str) -> str:
     """Everything as Markdown: the table, further results of the paper, its order of methods, the sweep."""
     means = "Mean over the seeds, in parentheses the range. " if any(len(row.by_seed) > 1 for row in rows) else ""
-    others = "; ".join(
-        f"{one.name} {paper.percentages(one.test if any(one.test) else one.dev)}{'' if any(one.test) else ' (dev)'}"
-        for one in paper.OTHERS
-    )
+    others = "; ".join(f"{method.name} {method.best(len(paper.DATASETS))}" for method in paper.OTHERS)
     sections = [
         f"`{command}`\n\n{markdown(table(rows))}\n{means}The paper: exact match in per cent on "
         f"{' / '.join(paper.DATASETS)} (Lewis et al. 2020, tables 1 and 6); other questions and other models, so only "

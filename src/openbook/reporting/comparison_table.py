@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -20,11 +20,6 @@ class Spread(NamedTuple):
     min: float
     max: float
     n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """None where nothing was measured."""
-        return cls(fmean(values), min(values), max(values), len(values)) if values else None
 
     def overlaps(self, other: Spread) -> bool:
         """Whether the two ranges have a value in common."""
@@ -72,8 +67,9 @@ class Row:
     matches: dict[int, dict[str, float]] = field(default_factory=dict)
 
     def spread(self, metric: str) -> Spread | None:
-        """Over the seeds that have it."""
-        return Spread.of([values[metric] for values in self.by_seed.values() if metric in values])
+        """Over the seeds that have it; None where none has."""
+        values = [values[metric] for values in self.by_seed.values() if metric in values]
+        return Spread(fmean(values), min(values), max(values), len(values)) if values else None
 
     def chance(self, metric: str) -> Spread | None:
         """The range in which a rate is to be expected: over the seeds; where there is one run, its 95 % interval
@@ -85,18 +81,13 @@ class Row:
         return Spread(spread.mean, *wilson(spread.mean, values[QUESTIONS]), 1)
 
     @property
-    def spreads(self) -> dict[str, Spread]:
-        """Every measure that some seed has."""
-        return {metric: spread for metric in METRICS if (spread := self.spread(metric))}
-
-    @property
     def runs(self) -> str:
         """'3', or '2 of 3 (seed 1 missing)'."""
         if not self.missing:
             return str(len(self.by_seed))
         seeds = ", ".join(map(str, self.missing))
-        of = len(self.by_seed) + len(self.missing)
-        return f"{len(self.by_seed)} of {of} (seed{'s' * (len(self.missing) > 1)} {seeds} missing)"
+        n = len(self.by_seed)
+        return f"{n} of {n + len(self.missing)} (seed{'s' * (len(self.missing) > 1)} {seeds} missing)"
 
 
 def shown(spread: Spread | None, metric: str) -> str:
@@ -110,26 +101,31 @@ def shown(spread: Spread | None, metric: str) -> str:
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """A header and one line per row, in the rows' order; measures that no row has are left out."""
-    measured = [metric for metric in METRICS if any(row.spread(metric) for row in rows)]
-    header = ["", *(METRICS[metric] for metric in measured), "runs", "the paper: test", "the paper: dev"]
-    lines = []
-    for row in rows:
-        published = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
-        figures = [shown(row.spread(metric), metric) for metric in measured]
-        theirs = [paper.percentages(published.test), paper.percentages(published.dev)]
-        lines.append([f"`{row.experiment}`", *figures, row.runs, *theirs])
-    return [header, *lines]
+    return _beside_the_paper(
+        rows,
+        METRICS,
+        {
+            "the paper: test": lambda method: paper.percentages(method.test),
+            "the paper: dev": lambda method: paper.percentages(method.dev),
+        },
+    )
 
 
 def short_table(rows: Sequence[Row]) -> list[list[str]]:
     """The same for a terminal: what decides, and the paper's Natural Questions alone."""
-    measured = [metric for metric in SHORT if any(row.spread(metric) for row in rows)]
-    lines = [["", *(SHORT[metric] for metric in measured), "runs", "paper, NQ"]]
+    return _beside_the_paper(rows, SHORT, {"paper, NQ": lambda method: method.best(1)})
+
+
+def _beside_the_paper(
+    rows: Sequence[Row], headings: Mapping[str, str], theirs: Mapping[str, Callable[[paper.Published], str]]
+) -> list[list[str]]:
+    """theirs: heading -> what it says of a row's counterpart in the paper."""
+    measured = [metric for metric in headings if any(row.spread(metric) for row in rows)]
+    lines = [["", *(headings[metric] for metric in measured), "runs", *theirs]]
     for row in rows:
-        published = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
-        test, dev = published.test[0], published.dev[0]
-        theirs = f"{test:.1f}" if test else f"{dev:.1f} (dev)" if dev else "-"
-        lines.append([row.experiment, *(shown(row.spread(metric), metric) for metric in measured), row.runs, theirs])
+        figures = [shown(row.spread(metric), metric) for metric in measured]
+        counterpart = paper.COUNTERPARTS.get(row.experiment, paper.Published(""))
+        lines.append([f"`{row.experiment}`", *figures, row.runs, *(says(counterpart) for says in theirs.values())])
     return lines
 
 
@@ -172,24 +168,18 @@ def orderings(rows: Sequence[Row]) -> list[Verdict]:
     """Every pair of the paper of which one half or more is here, judged by exact match: they are separated where the
     interval of the paired difference leaves 0 out; where the answers to the same questions are not at hand, where the
     ranges (over the seeds; of a single run, by its questions) have no value in common."""
-    spreads = {row.experiment: row.chance("exact_match") for row in rows}
     by_name = {row.experiment: row for row in rows}
     verdicts = []
     for pair in paper.PAIRS:
-        ahead, behind = spreads.get(pair.ahead), spreads.get(pair.behind)
-        if ahead is None and behind is None:
-            continue
-        difference = None
-        if ahead is None or behind is None:
-            verdict = f"missing: {pair.ahead if ahead is None else pair.behind}"
-        elif difference := paired(by_name[pair.ahead], by_name[pair.behind]):
-            _, low, high = difference
+        first, second = (by_name.get(name, Row(name)) for name in (pair.ahead, pair.behind))
+        ahead, behind = first.chance("exact_match"), second.chance("exact_match")
+        if ahead and behind:
+            difference = paired(first, second)
+            low, high = difference[1:] if difference else (ahead.min - behind.max, ahead.max - behind.min)
             verdict = "agree" if low > 0 else "disagree" if high < 0 else "not separated"
-        elif ahead.overlaps(behind):
-            verdict = "not separated"
-        else:
-            verdict = "agree" if ahead.mean > behind.mean else "disagree"
-        verdicts.append(Verdict(pair, ahead, behind, verdict, difference))
+            verdicts.append(Verdict(pair, ahead, behind, verdict, difference))
+        elif ahead or behind:
+            verdicts.append(Verdict(pair, ahead, behind, f"missing: {pair.behind if ahead else pair.ahead}"))
     return verdicts
 
 
@@ -212,24 +202,24 @@ def orderings_table(verdicts: Sequence[Verdict]) -> list[list[str]]:
             overlap = ("yes" if ahead.overlaps(behind) else "no") + single
         ours = f"{shown(ahead, 'exact_match')} against {shown(behind, 'exact_match')}"
         apart = "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference) if difference else "-"
-        first, second = pair.published()
-        theirs = f"{first:.1f} against {second:.1f} ({pair.split})"
+        theirs = "{:.1f} against {:.1f}".format(*pair.published()) + f" ({pair.split})"
         lines.append([f"{pair.what} (`{pair.ahead}`, `{pair.behind}`)", ours, overlap, apart, theirs, verdict])
     return lines
 
 
 def sweep_table(rows: Mapping[str, Mapping[int, Row]]) -> list[list[str]]:
     """rows: experiment -> passages read at test -> its measures. A header and a line per experiment and number."""
-    lines = [["", "passages read at test", "exact match", "F1", "recall@1", "recall@5", "runs"]]
-    for experiment, by_number in rows.items():
-        for number, row in by_number.items():
-            figures = [
-                shown(row.spread(metric), metric) for metric in ("exact_match", "f1", "recall_at_1", "recall_at_5")
-            ]
-            lines.append([f"`{experiment}`", str(number), *figures, row.runs])
-    return lines
+    swept = ("exact_match", "f1", "recall_at_1", "recall_at_5")
+    return [
+        ["", "passages read at test", *(METRICS[metric] for metric in swept), "runs"],
+        *(
+            [f"`{experiment}`", str(number), *(shown(row.spread(metric), metric) for metric in swept), row.runs]
+            for experiment, by_number in rows.items()
+            for number, row in by_number.items()
+        ),
+    ]
 
 
 def as_json(row: Row) -> dict[str, dict[str, float | int]]:
-    """{measure: {mean, min, max, n}}."""
-    return {metric: spread._asdict() for metric, spread in row.spreads.items()}
+    """{measure: {mean, min, max, n}} of every measure that some seed has."""
+    return {metric: spread._asdict() for metric in METRICS if (spread := row.spread(metric))}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from openbook.metrics.bootstrap import bootstrap, mean_of
 from openbook.metrics.matching import exact_match
@@ -20,9 +20,6 @@ SIDES = {
     "matched": tuple(zip(INDEXES, FACTS, strict=True)),
     "mismatched": tuple(zip(INDEXES, reversed(FACTS), strict=True)),
 }
-
-
-Grid = Mapping[str, Mapping[str, float]]
 
 
 def summarize(
@@ -41,33 +38,35 @@ def summarize(
     first = [one for one in answered[INDEXES[0]] if one.phrasing != HELD_OUT] or answered[INDEXES[0]]
     counted = {one.id for one in first}
     held_out = {one.id for one in answered[INDEXES[0]]} - counted
-    relations = sorted({one.relation for one in first} - {""})
     right = {
         (index, name): {one.id: exact_match(one.prediction, answers[one.id], regex) for one in predictions}
         for index, predictions in answered.items()
         for name, answers in facts.items()
     }
-    result = _cells(right, counted)
     drawn = {
         name: mean_of([(right[one][id_] + right[other][id_]) / 2 for id_ in sorted(counted)])
         for name, (one, other) in SIDES.items()
     }
     found = bootstrap(drawn, resamples, seed) if resamples else {}
-    result["intervals"] = {name: list(interval) for name, interval in found.items()}
-    result["by_relation"] = {}
-    for relation in relations:
-        cells = _cells(right, {one.id for one in first if one.relation == relation})
-        result["by_relation"][relation] = {key: cells[key] for key in ("matched", "mismatched", "n_questions")}
-    result["held_out"] = _cells(right, held_out) if held_out else {}
-    return result
+    by_relation = {
+        relation: _cells(right, {one.id for one in first if one.relation == relation})
+        for relation in sorted({one.relation for one in first} - {""})
+    }
+    return {
+        **_cells(right, counted),
+        "intervals": {name: list(interval) for name, interval in found.items()},
+        "by_relation": {
+            name: {key: cells[key] for key in (*SIDES, "n_questions")} for name, cells in by_relation.items()
+        },
+        "held_out": _cells(right, held_out) if held_out else {},
+    }
 
 
 def table(summary: Mapping[str, Any]) -> Table:
     """For the terminal: both indexes times both sets of facts, the paper's figures beside them."""
-    shown = Table(title=f"hot-swap: {summary['experiment']}, {summary['n_questions']} questions")
-    shown.add_column("exact match", no_wrap=True)
-    for name in ("original facts", "changed facts", "paper: original", "paper: changed"):
-        shown.add_column(name, justify="right", no_wrap=True)
+    names = ("original facts", "changed facts", "paper: original", "paper: changed")
+    columns = [Column("exact match", no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in names)]
+    shown = Table(*columns, title=f"hot-swap: {summary['experiment']}, {summary['n_questions']} questions")
     for index in INDEXES:
         cells = [grid[index][facts] for grid in (summary["table"], paper.HOT_SWAP) for facts in FACTS]
         shown.add_row(index.replace("_", " "), *(f"{100 * cell:.1f} %" for cell in cells))
@@ -85,5 +84,5 @@ def _cells(right: Mapping[tuple[str, str], Mapping[str, float]], ids: set[str]) 
     return {"table": grid, **_means(grid), "n_questions": len(ids)}
 
 
-def _means(grid: Grid) -> dict[str, float]:
+def _means(grid: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(grid[index][facts] for index, facts in cells) for name, cells in SIDES.items()}

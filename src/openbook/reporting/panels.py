@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,19 +14,24 @@ from openbook.tracking.curves import Curves
 class Line(NamedTuple):
     """One curve. columns: several where a value is measured both at refreshes and between them.
 
-    style, marker: matplotlib's. restarts: a refresh resets the value, so no line connects the values before and after.
+    style: its markers and line, as matplotlib writes them. restarts: a refresh resets the value, so no line connects
+    the values before and after.
     """
 
     columns: tuple[str, ...]
     label: str
     colour: str
-    marker: str = ""
     style: str = "-"
     restarts: bool = False
 
-    def points(self, curves: Curves) -> tuple[list[float], list[float]]:
-        """Steps and values of all its columns, steps ascending; where two have the same step, the last one's value."""
+    def points(self, curves: Curves, refreshes: Sequence[float] = ()) -> tuple[list[float], list[float]]:
+        """Steps and values of all its columns, steps ascending; where two have the same step, the last one's value.
+
+        If it restarts, NaN follows each of the refreshes; a value at a refresh's own step was measured before it.
+        """
         merged = {step: value for name in self.columns for step, value in zip(*curves.get(name, ([], [])), strict=True)}
+        if merged and self.restarts:
+            merged |= {step + 0.5: math.nan for step in refreshes}
         return sorted(merged), [merged[step] for step in sorted(merged)]
 
 
@@ -73,9 +80,9 @@ VALIDATION = Panel(
     "Validation",
     "share of questions",
     (
-        Line(("validation/recall_at_5",), "recall@5", GREEN, "o"),
-        Line(("validation/recall_at_1",), "recall@1", ORANGE, "o"),
-        Line(("validation/exact_match",), "exact match", BLUE, "o"),
+        Line(("validation/recall_at_5",), "recall@5", GREEN, "o-"),
+        Line(("validation/recall_at_1",), "recall@1", ORANGE, "o-"),
+        Line(("validation/exact_match",), "exact match", BLUE, "o-"),
     ),
     scale="percent",
 )
@@ -83,12 +90,12 @@ AGREEMENT = Panel(
     "Agreement of the index with the current encoders",
     "overlap, rank correlation",
     (
-        Line(("refresh/overlap_at_k",), "overlap@k at refreshes", GREEN, "o", ":"),
-        Line(("staleness/overlap_at_k",), "overlap@k between refreshes", BLUE, ".", restarts=True),
+        Line(("refresh/overlap_at_k",), "overlap@k at refreshes", GREEN, "o:"),
+        Line(("staleness/overlap_at_k",), "overlap@k between refreshes", BLUE, ".-", restarts=True),
         Line(
-            ("refresh/rank_correlation", "staleness/rank_correlation"), "rank correlation", ORANGE, "o", restarts=True
+            ("refresh/rank_correlation", "staleness/rank_correlation"), "rank correlation", ORANGE, "o-", restarts=True
         ),
-        Line(("index/recall_of_family",), "recall of the index type", GREY, "s", ":"),
+        Line(("index/recall_of_family",), "recall of the index type", GREY, "s:"),
     ),
     scale="unit",
 )
@@ -96,7 +103,7 @@ STALENESS = Panel("Staleness", "mean |doc_scores - index_scores|", (Line(("train
 DRIFT = Panel(
     "Cosine drift of the passages",
     "mean 1 - cosine to the index's vector",
-    (Line(("refresh/cosine_drift", "staleness/cosine_drift"), "drift", ORANGE, "o", restarts=True),),
+    (Line(("refresh/cosine_drift", "staleness/cosine_drift"), "drift", ORANGE, "o-", restarts=True),),
     optional=True,
 )
 AGE = Panel(

@@ -72,7 +72,6 @@ def write_report(run_folder: Path) -> Path:
         )
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    files = read_run(run_folder)
     environment = Environment(
         loader=PackageLoader("openbook.reporting", ""),
         autoescape=True,
@@ -80,7 +79,7 @@ def write_report(run_folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(page_of(files, run_folder.name))
+    page = environment.get_template("report.html.j2").render(page_of(read_run(run_folder), run_folder.name))
     target = run_folder / "report.html"
     write_text(target, page)
     return target
@@ -88,17 +87,12 @@ def write_report(run_folder: Path) -> Path:
 
 def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
     """The variables of the template."""
-    from markupsafe import Markup
-
     summary, before = files.summary, _dict(files.summary.get("before_training"))
     after = _dict(summary.get("test"))
     measured = summarize(files.predictions) if files.predictions else {}
-    groups = {}
-    for key in ("by_relation", "by_phrasing"):
-        # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
-        now = _dict(after.get(key)) or _dict(measured.get(key))
-        groups[key] = Markup(groups_svg(_dict(before.get(key)), now, key.replace("_", " ")))
-    drawn = [(panel, Markup(curve_svg(panel, files.curves))) for panel in PANELS]
+    # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
+    groups = {key: _dict(after.get(key)) or _dict(measured.get(key)) for key in ("by_relation", "by_phrasing")}
+    drawn = [(panel, curve_svg(panel, files.curves)) for panel in PANELS]
     return {
         "title": f"{summary.get('experiment') or 'run'} / {run_name}",
         "problems": files.problems,
@@ -114,7 +108,7 @@ def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
             if words and name in files.curves
         ],
         "in_slices": "refresh/mean_age" in files.curves,
-        "groups": groups,
+        "groups": {key: groups_svg(_dict(before.get(key)), now, key.replace("_", " ")) for key, now in groups.items()},
         "has_before": bool(before),
         "examples": chosen_examples(files.predictions),
         "n_predictions": len(files.predictions),
@@ -177,12 +171,12 @@ def _taking_turns(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Status, steps, times and index, as far as summary.json has them."""
-    facts = [(key, str(summary[key])) for key in ("status", "steps") if key in summary]
-    for part, value in _dict(summary.get("seconds")).items():
-        facts.append((f"time, {part}", duration(value) if isinstance(value, int | float) else str(value)))
-    for key, value in _dict(summary.get("index")).items():
-        facts.append((f"index, {key.removeprefix('n_')}", f"{value:,}" if isinstance(value, int) else str(value)))
-    return facts
+    seconds, index = _dict(summary.get("seconds")).items(), _dict(summary.get("index")).items()
+    return [
+        *((key, str(summary[key])) for key in ("status", "steps") if key in summary),
+        *((f"time, {part}", duration(n) if isinstance(n, int | float) else str(n)) for part, n in seconds),
+        *((f"index, {key.removeprefix('n_')}", f"{n:,}" if isinstance(n, int) else str(n)) for key, n in index),
+    ]
 
 
 def _refreshes(curves: Curves) -> list[list[str]]:

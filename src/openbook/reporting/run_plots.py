@@ -17,19 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from openbook.reporting.panels import PICTURE, Panel
-from openbook.reporting.plot_style import (
-    BLUE,
-    GREEN,
-    GREY,
-    GRID,
-    INK,
-    MEASURES,
-    ORANGE,
-    dress,
-    new_figure,
-    save,
-    style,
-)
+from openbook.reporting.plot_style import BLUE, GREEN, GREY, GRID, INK, MEASURES, ORANGE, drawing
 from openbook.tracking.curves import Curves, read_metrics
 
 if TYPE_CHECKING:
@@ -59,9 +47,8 @@ def curve_svg(panel: Panel, curves: Curves) -> str:
     chosen = panel.chosen(curves)
     if chosen is None:
         return ""
-    figure = new_figure(5.6, 3.2)
-    with style():
-        _draw(figure, figure.add_subplot(), chosen, curves)
+    with drawing(5.6, 3.2) as figure:
+        _draw(figure.add_subplot(), chosen, curves)
         return _svg(figure, chosen.title)
 
 
@@ -74,33 +61,25 @@ def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) 
     """
     if not after:
         return ""
-    from matplotlib import ticker
-
     largest = sorted(after, key=lambda name: -after[name].get("n_questions", 0))[:MOST_GROUPS]
     drawn = [key for key in MEASURES if any(after[name].get(key) is not None for name in largest)] or list(MEASURES)
     names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
     labels = [f"{_short(name)} ({after[name].get('n_questions', '?')})" for name in names]
     places = np.arange(len(names))
-    figure = new_figure(11.4, 1.1 + 0.34 * len(names))
-    with style():
+    sides = [(after, "after training", BLUE, 0.0)]
+    if before:
+        sides = [(after, "after training", BLUE, -0.19), (before, "before training", GREY, 0.19)]
+    with drawing(11.4, 1.1 + 0.34 * len(names)) as figure:
         plots = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
         for axes, key in zip(plots, drawn, strict=True):
-            sides = [(after, "after training", BLUE, -0.19 if before else 0.0)]
-            if before:
-                sides.append((before, "before training", GREY, 0.19))
             for groups, label, colour, shift in sides:
                 values = [groups.get(name, {}).get(key, math.nan) for name in names]
                 axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
-            dress(axes, MEASURES[key], "")
-            axes.set_xlim(0, 1)
-            axes.xaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+            axes.set(title=MEASURES[key], xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
+            axes.xaxis.set_major_formatter("{x:.0%}")
             axes.grid(visible=False, axis="y")
             axes.set_yticks(places, labels)
-            axes.set_ylim(-0.6, len(names) - 0.4)
-        handles, texts = plots[0].get_legend_handles_labels()
-        figure.legend(
-            handles[::-1], texts[::-1], loc="outside upper right", ncols=2, frameon=False, labelcolor=INK, fontsize=9
-        )
+        figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, reverse=True)
         return _svg(figure, title)
 
 
@@ -109,22 +88,17 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
     names the columns that metrics.csv lacks."""
     metrics = run_folder / "metrics.csv"
     curves = read_metrics(metrics) if metrics.is_file() else {}
-    figure = new_figure(12, 8)
-    with style():
+    with drawing(12, 8, path_png) as figure:
         for axes, panel in zip(figure.subplots(2, 2).flat, PICTURE, strict=True):
-            chosen = panel.chosen(curves)
-            if chosen:
-                _draw(figure, axes, chosen, curves)
+            if chosen := panel.chosen(curves):
+                _draw(axes, chosen, curves)
             else:
-                dress(axes, panel.title, "step")
-                axes.set_yticks([])
-                axes.set_xticks([])
+                axes.set(title=panel.title, xlabel="step", xticks=[], yticks=[])
                 reason = panel.missing if metrics.is_file() else "there is no metrics.csv"
                 axes.text(0.5, 0.5, reason, transform=axes.transAxes, ha="center", va="center", color=INK)
-        save(figure, path_png)
 
 
-def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
+def _draw(axes: Axes, panel: Panel, curves: Curves) -> None:
     from matplotlib import ticker
 
     refreshes = curves.get("refresh/generation", curves.get("refresh/overlap_at_k", ([], [])))[0]
@@ -132,44 +106,30 @@ def _draw(figure: Figure, axes: Axes, panel: Panel, curves: Curves) -> None:
         axes.axvline(step, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)), label="refresh", zorder=1)
     lowest = 0.0
     for line in panel.lines:
-        steps, values = line.points(curves)
+        steps, values = line.points(curves, refreshes)
         if not steps:
             continue
-        lowest = min(lowest, *values)
-        if line.restarts:
-            steps, values = _broken(steps, values, refreshes)
-        smooth = panel.noisy and len(values) >= SMOOTHED_FROM
-        axes.plot(
-            steps,
-            values,
-            color=line.colour,
-            alpha=0.3 if smooth else 1.0,
-            linewidth=1.0 if smooth else 1.8,
-            linestyle=line.style,
-            marker=line.marker,
-            markersize=4,
-            label="" if smooth else line.label,
-        )
-        if smooth:
-            smoothed = _running_mean(values, len(values) // 40)
-            axes.plot(steps, smoothed, color=line.colour, linewidth=1.8, label=line.label)
-    dress(axes, panel.title, "step", panel.ylabel)
+        lowest = min(lowest, *values)  # the NaN of a gap never counts as lower
+        if panel.noisy and len(values) >= SMOOTHED_FROM:
+            axes.plot(steps, values, line.style, color=line.colour, alpha=0.3, linewidth=1.0)
+            values = _running_mean(values, len(values) // 40)
+        axes.plot(steps, values, line.style, color=line.colour, linewidth=1.8, label=line.label)
     # The same range of steps in all plots of a run, so that they can be compared.
     first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
     margin = max(0.02 * (last - first), 0.5)
-    axes.set_xlim(first - margin, last + margin)
+    axes.set(title=panel.title, xlabel="step", ylabel=panel.ylabel, xlim=(first - margin, last + margin))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True))
     if panel.scale in ("percent", "unit"):
         axes.set_ylim(1.03 * lowest, 1.03)
     if panel.scale == "percent":
-        axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter("{x:.0%}")
     if panel.scale == "count":
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    _legend(figure, axes, panel)
+    _legend(axes, panel)
 
 
-def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
+def _legend(axes: Axes, panel: Panel) -> None:
     """Every label once, beside the title where there is room, else under the plot."""
     handles, texts = axes.get_legend_handles_labels()
     once = dict(zip(texts, handles, strict=True))
@@ -179,16 +139,14 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
         return
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
     if len(panel.title) + sum(len(text) + 3 for text in once) > TITLE_ROW:
-        # In inches, whatever the plot's height: tick labels and axis label lie between.
         from matplotlib.transforms import ScaledTranslation
 
-        below = axes.transAxes + ScaledTranslation(0, -0.47, figure.dpi_scale_trans)
+        # In inches, whatever the plot's height: tick labels and axis label lie between.
+        below = axes.transAxes + ScaledTranslation(0, -0.47, axes.figure.dpi_scale_trans)
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": below, "ncols": 3}
     axes.legend(
         list(once.values()),
         list(once),
-        frameon=False,
-        labelcolor=INK,
         fontsize=8.5,
         handlelength=1.3,
         columnspacing=1.0,
@@ -200,23 +158,13 @@ def _legend(figure: Figure, axes: Axes, panel: Panel) -> None:
 def _svg(figure: Figure, title: str) -> str:
     figure.patch.set_visible(False)
     written = io.StringIO()
-    save(figure, written, svg=True)
+    figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = written.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # Several plots share one page: ids must be unique.
     prefix = re.sub(r"\W+", "-", title.lower())
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    for colour, name in CSS_NAMES.items():
-        svg = svg.replace(colour, name)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", svg[svg.index("<svg") :])
+    svg = re.sub("|".join(CSS_NAMES), lambda colour: CSS_NAMES[colour[0]], svg)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1)
-
-
-def _broken(
-    steps: Sequence[float], values: Sequence[float], refreshes: Sequence[float]
-) -> tuple[list[float], list[float]]:
-    """The curve with a gap after each refresh; a value at a refresh's own step was measured before it."""
-    points = sorted([*zip(steps, values, strict=True), *((step + 0.5, math.nan) for step in refreshes)])
-    return [step for step, _ in points], [value for _, value in points]
 
 
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
