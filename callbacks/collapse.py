@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from openbook.errors import OpenBookError
-from openbook.utils.distributed import any_rank, gather_objects
+from openbook.utils.distributed import any_rank, gather_objects, sum_over_ranks
 
 REMEDY = (
     "Lower optim.lr_passage_encoder and optim.lr_question_encoder, refresh the index more often (refresh.every), "
@@ -76,8 +76,10 @@ class CollapseWatch(L.Callback):
 
 
 def _marginal_gain(token_logprobs: torch.Tensor, doc_scores: torch.Tensor, nll: torch.Tensor, batch: Any) -> float:
-    """Mean over this rank's questions of log p(y|x) - min_k log p(y|x,z_k)."""
+    """Mean over the questions of all ranks of log p(y|x) - min_k log p(y|x,z_k)."""
     alone = (token_logprobs * batch.target_mask[:, None]).sum(-1)
     worst = torch.where(doc_scores.isfinite(), alone, torch.inf).amin(1)
     counted = (batch.weight > 0) & worst.isfinite() & nll.isfinite()
-    return float((-nll - worst)[counted].mean()) if counted.any() else 0.0
+    gains = torch.where(counted, -nll - worst, 0.0)
+    total, n = sum_over_ranks(torch.stack([gains.sum(), counted.sum().to(gains.dtype)])).tolist()
+    return total / max(n, 1.0)

@@ -5,8 +5,6 @@ from typing import Any
 
 import lightning as L
 
-from openbook.utils.distributed import world_size
-
 
 class Throughput(L.Callback):
     """Logs throughput/step_seconds (forward passes of one optimizer step, without refresh or validation) and
@@ -17,6 +15,10 @@ class Throughput(L.Callback):
         self._seconds = 0.0
         self._questions = 0
         self._step = -1
+        self._cursor = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._cursor = getattr(trainer.datamodule, "consumed", 0)  # type: ignore[attr-defined]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -27,7 +29,8 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._seconds += time.perf_counter() - self._started
-        self._questions += len(batch.examples) * world_size()
+        self._questions += batch.cursor - self._cursor  # of all ranks, fillers left out
+        self._cursor = batch.cursor
         if trainer.global_step != self._step:  # not in the middle of an accumulated step
             self._step = trainer.global_step
             pl_module.log("throughput/step_seconds", self._seconds, rank_zero_only=True)

@@ -60,7 +60,8 @@ class Case:
         nll = objective(logprobs, self.scores, self.labels >= 0)
         loss = (torch.where(nll != torch.inf, nll, 0.0) * self.weight).sum()
         present = (self.scores != -torch.inf)[..., None]
-        return FusedLoss(loss, nll.detach(), torch.where(present, logprobs, 0.0).detach())
+        unsmoothed = token_logprobs_of(logits, labels)  # what is reported is the likelihood itself
+        return FusedLoss(loss, nll.detach(), torch.where(present, unsmoothed, 0.0).detach())
 
 
 def case(batch: int = BATCH, n_docs: int = N_DOCS, bias: bool = True, dtype: torch.dtype = torch.float64) -> Case:

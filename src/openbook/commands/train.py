@@ -50,7 +50,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     run = RunFolder.existing(str(folder))
     config, summary = run.load_config(list(overrides)), run.read_summary()
     own.check(config, summary or None)
-    if not list(run.checkpoints.glob("*.ckpt")):
+    if not set(run.checkpoints.glob("*.ckpt")) - {run.best}:
         say(f"{run.path} has no checkpoint yet: starting from the beginning")
         return _run(config, run, own)
     changed = check_keys(run.load_config([], training=False), config, summary.get("data", {}))

@@ -14,12 +14,12 @@ def by_length(lengths: np.ndarray, tokens_per_pass: int, padded: bool = True) ->
     position at least): little is padded, and on a CPU small passes stay in its cache. With padded=False a pass holds
     one length only, so that it needs neither padding nor an attention mask."""
     order = np.argsort(-lengths, kind="stable")
-    falling = lengths[order]
+    falling, rising = lengths[order], -lengths[order]
     start = 0
     while start < len(order):
         stop = start + max(1, tokens_per_pass // max(1, int(falling[start])))
         if not padded:
-            stop = min(stop, int(np.searchsorted(-falling, -falling[start], side="right")))
+            stop = min(stop, int(np.searchsorted(rising, rising[start], side="right")))
         yield order[start:stop]
         start = stop
 

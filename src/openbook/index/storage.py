@@ -10,6 +10,7 @@ SPARE = 8
 # Times the largest error seen among the candidates: where torch multiplies fp32 in less than that, more is hidden.
 _SEEN = 4
 
+DEEPEST = 8192  # candidates of a question, beyond which looking at every passage costs less
 _CHUNK = 1 << 24  # numbers of candidates' vectors held in fp64 at once: 128 MiB
 
 
@@ -65,12 +66,31 @@ class PlainCodes(Storage):
         k, depth, todo = min(top_k, self.most), top_k + SPARE, np.arange(len(queries))
         scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         while len(todo):
+            if DEEPEST < depth < self.most:  # so many scores are alike that all passages are as quickly looked at
+                scores[todo], rows[todo] = self._scan(queries[todo], k)
+                break
             depth = min(depth, self.most)
             found, places, last, hidden = self._best(queries[todo], depth)
             scores[todo], rows[todo] = found[:, :k], places[:, :k]
             # What lies beyond the candidates could still belong in front where the last of them ties with the k-th.
             todo = todo[:0] if depth == self.most else todo[last >= found[:, k - 1] - hidden]
             depth *= 4
+        return scores, rows
+
+    def _scan(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k best [n, k] of all passages, a few at a time: bounded time and memory for any vectors, also where a
+        collapsed encoder has made them all the same. Summed in fp64, so that a score rounded to fp32 is that of
+        `_best` but for sums within 1e-13 of the middle between two fp32 numbers."""
+        asked, n = queries.astype(np.float64), len(queries)
+        scores, rows = np.empty((n, 0), dtype=np.float32), np.empty((n, 0), dtype=np.int64)
+        step = max(1, _CHUNK // max(self.dim, n))
+        for start in range(0, self.most, step):
+            some = np.arange(start, min(start + step, self.most))
+            found = (asked @ self.vectors(some).astype(np.float64).T).astype(np.float32)
+            scores = np.concatenate([scores, found], 1)
+            rows = np.concatenate([rows, np.broadcast_to(some, found.shape)], 1)
+            order = np.argsort(-scores, axis=1, kind="stable")[:, :k]  # equal scores stay in the order of their rows
+            scores, rows = np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
         return scores, rows
 
     def _best(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,6 @@ import numpy as np
 from openbook.errors import OpenBookError
 from openbook.metrics.bootstrap import Statistic, bootstrap, mean_of
 from openbook.metrics.generation import bleu_1, bleu_1_counts, distinct_n, q_bleu_1, rouge_l
-from openbook.metrics.matching import exact_match
 from openbook.metrics.prediction import Prediction
 from openbook.metrics.retrieval import RECALL_AT, first_hit
 

@@ -36,7 +36,7 @@ CHUNK_BYTES = 128 * 2**20
 
 class FusedLoss(NamedTuple):
     """loss: scalar, sum_b weight_b * nll_b. nll [batch] and token_logprobs [batch, n_docs, target_len] are for looking
-    at and carry no gradient; token_logprobs are 0 at padding and at missing passages."""
+    at and carry no gradient; token_logprobs are without label smoothing, and 0 at padding and at missing passages."""
 
     loss: Tensor
     nll: Tensor
@@ -155,6 +155,7 @@ def _forward(
     learning = any(wanted)
 
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
+    plain = torch.zeros_like(token_logprobs) if label_smoothing else token_logprobs
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
     d_hidden = torch.zeros_like(flat_hidden, dtype=exact) if wanted[0] else None
     d_weight = torch.zeros_like(head_weight, dtype=exact) if wanted[1] else None
@@ -166,7 +167,8 @@ def _forward(
         pieces = list(zip(rows[of_rows].split(most), row_labels[of_rows].split(most), strict=True))
         keep = any(wanted[:3]) and len(pieces) == 1
         for piece, piece_labels in pieces:
-            residual, token_logprobs.view(-1)[piece] = head(flat_hidden[piece], piece_labels, keep=keep)
+            residual, smoothed, unsmoothed = head(flat_hidden[piece], piece_labels, keep=keep)
+            token_logprobs.view(-1)[piece], plain.view(-1)[piece] = smoothed, unsmoothed
 
         small = token_logprobs[questions].clone().requires_grad_(learning)
         scores = doc_scores[questions].clone().requires_grad_(learning)
@@ -186,7 +188,7 @@ def _forward(
             states = flat_hidden[piece]
             if not keep:
                 residual = None  # the last piece's, before the next is made
-                residual, _ = head(states, piece_labels, keep=True)
+                residual, *_ = head(states, piece_labels, keep=True)
             assert residual is not None
             scale = -d_small.flatten()[piece - first].to(exact)
             d_states = torch.zeros_like(states, dtype=exact) if d_hidden is not None else None
@@ -203,7 +205,7 @@ def _forward(
                 d_bias += (scale.to(dtype) @ residual).to(exact)
         del residual  # before the next chunk's are made
 
-    found = FusedLoss(loss, nll, token_logprobs)
+    found = FusedLoss(loss, nll, plain)
     return found, [None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias, d_scores]
 
 

@@ -13,15 +13,16 @@ def through_head(
     smoothing: float,
     exact: torch.dtype,
     keep: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """hidden [n, dim], labels [n] -> residual [n, vocab] (None unless kept) and the label's log-probability [n],
-    smoothed as openbook.objectives.token_logprobs_of does.
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """hidden [n, dim], labels [n] -> residual [n, vocab] (None unless kept), the label's log-probability [n], smoothed
+    as openbook.objectives.token_logprobs_of does, and as it is.
 
     The product is in weight's type, what follows it in `exact`, as bias is. The logits' memory becomes the residual's,
     a few rows at a time: on a CPU these stay in its cache from the bias to the residual."""
     logits = hidden.to(weight.dtype) @ weight.T
     n, vocab = logits.shape
-    logprobs = hidden.new_empty(n, dtype=exact)
+    plain = hidden.new_empty(n, dtype=exact)
+    logprobs = torch.empty_like(plain) if smoothing else plain
     for some in slices(n, vocab * exact.itemsize, hidden):
         block, index = logits[some].to(exact), labels[some, None]
         if bias is not None:
@@ -31,7 +32,7 @@ def through_head(
         # The largest probability is at least 1 / vocab: unlike the label's, its logarithm is safe.
         top_logprob = softmax.amax(-1).log()
         logprob = block.gather(-1, index)[:, 0] - top + top_logprob
-        logprobs[some] = logprob
+        plain[some] = logprob
         if smoothing:
             logprobs[some] = (1 - smoothing) * logprob + smoothing * (block.mean(-1) - top + top_logprob)
         if keep:
@@ -40,7 +41,7 @@ def through_head(
             # p - 1 without cancellation, also before rounding
             at_label = logprob.expm1() + smoothing - smoothing / vocab
             logits[some] = softmax.scatter_(-1, index, at_label[:, None])
-    return logits if keep else None, logprobs
+    return logits if keep else None, logprobs, plain
 
 
 def slices(n: int, row_bytes: int, on: Tensor) -> list[slice]:

@@ -74,6 +74,7 @@ class RefreshManager:
         self.rebuild = RebuildRefresh(corpus, index, self.probe)
         self.rolling: RollingRefresh | None = None
         self.seconds = 0.0
+        self._slices = 0.0  # seconds of the amortized refresh under way, in this process
         self._started_at = 0  # the step after which the last refresh began
         self._resumed: dict[str, Any] = {}
 
@@ -136,8 +137,7 @@ class RefreshManager:
                 retriever.passages.cache.take()  # of no training step: a resumed run would not have it
             if self.rolling is None:
                 if self.rebuild.under_way is not None:
-                    left = self.options.spread - (step - self._started_at) + 1
-                    measured |= self.rebuild.advance(retriever, left, self._started_at)
+                    measured |= self._advance(retriever, self.options.spread - (step - self._started_at) + 1)
                 measured |= self._start_if_due(retriever, step, measured.get("staleness/overlap_at_k"))
         return measured
 
@@ -147,15 +147,25 @@ class RefreshManager:
 
     def refresh(self, retriever: DenseRetriever, step: int, store: VectorStore | None = None) -> dict[str, float]:
         """Encode everything at once, measure, swap; returns what was measured, by the name it is logged under."""
-        started = time.perf_counter()
+        started, encoded = time.perf_counter(), self.rebuild.encoded
         with self._timed():
             if self.rolling is not None and retriever.snapshot is not None:
                 self.rolling.refresh(retriever, step)
-                measured: dict[str, float] = {}
+                measured, n_encoded = dict[str, float](), self.corpus.n_passages
             else:
                 measured = self.rebuild.run(retriever, step, store)
-        seconds = time.perf_counter() - started
-        return measured | {"refresh/seconds": seconds, "refresh/passages_per_second": self.corpus.n_passages / seconds}
+                n_encoded = self.rebuild.encoded - encoded  # what the store knew was not encoded
+        return measured | _speed(time.perf_counter() - started, n_encoded)
+
+    def _advance(self, retriever: DenseRetriever, slices_left: int) -> dict[str, float]:
+        """The next slice of an amortized refresh; at its swap, what the whole of it took."""
+        started, encoded, made_at = time.perf_counter(), self.rebuild.encoded, self.rebuild.made_at
+        measured = self.rebuild.advance(retriever, slices_left, self._started_at)
+        self._slices += time.perf_counter() - started
+        if measured:
+            measured |= _speed(self._slices, self.rebuild.encoded - encoded)
+            measured["refresh/steps_since_last"] = float(self.rebuild.made_at - made_at)
+        return measured
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors. The corpus' fingerprint says which corpus the index was made from."""
@@ -187,7 +197,9 @@ class RefreshManager:
             return {}
         measured: dict[str, float] = {}
         if self.options.mode == "amortized":
+            started = time.perf_counter()
             self.rebuild.start(retriever)
+            self._slices = time.perf_counter() - started
         else:
             measured = self.refresh(retriever, step) | {"refresh/steps_since_last": float(since)}
         self._started_at = step
@@ -201,3 +213,7 @@ class RefreshManager:
             yield
         finally:
             self.seconds = time.perf_counter() - started
+
+
+def _speed(seconds: float, n_encoded: int) -> dict[str, float]:
+    return {"refresh/seconds": seconds, "refresh/passages_per_second": n_encoded / max(seconds, 1e-9)}

@@ -162,9 +162,10 @@ class Rebuild:
             self.index = ShardIndex(encoder.dim, len(self.rows), options)
             self.n_to_learn_from = self.index.n_to_train_on
             order = np.random.default_rng(options.seed).permutation(self.rows)
-            self._to_learn_from = np.sort(order[: self.n_to_learn_from])
+            self._learns_from = np.zeros(len(self.rows), dtype=bool)  # by place in the shard
+            self._learns_from[order[: self.n_to_learn_from] - self.rows.start] = True
             rows = self._unknown()
-            first = np.isin(rows, self._to_learn_from)
+            first = self._learns_from[rows - self.rows.start]
             parts = (rows[first], rows[~first])  # a seeded sample to learn from comes first, where there is one
             self.passes = [p for part in parts for p in self.coder.passes(part, corpus.tokens_per_pass, corpus.seed)]
             self.n_to_encode = sum(map(len, self.passes))
@@ -220,11 +221,11 @@ class Rebuild:
         self.measure.see(rows, embeddings)
         self._unwritten.append((rows, embeddings))
         if self.n_to_learn_from:
-            self.n_to_learn_from -= int(np.isin(rows, self._to_learn_from).sum())
+            self.n_to_learn_from -= int(self._learns_from[rows - self.rows.start].sum())
             if self.n_to_learn_from:
                 return
             seen = np.concatenate([rows for rows, _ in self._unwritten])
-            sample = np.flatnonzero(np.isin(seen, self._to_learn_from))
+            sample = np.flatnonzero(self._learns_from[seen - self.rows.start])
             sample = sample[np.argsort(seen[sample])]  # the same whatever came from the store
             self.index.train(torch.cat([embeddings for _, embeddings in self._unwritten]).numpy()[sample])
         unwritten, self._unwritten = self._unwritten, []

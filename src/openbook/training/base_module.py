@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 
 from openbook.batch import Batch
 from openbook.config.evaluation import WATCHED
@@ -15,7 +15,7 @@ from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
 from openbook.retrieval.base import Retriever
 from openbook.training.optimizer import learning_rate_factor, learning_rate_schedule, parameter_groups
-from openbook.utils.distributed import gather_objects
+from openbook.utils.distributed import gather_objects, sum_over_ranks, world_size
 
 
 class QuestionModule(L.LightningModule):
@@ -30,6 +30,8 @@ class QuestionModule(L.LightningModule):
         self.predictions: list[Prediction] = []
         self.summary: dict[str, Any] = {}
         self.index_is_exact = False
+        self._units = torch.zeros(())
+        self._logged_step, self._logged = -1, list[float]()
 
     def summarized(self, resamples: int) -> dict[str, Any]:
         """The metrics of all ranks' `predictions`."""
@@ -67,6 +69,40 @@ class QuestionModule(L.LightningModule):
         if gradient_clip_val:
             norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
             self.log("train/grad_norm", norm, rank_zero_only=True)
+
+    @property
+    def accumulate(self) -> int:
+        """Forward passes of one optimizer step."""
+        return self._trainer.accumulate_grad_batches if self._trainer is not None else 1
+
+    def loss_scale(self, units: Tensor) -> Tensor | float:
+        """What a sum over this rank's questions is multiplied with, so that the loss of an optimizer step is one mean
+        over the units (questions or target tokens, [batch] of this pass) of all its passes and ranks. DDP averages the
+        ranks' gradients, hence the number of ranks. All ranks call this together.
+
+        With several passes their number of units is known after the last only: `on_before_optimizer_step` divides.
+        """
+        if self.accumulate == 1:
+            return world_size() / sum_over_ranks(units.sum()).clamp(min=1)
+        self._units = self._units.to(units.device) + units.sum().detach()
+        return float(world_size() * self.accumulate)  # Lightning divides by their number
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.accumulate == 1:
+            return
+        gradients = [value.grad for value in self.parameters() if value.grad is not None]
+        total = sum_over_ranks(self._units).clamp(min=1)
+        for gradient in gradients:
+            gradient /= total.to(gradient.device)
+        self._units = torch.zeros(())
+
+    def sums_of_step(self, sums: Tensor) -> list[float]:
+        """What is logged of the passes of an optimizer step so far: sums [n] of this pass, over all ranks, added to
+        those before it. All ranks call this together."""
+        if self.global_step != self._logged_step:
+            self._logged_step, self._logged = self.global_step, [0.0] * len(sums)
+        self._logged = [one + more for one, more in zip(self._logged, sum_over_ranks(sums).tolist(), strict=True)]
+        return self._logged
 
     def parts(self) -> list[tuple[str, nn.Module, float]]:
         """(name, module, peak learning rate) of what trains."""

@@ -14,7 +14,7 @@ from openbook.objectives.dpr import dpr_scores, in_batch_hits, nll_of
 from openbook.retrieval.dense import DenseRetriever
 from openbook.training.base_module import QuestionModule
 from openbook.training.dpr_negatives import TrainingPassages
-from openbook.utils.distributed import gather_rows, gather_rows_with_gradient, rank, shard, sum_over_ranks, world_size
+from openbook.utils.distributed import gather_rows, gather_rows_with_gradient, rank, shard, world_size
 
 
 class DprModule(QuestionModule):
@@ -91,9 +91,8 @@ class DprModule(QuestionModule):
         return gather_rows_with_gradient(passage_emb)
 
     def _mean(self, nll: Tensor, weight: Tensor) -> Tensor:
-        """Over the questions of all ranks; DistributedDataParallel averages the ranks' gradients, hence the factor."""
-        total = sum_over_ranks(weight.sum()).clamp(min=1)
-        return (nll * weight).sum() * world_size() / total
+        """Over the questions of the optimizer step, of all ranks."""
+        return (nll * weight).sum() * self.loss_scale(weight)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
@@ -105,7 +104,7 @@ class DprModule(QuestionModule):
     def _log(self, nll: Tensor, hits: Tensor, weight: Tensor) -> None:
         """Means over the questions of all ranks."""
         sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
-        total, n_hits, questions = sum_over_ranks(sums).tolist()
+        total, n_hits, questions = self.sums_of_step(sums)
         if math.isnan(total):
             raise self.diverged()
         if questions:

@@ -17,7 +17,6 @@ from openbook.objectives.fused import FusedLoss, fused_marginal_nll
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
 from openbook.training.base_module import QuestionModule
-from openbook.utils.distributed import sum_over_ranks, world_size
 
 
 class RagModule(QuestionModule):
@@ -51,7 +50,7 @@ class RagModule(QuestionModule):
         super().__init__(retriever, optim=optim, max_steps=max_steps, resamples=resamples, seed=seed)
         self.generator, self.contexts, self.answering = generator, contexts, answering
         self.likelihood = LIKELIHOOD_OF[objective]
-        self.minimises_likelihood = loss is None and objective == self.likelihood
+        self.minimises_likelihood = loss is None and objective == self.likelihood and not label_smoothing
         self.loss = loss or loss_of(objective, distill_temperature)
         self.n_docs, self.reduction, self.label_smoothing = n_docs, reduction, label_smoothing
         self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
@@ -90,14 +89,11 @@ class RagModule(QuestionModule):
         )
 
     def _loss_weight(self, doc_scores: Tensor, batch: Batch) -> Tensor:
-        """[batch]: the weight of each question's loss in the mean over the questions (or target tokens) of all ranks'
-        batches; DDP averages the ranks' gradients, so each rank's weights are scaled by the number of ranks. A question
-        without any passage has no likelihood to learn from and is left out here; one whose likelihood is 0 for another
-        reason counts, and adds nothing."""
+        """[batch]: the weight of each question's loss in the mean over the questions (or target tokens) of the
+        optimizer step. A question without any passage has no likelihood to learn from and is left out here; one whose
+        likelihood is 0 for another reason counts, and adds nothing."""
         weight = batch.weight * (doc_scores != -torch.inf).any(-1)
-        units = weight if self.reduction == "question" else weight * batch.target_mask.sum(-1)
-        total = sum_over_ranks(units.sum()).clamp(min=1)
-        return weight * world_size() / total
+        return weight * self.loss_scale(weight if self.reduction == "question" else weight * batch.target_mask.sum(-1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.predictions.extend(self.answering(batch, self.retriever, self.index_is_exact))
@@ -111,14 +107,14 @@ class RagModule(QuestionModule):
         return summarize(self.predictions, how.task, resamples, self.seed, how.labels)
 
     def _log(self, nll: Tensor, losses: Tensor, batch: Batch) -> None:
-        """-log p(y|x) per question and per target token, over the batches of all ranks, and where it is not what is
-        minimised, that per question. The step's one wait for a GPU after the search: before the weights are moved, it
-        must be known that this is a number."""
+        """-log p(y|x) per question and per target token, over the step's batches of all ranks, and where it is not
+        what is minimised, that per question. The step's one wait for a GPU after the search: before the weights are
+        moved, it must be known that this is a number."""
         weight, minimised = (batch.weight * (values != torch.inf) for values in (nll, losses))
         tokens = weight * batch.target_mask.sum(-1)
         sums = [torch.where(weight > 0, nll, 0.0).sum(), weight.sum(), tokens.sum()]
         sums += [torch.where(minimised > 0, losses, 0.0).sum(), minimised.sum()]
-        total, questions, n_tokens, loss, n_minimised = sum_over_ranks(torch.stack(sums)).tolist()
+        total, questions, n_tokens, loss, n_minimised = self.sums_of_step(torch.stack(sums))
         if not self.minimises_likelihood:
             self.log("train/loss", loss / max(n_minimised, 1.0), rank_zero_only=True)
         if not questions:  # none has found a passage, as happens with BM25
