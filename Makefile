@@ -20,6 +20,9 @@ export MALLOC_MMAP_THRESHOLD_ = 1073741824
 export MALLOC_TRIM_THRESHOLD_ = 4294967296
 export MALLOC_TOP_PAD_ = 268435456
 
+# Threads that spin while they wait take the core from whoever else could use it (benchmarks/training/neighbour.py).
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench test lint types clean
 

@@ -64,8 +64,8 @@ def fused_marginal_nll(
     A question whose nll is inf (it has no passage) or whose weight is 0 adds nothing to the loss and has no gradient.
     A missing passage is not read, so that an objective must not count it.
 
-    counted [batch, n_docs, target_len] bool on the CPU: where labels are no padding and passages not missing, for whom
-    knows that on the host; found out from labels and doc_scores otherwise, for which a GPU is waited for.
+    counted [batch, n_docs, target_len] bool on the CPU: where labels are no padding and passages not missing; without
+    it, it is found out from labels and doc_scores, for which a GPU is waited for.
 
     The gradient is computed here, for hidden, head_weight, head_bias and doc_scores, whichever want one, and handed
     over by backward: it goes to the leaves once, unless `retain` keeps it for more (retain_graph). There is no second
@@ -153,7 +153,6 @@ def _forward(
         exact=exact,
     )
     learning = any(wanted)
-
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
     plain = torch.zeros_like(token_logprobs) if label_smoothing else token_logprobs
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
@@ -167,8 +166,8 @@ def _forward(
         pieces = list(zip(rows[of_rows].split(most), row_labels[of_rows].split(most), strict=True))
         keep = any(wanted[:3]) and len(pieces) == 1
         for piece, piece_labels in pieces:
-            residual, smoothed, unsmoothed = head(flat_hidden[piece], piece_labels, keep=keep)
-            token_logprobs.view(-1)[piece], plain.view(-1)[piece] = smoothed, unsmoothed
+            residual, *logprobs = head(flat_hidden[piece], piece_labels, keep=keep)
+            token_logprobs.view(-1)[piece], plain.view(-1)[piece] = logprobs
 
         small = token_logprobs[questions].clone().requires_grad_(learning)
         scores = doc_scores[questions].clone().requires_grad_(learning)
@@ -204,7 +203,6 @@ def _forward(
             if d_bias is not None:
                 d_bias += (scale.to(dtype) @ residual).to(exact)
         del residual  # before the next chunk's are made
-
     found = FusedLoss(loss, nll, plain)
     return found, [None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias, d_scores]
 

@@ -1,5 +1,7 @@
 """From a configuration to its data: files, corpus store, tokenizers, DataModule."""
 
+import hashlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFile
 from openbook.data.factbook.edition import EditionFiles, build_edition
 from openbook.models.encoders import load_tokenizer
 from openbook.utils.console import progress, say
+from openbook.utils.turns import in_turn
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,16 @@ def factbook(words: FactbookConfig, folder: str) -> FactbookFiles:
     else:
         sections = tuple(name.strip() for name in words.sections.split(",") if name.strip()) or MAIN_SECTIONS
         options = FactbookOptions(words.passage_words, words.field_words, words.field_parts, sections)
-    return build_factbook(options, Path(folder), say)
+    with in_turn(folder, "factbook"):
+        return build_factbook(options, Path(folder), say)
 
 
 @cache
 def edition(words: FactbookConfig, folder: str) -> EditionFiles:
     """The other edition of the embedded data, likewise."""
-    return build_edition(factbook(words, folder), progress=say)
+    book = factbook(words, folder)
+    with in_turn(folder, "factbook"):
+        return build_edition(book, progress=say)
 
 
 def files(config: Config) -> Files:
@@ -80,7 +86,7 @@ def parts(config: Config) -> Parts:
     question_tokenizer = load_tokenizer(config.retriever.question_encoder)
     generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
     passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
-    with progress("tokenising the corpus", "passages") as done:
+    with progress("tokenising the corpus", "passages") as done, corpus_turn(config, named.corpus):
         corpus = build_corpus(
             named.corpus,
             {"encoder": passage_tokenizer, "generator": generator_tokenizer},
@@ -88,6 +94,11 @@ def parts(config: Config) -> Parts:
             done,
         )
     return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer)
+
+
+def corpus_turn(config: Config, passages: Path) -> AbstractContextManager[None]:
+    """Of several ranks on a node one builds the store of these passages."""
+    return in_turn(config.data.cache, f"corpus-{hashlib.sha256(str(passages.resolve()).encode()).hexdigest()[:12]}")
 
 
 def data(config: Config, parts: Parts) -> QuestionAnswerData:

@@ -32,7 +32,7 @@ from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
 from openbook.retrieval.closed_book import ClosedBookRetriever
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
-from openbook.setup.data import Parts, files
+from openbook.setup.data import Parts, corpus_turn, files
 from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import TrainingPassages
 from openbook.training.rag_module import RagModule
@@ -42,14 +42,15 @@ from openbook.utils.hardware import accelerator
 
 
 def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
-    """The folder of the warmed-up small reader; None without a warm-up. Rank 0 makes it, others wait."""
+    """The folder of the warmed-up small reader; None without a warm-up. One rank of a node makes it."""
     if not config.warmup.steps:
         return None
     warmup = config.warmup
     data = replace(config.data, corpus=warmup.passages, train=warmup.questions, validation=warmup.held_out, test="")
     named = files(replace(config, data=data))
     tokenizer = load_tokenizer(MINILM)
-    corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
+    with corpus_turn(config, named.corpus):
+        corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
     options = WarmupOptions(
         warmup.steps,
         warmup.batch_size,

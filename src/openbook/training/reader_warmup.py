@@ -28,7 +28,7 @@ from openbook.models.small_reader.model import MiniLMReader
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
-from openbook.utils.hardware import rank_from_environment
+from openbook.utils.turns import in_turn
 
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
 NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match")
@@ -69,17 +69,16 @@ def warm_up(
         [VERSION, asdict(options), corpus.fingerprint, hashlib.sha256(questions.read_bytes()).hexdigest()]
     )
     target = cache / f"reader-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
-    while rank_from_environment() and not (target / "warmup.json").is_file():
-        time.sleep(1)  # rank 0 makes it
-    if not (target / "warmup.json").is_file():
-        reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
-        gold = _GoldPassages(corpus, tokenizer, options)
-        measured = _train(reader, gold, gold.read(questions), options, device, autocast)
-        if held_out is not None:
-            measured |= _measure(reader, gold, gold.read(held_out), options, device, autocast)
-        with replacing_folder(target) as new:
-            reader.save_pretrained(new)
-            write_json(new / "warmup.json", measured)
+    with in_turn(cache, target.name):  # of several ranks on a node the first makes it
+        if not (target / "warmup.json").is_file():
+            reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
+            gold = _GoldPassages(corpus, tokenizer, options)
+            measured = _train(reader, gold, gold.read(questions), options, device, autocast)
+            if held_out is not None:
+                measured |= _measure(reader, gold, gold.read(held_out), options, device, autocast)
+            with replacing_folder(target) as new:
+                reader.save_pretrained(new)
+                write_json(new / "warmup.json", measured)
     facts = json.loads((target / "warmup.json").read_text(encoding="utf-8"))
     say(
         f"small reader warmed up for {options.steps} steps in {facts['seconds']:.0f} s: "

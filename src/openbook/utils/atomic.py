@@ -34,12 +34,12 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    before = temporary.with_suffix(".before")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         if path.exists() and not complete(path):
-            os.replace(path, damaged := temporary.with_suffix(".damaged"))
-            shutil.rmtree(damaged)
+            os.replace(path, before)  # deleted only once the new one stands: killed in between, neither is lost
         try:
             os.replace(temporary, path)
         except OSError:
@@ -47,6 +47,8 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(before, ignore_errors=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
