@@ -36,6 +36,7 @@ Tokens = tuple[int, ...]
 
 
 class TableGenerator:
+    first_token_id = None
     """A language model that is a table: logits by (passage, state), the state a hash of the whole prefix."""
 
     decoder_start_token_id, eos_token_id, pad_token_id = START, EOS, PAD

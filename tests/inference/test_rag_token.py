@@ -20,6 +20,7 @@ OBJECTIVES: tuple[Objective, ...] = ("rag_token", "rag_sequence")
 
 
 class TableGenerator:
+    first_token_id = None
     """A language model that is a table: logits by (passage, state), the state a hash of the whole prefix."""
 
     decoder_start_token_id, eos_token_id, pad_token_id = START, EOS, PAD

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from openbook.batch import Batch, Example
 from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker
-from openbook.data.inputs import question_inputs, special_ids, token_ids
+from openbook.data.inputs import question_inputs, special_ids, target_start, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError
@@ -197,6 +197,7 @@ class QuestionAnswerData(LightningDataModule):
         return self._collate(sample_answers=False)((plan, list(examples)))
 
     def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
+        room = self.max_target_tokens - 1 - (target_start(self.generator_tokenizer) is not None)
         long_questions: list[tuple[int, int]] = []
         long_answers: list[tuple[int, int]] = []
         for start in range(0, len(questions), _CHUNK):
@@ -207,7 +208,7 @@ class QuestionAnswerData(LightningDataModule):
                 long_questions += _over(tokenizer, asked, self.max_question_tokens)
             if with_answers:
                 answers = [(number, answer) for number, example in lines for answer in example.answers]
-                long_answers += _over(self.generator_tokenizer, answers, self.max_target_tokens - 1)
+                long_answers += _over(self.generator_tokenizer, answers, room)
         if long_questions:
             longest, number = max((n_tokens, -number) for number, n_tokens in long_questions)
             raise OpenBookError(
@@ -223,7 +224,7 @@ class QuestionAnswerData(LightningDataModule):
                 f"{len(long_answers)} answers are longer than the limit",
                 where=f"the first at {questions.path}:{long_answers[0][0]}",
                 got=f"up to {max(n_tokens for _, n_tokens in long_answers)} tokens",
-                expected=f"at most {self.max_target_tokens - 1} and the end-of-sequence",
+                expected=f"at most {room} and the end-of-sequence",
                 action="Raise the limit for target tokens" + ("." if self.strict else "; until then they are cut."),
             )
             if self.strict:

@@ -3,7 +3,7 @@
     passage   start title sep text end                as the passage encoder reads it
     question  start question end                      as the question encoder reads it
     context   start question sep title text end       as the generator reads it; the passage is cut, never the question
-    labels    answer end, then IGNORED_LABEL
+    labels    (start) answer end, then IGNORED_LABEL; BART and others write their targets with a start
 
 Every batch is padded to its own longest row.
 """
@@ -151,11 +151,25 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
+def target_start(tokenizer: Tokenizer) -> int | None:
+    """The token that answers begin with by the tokenizer's own convention for targets; None where they begin with their
+    text. BART: <s>; mBART-50, M2M100: the language; T5, Pegasus, Marian: none. A tokenizer without a begin-of-sequence
+    token (BERT's) has no such convention: its CLS is what the decoder starts from."""
+    if tokenizer.bos_token_id is None:
+        return None
+    try:
+        first = tokenizer(text_target="")["input_ids"][0]
+    except (TypeError, ValueError, KeyError, IndexError):  # a multilingual one whose target language is not set
+        return None
+    return None if first == special_ids(tokenizer).end else int(first)
+
+
 def targets(tokenizer: Tokenizer, answers: Sequence[str], max_length: int) -> Tensor:
-    """Labels [batch, target_len] int64: each answer's ids and the end-of-sequence, then IGNORED_LABEL. An answer over
-    max_length (end included) is cut and keeps its end; an empty one is the end alone."""
-    end = special_ids(tokenizer).end
-    rows = [[*ids[: max_length - 1], end] for ids in token_ids(tokenizer, answers)]
+    """Labels [batch, target_len] int64: `target_start`, where there is one, each answer's ids and the end-of-sequence,
+    then IGNORED_LABEL. An answer over max_length (both included) is cut and keeps its end; an empty one has no ids."""
+    end, first = special_ids(tokenizer).end, target_start(tokenizer)
+    start = [] if first is None else [first]
+    rows = [[*start, *ids[: max_length - 1 - len(start)], end] for ids in token_ids(tokenizer, answers)]
     return _padded(rows, IGNORED_LABEL)[0]
 
 

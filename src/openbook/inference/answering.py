@@ -118,7 +118,7 @@ class Answering:
     @cached_property
     def label_ids(self) -> Tensor:
         """[n_labels], the first token of every label, by which it is told from the others."""
-        ids = self.targets(self.labels)[:, 0]
+        ids = self.targets(self.labels)[:, 0 if self.generator.first_token_id is None else 1]
         if len(set(ids.tolist())) < len(self.labels):
             raise OpenBookError(
                 "labels begin with the same token",

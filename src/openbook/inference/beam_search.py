@@ -33,13 +33,22 @@ class BeamSearch:
 
     Every question starts with one row, the empty prefix, and has `beams` rows after the first step. possible: [batch],
     False for questions that have no probabilities at all; those get end-of-sequence alone, of log-probability -inf.
+    first: the one token that every answer begins with, if there is one; its probability counts as any other's.
     """
 
     def __init__(
-        self, possible: list[bool], *, beams: int, max_length: int, min_length: int, length_penalty: float, eos: int
+        self,
+        possible: list[bool],
+        *,
+        beams: int,
+        max_length: int,
+        min_length: int,
+        length_penalty: float,
+        eos: int,
+        first: int | None = None,
     ):
         self.beams, self.max_length, self.min_length = beams, max_length, min_length
-        self.length_penalty, self.eos = length_penalty, eos
+        self.length_penalty, self.eos, self.first = length_penalty, eos, first
         self.length = 0
         self.open = list(possible)
         self._prefixes: list[list[tuple[int, ...]]] = [[()] for _ in possible]
@@ -53,6 +62,8 @@ class BeamSearch:
         rows, vocab = logprobs.shape[1:]
         if self.length < self.min_length:
             logprobs[:, :, self.eos] = -torch.inf
+        if self.length == 1 and self.first is not None:
+            only_token(logprobs, self.first)
         logprobs += self._running.to(logprobs)[:, :, None]
         best = logprobs.flatten(1).topk(min(2 * self.beams, rows * vocab), dim=1)
         candidates = (
@@ -88,3 +99,10 @@ class BeamSearch:
     def best(self, n_best: int) -> list[list[Hypothesis]]:
         """The n_best hypotheses of every question, best first; fewer where fewer were found, at least one."""
         return [found[:n_best] or [Hypothesis((self.eos,), -math.inf, -math.inf)] for found in self._found]
+
+
+def only_token(logprobs: Tensor, token: int) -> None:
+    """Rule out every other token, in place; the probability of this one stays what it is."""
+    kept = logprobs[..., token].clone()
+    logprobs.fill_(-torch.inf)
+    logprobs[..., token] = kept

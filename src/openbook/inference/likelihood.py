@@ -66,7 +66,9 @@ def label_logprobs(
     RAG-Sequence have the same likelihood (Lewis et al. 2020, section 2.1). label_ids [n_labels]; doc_scores [batch,
     n_docs]."""
     batch, n_docs = doc_scores.shape
-    start = torch.full((batch * n_docs, 1), generator.decoder_start_token_id, device=context_mask.device)
+    first = [] if generator.first_token_id is None else [generator.first_token_id]
+    start = torch.tensor([[generator.decoder_start_token_id, *first]], device=context_mask.device)
+    start = start.expand(batch * n_docs, -1)
     hidden, _ = generator.decode(start, memory, context_mask)
     logits = generator.logits(hidden[:, -1]).float()
     logprobs = (logits[:, label_ids] - logits.logsumexp(-1, keepdim=True)).view(batch, n_docs, -1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from openbook.errors import OpenBookError
-from openbook.inference.beam_search import BeamSearch, Hypothesis
+from openbook.inference.beam_search import BeamSearch, Hypothesis, only_token
 from openbook.models.generator import Generator
 
 Objective = Literal["rag_token", "rag_sequence", "closed_book"]
@@ -62,6 +62,7 @@ def rag_token_beams(
         min_length=min_length,
         length_penalty=length_penalty,
         eos=generator.eos_token_id,
+        first=generator.first_token_id,
     )
     memory = generator.encode(context_ids, context_mask)
     first_row = torch.arange(batch * n_docs).view(batch, n_docs, 1)
@@ -150,6 +151,8 @@ def greedy(
         marginal = torch.logsumexp(weights.unsqueeze(2) + token_logprobs, dim=1)
         if length < min_length:
             marginal[:, eos] = -torch.inf
+        if length == 1 and generator.first_token_id is not None:
+            only_token(marginal, generator.first_token_id)
 
         newest = torch.where(finished, pad, torch.where(hopeless, eos, marginal.argmax(dim=1)))
         joint = weights + token_logprobs.take_along_dim(newest.view(batch, 1, 1), 2).squeeze(2)

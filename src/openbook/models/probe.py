@@ -36,6 +36,7 @@ def probe_generator(
             action="Make the two agree in the model's folder.",
         )
     module: nn.Module = generator  # type: ignore[assignment]
+    _check_first_token(generator, tokenizer, where)
     own = getattr(generator, "model", None)
     with _trial(module, where, "run as it is used here"), torch.no_grad():
         device = generator.head_weight.device
@@ -100,6 +101,22 @@ def freeze_unreached(module: Any, where: str) -> None:
     module.zero_grad(set_to_none=True)
     if unreached:
         say(f"{where}: {len(unreached)} weights that no output depends on are not trained, the first is {unreached[0]}")
+
+
+def _check_first_token(generator: Any, tokenizer: Any, where: str) -> None:
+    """forced_bos_token_id says what the model's answers begin with; its tokenizer must write them so."""
+    model = getattr(generator, "model", None)
+    settings = (getattr(model, "generation_config", None), getattr(model, "config", None))
+    forced = next((n for one in settings if (n := getattr(one, "forced_bos_token_id", None)) is not None), None)
+    if forced is not None and forced != generator.first_token_id:
+        first = generator.first_token_id
+        raise OpenBookError(
+            "the model forces its answers to begin with another token than its tokenizer writes",
+            where=where,
+            got="none" if first is None else f"token {first} ({tokenizer.convert_ids_to_tokens(first)!r})",
+            expected=f"{forced} ({tokenizer.convert_ids_to_tokens(forced)!r}), forced_bos_token_id",
+            action="Make the two agree: set the tokenizer's target language, or remove forced_bos_token_id.",
+        )
 
 
 def _check_vocabulary(rows: int, tokenizer: Any, where: str) -> None:

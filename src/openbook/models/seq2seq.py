@@ -44,6 +44,7 @@ class Seq2SeqGenerator(nn.Module):
         self.decoder_start_token_id = int(start)
         self.eos_token_id = int(eos)
         self.pad_token_id = int(pad)
+        self.first_token_id: int | None = None  # of every answer, by the tokenizer's convention for targets
         # T5 with tied embeddings shrinks the decoder's output before the head; the head alone must be linear here.
         self.shared_layers = cross_attentions(model)
         self.scale = float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0

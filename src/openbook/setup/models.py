@@ -15,7 +15,7 @@ from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
 from openbook.data.datamodule import QuestionAnswerData
-from openbook.data.inputs import special_ids, targets
+from openbook.data.inputs import special_ids, target_start, targets
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder
@@ -86,6 +86,10 @@ def rag_module(
     generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
+    generator.first_token_id = target_start(parts.generator_tokenizer)
+    if generator.first_token_id is not None:
+        first = parts.generator_tokenizer.convert_ids_to_tokens(generator.first_token_id)
+        say(f"answers begin with {first}, as the generator's tokenizer writes targets")
     probe_generator(
         generator,
         parts.generator_tokenizer,

@@ -47,6 +47,7 @@ class MiniLMReader(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = False
+        self.first_token_id: int | None = None
         self.decoder_start_token_id, self.eos_token_id = config.start_id, config.end_id
         self.pad_token_id = config.pad_id
         self.register_buffer("word_embeddings", torch.zeros(config.vocab, config.dim))
