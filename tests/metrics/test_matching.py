@@ -130,3 +130,9 @@ def test_a_pattern_that_does_not_compile_is_named() -> None:
         assert not ask("x", ["(1918"])
     with pytest.raises(OpenBookError, match="a prediction needs a list of answers"):
         exact_match("1918", [], regex=True)
+
+
+def test_answers_in_text_without_spaces_between_words() -> None:
+    assert has_answer("东山上长的是北树", ["北树"]) and not has_answer("东山上长的是北树", ["树北"])
+    assert has_answer("富士山は日本で一番高い山です", ["日本"])
+    assert not has_answer("the party", ["art"])  # where there are spaces a word is a word

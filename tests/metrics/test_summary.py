@@ -218,3 +218,9 @@ def test_intervals_are_of_the_counted_questions() -> None:
     assert summary["intervals"]["recall_at_1"] == [0.0, 0.0]
     assert 0.2 < summary["intervals"]["exact_match"][1] - summary["intervals"]["exact_match"][0] < 0.4
     assert json.loads(json.dumps(summary)) == summary
+
+
+def test_labels_are_no_answers() -> None:
+    """SQuAD's normalisation would make one of <, = and >."""
+    records = [plain(n, answers=("<",), label=label) for n, label in enumerate("<=>")]
+    assert summarize(records, task="labels", labels=("<", "=", ">"))["label_accuracy"] == pytest.approx(1 / 3)

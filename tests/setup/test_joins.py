@@ -1,0 +1,118 @@
+"""What of the data does not fit is counted and said, and refused where nothing fits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openbook.errors import OpenBookError
+from openbook.retrieval.bm25 import BM25Index
+from openbook.setup.joins import check_bm25
+from openbook.setup.prepare import prepare
+from tests.small_system import SmallSystem
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def rewritten(source: Path, target: Path, **changes: Any) -> Path:
+    """A jsonl file with each row's fields replaced; a function is given the row and its number."""
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    for n, row in enumerate(rows):
+        row.update({key: change(row, n) if callable(change) else change for key, change in changes.items()})
+    target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return target
+
+
+def test_positive_ids_of_another_corpus(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = small_system.data / "train.jsonl"
+    none = rewritten(train, tmp_path / "none.jsonl", positive_ids=lambda row, n: [f"wiki:{n}"])
+    with pytest.raises(OpenBookError, match=r"none of \d+ positive ids are in the corpus \(data\.train\)"):
+        prepare(small_system.config(tmp_path / "run", f"data.train={none}"))
+    some = rewritten(
+        train, tmp_path / "some.jsonl", positive_ids=lambda row, n: [f"wiki:{n}"] if n < 2 else row["positive_ids"]
+    )
+    prepare(small_system.config(tmp_path / "run", f"data.train={some}"))
+    assert "data.train: 2 of" in capsys.readouterr().out
+    prepare(small_system.config(tmp_path / "run", f"data.test={none}"), "test")  # another corpus is asked on purpose
+    assert "positive ids are not in the corpus" in capsys.readouterr().out
+
+
+def test_keys_that_are_not_read_are_said(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = rewritten(small_system.data / "train.jsonl", tmp_path / "t.jsonl", positive_ctxs=[{"title": "t"}], note=1)
+    prepare(small_system.config(tmp_path / "run", f"data.train={train}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "`positive_ctxs`" in said and "is it meant as `positive_ids`?" in said and "`note`" in said
+
+
+def test_answers_that_the_tokenizer_cannot_write(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = small_system.data / "train.jsonl"
+    none = rewritten(train, tmp_path / "none.jsonl", answers=["Ω≠∞"])
+    with pytest.raises(OpenBookError, match=r"none of \d+ questions have an answer that"):
+        prepare(small_system.config(tmp_path / "run", f"data.train={none}"))
+    one = rewritten(train, tmp_path / "one.jsonl", answers=lambda row, n: ["Ω≠∞"] if n == 3 else row["answers"])
+    capsys.readouterr()
+    prepare(small_system.config(tmp_path / "run", f"data.train={one}"))
+    assert "data.train: 1 of" in capsys.readouterr().out
+
+
+def test_passages_that_are_cut_and_answers_in_the_part_cut(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passages = rewritten(
+        small_system.data / "passages.jsonl",
+        tmp_path / "p.jsonl",
+        text=lambda row, n: "a river flows . " * 60 + row["text"],
+    )
+    prepare(small_system.config(tmp_path / "run", f"data.corpus={passages}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "37 of 37 passages are cut for the passage encoder" in said
+    assert "37 of 37 passages are cut for the generator" in said
+    assert "stands only in the part of their gold passage that the generator does not read" in said
+
+
+def test_labels_that_no_question_has(small_system: SmallSystem, tmp_path: Path) -> None:
+    with pytest.raises(OpenBookError, match=r"none of \d+ questions have one of evaluate\.labels as an answer"):
+        prepare(small_system.config(tmp_path / "run", "evaluate.task=labels", "evaluate.labels=one,two"))
+
+
+def test_nothing_is_said_where_everything_fits(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(small_system.config(tmp_path / "run"))
+    assert "data." not in capsys.readouterr().out
+
+
+def test_questions_that_bm25_finds_nothing_for(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared = prepare(small_system.config(tmp_path / "run"))
+    with pytest.raises(OpenBookError, match=r"BM25 finds no passage for any question \(data\."):
+        check_bm25(BM25Index(["völlig anderes", "noch etwas"]), prepared.questions.questions)
+    first = prepared.questions.questions["train"][0].question
+    capsys.readouterr()
+    check_bm25(BM25Index([first, "etwas"]), {"train": prepared.questions.questions["train"]})
+
+
+def test_bm25_finds_text_without_spaces() -> None:
+    index = BM25Index(["东山上长的是北树", "海谷里长的是东树", "an oak in the valley"])
+    assert index.search(["东山上长的是什么树", "海谷里是什么", "which oak"], 1)[0].tolist() == [[0], [1], [2]]
+
+
+def test_one_passage_per_question_teaches_no_retriever(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(small_system.config(tmp_path / "run", "retriever.n_docs=1"))
+    assert "the encoders learn nothing" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(OpenBookError, match=r"the loss is 0 and nothing is learned \(trainer\.batch_size\)"):
+        small_system.config(
+            tmp_path / "run", "objective=dpr", "trainer.batch_size=1", "dpr.bm25_negatives=0", "generator.model=minilm"
+        )
