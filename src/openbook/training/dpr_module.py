@@ -46,9 +46,17 @@ class DprModule(QuestionModule):
         self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss is the mean over the questions of all ranks, and so are the measures that are logged."""
         nll, hits, weight = self.likelihood(batch)
-        self._log(nll, hits, weight)
-        return {"loss": self._mean(nll, weight), "nll": nll.detach()}
+        sums = sum_over_ranks(torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()]))
+        total, n_hits, questions = sums.tolist()
+        if math.isnan(total):
+            raise self.diverged()
+        if questions:
+            self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
+            self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
+        # DistributedDataParallel averages the ranks' gradients, hence the factor.
+        return {"loss": (nll * weight).sum() * world_size() / sums[2].clamp(min=1), "nll": nll.detach()}
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(positive passage | question), whether no other passage scores higher, and the weight (0 for a
@@ -90,27 +98,12 @@ class DprModule(QuestionModule):
         passage_emb = passages.encode_for_training(chosen) if len(chosen) else passages.encode(rows[:1])[:0]
         return gather_rows_with_gradient(passage_emb)
 
-    def _mean(self, nll: Tensor, weight: Tensor) -> Tensor:
-        """Over the questions of all ranks; DistributedDataParallel averages the ranks' gradients, hence the factor."""
-        total = sum_over_ranks(weight.sum()).clamp(min=1)
-        return (nll * weight).sum() * world_size() / total
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
         self.predictions.extend(found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers))
 
     def summarized(self, resamples: int) -> dict[str, Any]:
         return summarize_found(self.predictions, resamples, self.seed)
-
-    def _log(self, nll: Tensor, hits: Tensor, weight: Tensor) -> None:
-        """Means over the questions of all ranks."""
-        sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
-        total, n_hits, questions = sum_over_ranks(sums).tolist()
-        if math.isnan(total):
-            raise self.diverged()
-        if questions:
-            self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
-            self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
 
 
 def _of_all_ranks(rows: list[int]) -> Tensor:
