@@ -40,7 +40,8 @@ def check_early(config: Config, corpus: Corpus) -> None:
             config.index.factory,
             config.refresh.mode,
             search_device(config.index.device, config.index.factory, dim),
-            **_ranks(config),
+            world_size=config.trainer.world_size,
+            ranks_per_node=config.trainer.devices,
             trains=config.retriever.train_passage_encoder,
             keep_vectors=config.index.keep_vectors,
         )
@@ -60,7 +61,8 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
         factory=config.index.factory,
         mode=refresh.mode,
         device=manager.index.device,
-        **_ranks(config),
+        world_size=config.trainer.world_size,
+        ranks_per_node=config.trainer.devices,
         trains=encoder.trains,
         every=None
         if schedule.watches_staleness
@@ -144,10 +146,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """For plan.json in the run folder."""
     derived = ("n_shard", "bytes_index", "ram_at_swap", "gpu_at_swap", "disk", "share")
     return asdict(plan) | {name: getattr(plan, name) for name in derived}
-
-
-def _ranks(config: Config) -> dict[str, Any]:
-    return {"world_size": config.trainer.world_size, "ranks_per_node": config.trainer.devices}
 
 
 def _check(plan: Plan, config: Config) -> None:
