@@ -134,11 +134,16 @@ def test_the_share_of_training_time() -> None:
     assert replace(plan, every=None).share is None
     assert replace(plan, every=None, trains=False).share == 0.0
     assert SMALL.share == 0.0
-    steps = [
-        replace(plan, every=every, trains=trains).refresh_steps
+
+
+def test_when_it_is_refreshed() -> None:
+    plan = replace(SMALL, every=40, step_seconds=0.5, refresh_seconds=5.0)
+    described = [
+        next(line for line in lines(replace(plan, every=every, trains=trains)) if line.startswith("refresh"))
         for every, trains in ((40, True), (0, True), (None, True), (40, False))
     ]
-    assert steps == [40, None, None, None]
+    for text, line in zip(("every 40 steps;", "never;", "when stale;", "none, "), described, strict=True):
+        assert text in line
 
 
 def test_the_plan_in_lines() -> None:

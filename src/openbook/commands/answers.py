@@ -41,9 +41,8 @@ def show_answers(run: str, text: str = "", n: str = str(N_ANSWERS), console: Con
         )
     out = console or _console()
     chosen = chosen_examples(matching, int(n))
-    kind = "matching questions" if text else "questions"
     out.print(
-        f"{len(chosen):,} of {len(matching):,} {kind}; passages: prior → posterior, "
+        f"{len(chosen):,} of {len(matching):,} {'matching ' if text else ''}questions; passages: prior → posterior, "
         "✓ relevant, · contains a gold answer"
     )
     for one in chosen:
@@ -73,8 +72,7 @@ def _read(run: str) -> tuple[list[Prediction], bool]:
             got=files.problems.get("predictions.jsonl", "an empty file").rstrip("."),
         )
     config = of_run / "config.yaml"
-    regex = config.is_file() and "regex_answers: true" in config.read_text(encoding="utf-8")
-    return files.predictions, regex
+    return files.predictions, config.is_file() and "regex_answers: true" in config.read_text(encoding="utf-8")
 
 
 def _console() -> Console:
@@ -85,8 +83,7 @@ def _console() -> Console:
 
 def _show(one: Prediction, regex: bool, out: Console) -> None:
     groups = " · ".join(name for name in (one.relation, one.phrasing) if name)
-    question = f"{one.question}  ({groups})" if groups else one.question
-    out.print(Text(_wrapped(question, "", out.width), "bold"))
+    out.print(Text(_wrapped(f"{one.question}  ({groups})" if groups else one.question, "", out.width), "bold"))
     out.print(Text(_wrapped(" | ".join(one.answers) + _likelihoods(one), "gold    ", out.width)))
     if one.exact_match is None:
         right = bool(one.hits and one.hits[0])
@@ -94,11 +91,11 @@ def _show(one: Prediction, regex: bool, out: Console) -> None:
     else:
         verdict = "right" if one.exact_match else f"wrong{'' if one.f1 is None else f', F1 {one.f1:.2f}'}"
         logprob = "" if one.logprob is None else f"  log p {one.logprob:.2f}"
-        answer = _wrapped(f"{one.prediction or '(empty)'}{logprob}  ({verdict})", "answer  ", out.width)
-        out.print(Text(answer, "green" if one.exact_match else "red"))
+        answer = f"{one.prediction or '(empty)'}{logprob}  ({verdict})"
+        out.print(Text(_wrapped(answer, "answer  ", out.width), "green" if one.exact_match else "red"))
     if len(one.candidates) > 1:
-        others = " | ".join(f"{text or '(empty)'} {logprob:.2f}" for text, logprob in one.candidates)
-        out.print(Text(_wrapped(others, "best    ", out.width)))
+        others = (f"{text or '(empty)'} {logprob:.2f}" for text, logprob in one.candidates)
+        out.print(Text(_wrapped(" | ".join(others), "best    ", out.width)))
     if one.passages:
         out.print(_passages(one, regex, out))
     else:
@@ -116,24 +113,27 @@ def _likelihoods(one: Prediction) -> str:
 
 def _wrapped(text: str, label: str, width: int) -> str:
     """Wrapped with a hanging indent below the label; control characters become spaces."""
-    text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split(" "))
+    text = "".join(sign if sign.isprintable() else " " for sign in text)
     lines = textwrap.wrap(text, width, initial_indent=label, subsequent_indent=" " * len(label))
     return "\n".join(lines) or label.rstrip()
 
 
 def _passages(one: Prediction, regex: bool, out: Console) -> Table:
     """One row per passage, best prior first, with an excerpt around the answer."""
-    columns = (
+    table = Table(
         Column(no_wrap=True, justify="right"),
         Column(no_wrap=True, width=2),
         Column(no_wrap=True, overflow="ellipsis", ratio=1),
         Column(no_wrap=True),
+        box=None,
+        show_header=False,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        expand=True,
     )
-    table = Table(*columns, box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
     room = out.width - 2 * (5 + BAR) - TITLE - 14
     for number, passage in enumerate(one.passages, 1):
-        with_answer = has_answer(passage.text, one.answers, regex)
-        mark = ("✓" if passage.relevant else " ") + ("·" if with_answer else " ")
+        mark = ("✓" if passage.relevant else " ") + ("·" if has_answer(passage.text, one.answers, regex) else " ")
         title = _wrapped(passage.title or passage.id, "", 1 << 20)
         title = title if len(title) <= TITLE else f"{title[: TITLE - 1]}…"
         line = Text(f"{title}: ", "bold") + _excerpt(passage, one, regex, room, plain=not out.is_terminal)
@@ -157,27 +157,26 @@ def _excerpt(passage: ReadPassage, one: Prediction, regex: bool, room: int, plai
     if found is None:
         return Text(text[:WIDTH])
     start = 0 if found.end() <= room - 2 else max(0, found.start() - room // 3)
-    before = ("…" if start else "") + text[start : found.start()]
-    shown = f"«{found[0]}»" if plain else found[0]
-    return Text.assemble(before, (shown, "reverse"), text[found.end() : found.end() + room])
+    return Text.assemble(
+        ("…" if start else "") + text[start : found.start()],
+        (f"«{found[0]}»" if plain else found[0], "reverse"),
+        text[found.end() : found.end() + room],
+    )
 
 
 def _grid(tokens: Sequence[TokenProvenance], passages: Sequence[ReadPassage], width: int) -> Table:
     """One row per token of the answer, one column per passage: the passage's share of the token's probability. Passages
     that do not fit are summed in the last column."""
     n_columns = min(len(passages), max(1, (width - TOKEN - 12) // 5))
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("token", style="dim", no_wrap=True)
-    for number in range(1, n_columns + 1):
-        table.add_column(str(number), justify="right", no_wrap=True)
-    if len(passages) > n_columns:
-        table.add_column(f"{n_columns + 1} to {len(passages)}", justify="right", no_wrap=True)
+    last = [f"{n_columns + 1} to {len(passages)}"] if len(passages) > n_columns else []
+    columns = [Column(text, justify="right", no_wrap=True) for text in [*map(str, range(1, n_columns + 1)), *last]]
+    token_column = Column("token", style="dim", no_wrap=True)
+    table = Table(token_column, *columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for token in tokens:
-        shown = [f"{weight:.2f}" for weight in token.weights[:n_columns]]
         cells = [
-            Text(text, "bold" if weight == max(token.weights) else "dim" if weight < 0.01 else "")
-            for text, weight in zip(shown, token.weights, strict=False)
+            Text(f"{weight:.2f}", "bold" if weight == max(token.weights) else "dim" if weight < 0.01 else "")
+            for weight in token.weights[:n_columns]
         ]
-        rest = [Text(f"{sum(token.weights[n_columns:]):.2f}")] if len(passages) > n_columns else []
+        rest = [Text(f"{sum(token.weights[n_columns:]):.2f}")] if last else []
         table.add_row(Text(_wrapped(token.text, "", WIDTH)[:TOKEN] or "(none)"), *cells, *rest)
     return table

@@ -68,22 +68,20 @@ class Run(os.PathLike[str]):
         """
         module, collate = self._loaded
         answering = replace(module.answering, utility=False, n_docs=n_docs or module.answering.n_docs)
+        examples = [Example(str(number), text, ("",)) for number, text in enumerate(questions)]
         answers = []
         size = self.config.evaluate.batch_size
-        for start in range(0, len(questions), size):
-            some = questions[start : start + size]
-            batch = collate([Example(str(start + n), text, ("",)) for n, text in enumerate(some)])
-            batch = batch.to(next(module.parameters()).device)
+        for start in range(0, len(examples), size):
+            batch = collate(examples[start : start + size]).to(next(module.parameters()).device)
             answers += answering(batch, module.retriever, module.retriever.index_is_exact())
         return [replace(one, answers=(), exact_match=None, f1=None, hits=(), answer_hits=()) for one in answers]
 
     @cached_property
     def _loaded(self) -> tuple[RagModule, Callable[[Sequence[Example]], Any]]:
         quiet()
-        config = self.config
-        if config.objective == "dpr":
+        if self.config.objective == "dpr":
             raise OpenBookError("the run trained no generator", where=self.path, got="objective dpr")
-        module, prepared, refresh = evaluating.load_trained(self._folder, config, self._own)
+        module, prepared, refresh = evaluating.load_trained(self._folder, self.config, self._own)
         assert isinstance(module, RagModule)
         module.eval().to(torch.device("cuda" if prepared.on == "gpu" else "cpu"))
         if refresh is not None:

@@ -2,17 +2,17 @@
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
 from rich.box import SIMPLE
-from rich.table import Table
+from rich.table import Column, Table
 
 from openbook.commands.child_process import StoppedError, run_command
 from openbook.commands.compare_jobs import (
     Job,
+    by_experiment,
     find_runs,
     in_order,
     jobs_of,
@@ -27,25 +27,6 @@ from openbook.reporting.comparison_files import write_folder
 from openbook.reporting.comparison_table import Row, orderings, short_table, shown, sweep_table
 from openbook.tracking.run_search import Runs, total, unlike, without_effect
 from openbook.utils.console import console, duration, say
-
-
-@dataclass
-class Progress:
-    """Reports the stage, the time elapsed and the expected end. expected: seconds per stage, None where unknown."""
-
-    expected: list[float | None]
-    started: float = field(default_factory=time.monotonic)
-    done: int = 0
-
-    def next(self, stage: str) -> None:
-        """Before each stage. Estimates of what is left are scaled by how far off the estimates were so far."""
-        elapsed, left = time.monotonic() - self.started, total(self.expected[self.done :])
-        planned = total(self.expected[: self.done])
-        if left is not None and planned:
-            left *= elapsed / planned
-        self.done += 1
-        end = f"expected end {datetime.now() + timedelta(seconds=left):%a %H:%M}" if left is not None else "end unknown"
-        say(f"{self.done} of {len(self.expected)}: {stage}; {duration(elapsed)} elapsed, {end}")
 
 
 def compare(request: Request) -> None:
@@ -64,10 +45,10 @@ def compare(request: Request) -> None:
     if differing := unlike(job.finished for job in jobs if job.finished):
         say(f"warning: the runs of this table come from {differing}")
     if not request.dry_run:
-        paths: dict[str, dict[str, str]] = {}
-        for job in jobs:
-            if job.finished:
-                paths.setdefault(job.config.experiment, {})[str(job.config.seed)] = str(job.finished.path)
+        paths = {
+            name: {str(job.config.seed): str(job.finished.path) for job in group if job.finished}
+            for name, group in by_experiment(jobs).items()
+        }
         write_folder(request.folder, rows, sweep, request.command, paths)
         say(f"tables and plots in {request.folder}")
     if problems:
@@ -95,13 +76,17 @@ def _announce(
     for name in dict.fromkeys(job.name for job, _ in tests):
         say(f"  {name}: test with {', '.join(str(number) for job, number in tests if job.name == name)} passages")
     if missing or tests:
-        dry = "; nothing is started: dry run" if request.dry_run else ""
-        say(f"in total {duration(total(_expected(missing, tests, runs)))}{dry}")
+        say(
+            f"in total {duration(total(_expected(missing, tests, runs)))}"
+            f"{'; nothing is started: dry run' if request.dry_run else ''}"
+        )
 
 
 def _expected(missing: Sequence[Job], tests: Sequence[tuple[Job, int]], runs: Runs) -> list[float | None]:
-    training = [runs.seconds(job.config, job.run) for job in missing]
-    return training + [runs.test_seconds(job.config) for job, _ in tests]
+    return [
+        *(runs.seconds(job.config, job.run) for job in missing),
+        *(runs.test_seconds(job.config) for job, _ in tests),
+    ]
 
 
 def _make(
@@ -109,27 +94,36 @@ def _make(
 ) -> list[str]:
     """Train and test what is missing; returns one text per failure."""
     problems: list[str] = []
+    started = time.monotonic()
     missing = list(in_order(missing))
-    progress = Progress(_expected(missing, tests, runs))
+    expected = _expected(missing, tests, runs)
     local = [word for word in request.args if without_effect(word.partition("=")[0]) and not word.startswith("run.")]
-
-    def attempt(stage: str, make: Callable[[], None]) -> None:
-        progress.next(stage)
+    stages = [
+        *((f"train {job.name}", partial(_train, request, job, jobs, runs)) for job in missing),
+        *((f"test {job.name} with {number} passages", partial(_test, job, number, local)) for job, number in tests),
+    ]
+    for done, (stage, make) in enumerate(stages):
+        _say_progress(stage, done, expected, time.monotonic() - started)
         try:
             make()
         except OpenBookError as error:
             say(f"failed: {stage}: {error}")
             problems.append(f"{stage}: {error}")
-
-    try:
-        for job in missing:
-            attempt(f"train {job.name}", partial(_train, request, job, jobs, runs))
-        for job, number in tests:
-            attempt(f"test {job.name} with {number} passages", partial(_test, job, number, local))
-    except StoppedError as stopped:
-        say(f"stopped by {stopped}; repeat the same command to continue")
-        raise SystemExit(128 + stopped.number) from stopped
+        except StoppedError as stopped:
+            say(f"stopped by {stopped}; repeat the same command to continue")
+            raise SystemExit(128 + stopped.number) from stopped
     return problems
+
+
+def _say_progress(stage: str, done: int, expected: Sequence[float | None], elapsed: float) -> None:
+    """Before each stage. expected: seconds per stage, None where unknown; those of what is left are scaled by how far
+    off the estimates were so far."""
+    left = total(expected[done:])
+    planned = total(expected[:done])
+    if left is not None and planned:
+        left *= elapsed / planned
+    end = f"expected end {datetime.now() + timedelta(seconds=left):%a %H:%M}" if left is not None else "end unknown"
+    say(f"{done + 1} of {len(expected)}: {stage}; {duration(elapsed)} elapsed, {end}")
 
 
 def _train(request: Request, job: Job, jobs: Sequence[Job], runs: Runs) -> None:
@@ -144,8 +138,10 @@ def _train(request: Request, job: Job, jobs: Sequence[Job], runs: Runs) -> None:
     if not job.finished:
         if job.run is not None:
             job.run.mark_over()
-        outcome = f"ended with code {code}" if code else "left no finished run of this configuration"
-        raise OpenBookError(f"`python -m openbook {shlex.join(words)}` {outcome}")
+        raise OpenBookError(
+            f"`python -m openbook {shlex.join(words)}` "
+            + (f"ended with code {code}" if code else "left no finished run of this configuration")
+        )
 
 
 def _test(job: Job, number: int, local: Sequence[str]) -> None:
@@ -154,14 +150,13 @@ def _test(job: Job, number: int, local: Sequence[str]) -> None:
         raise OpenBookError("there is no finished run to test")
     words = ["evaluate", str(job.finished.path), f"evaluate.n_docs={number}", *local]
     code = run_command(words)
-    if code or not job.finished.evaluation([f"evaluate.n_docs={number}"]):
+    if code or not job.tested(number):
         raise OpenBookError(f"`python -m openbook {shlex.join(words)}` ended with code {code}")
 
 
 def _print(rows: Sequence[Row], sweep: Mapping[str, Mapping[int, Row]]) -> None:
     for header, *lines in filter(None, (short_table(rows), sweep_table(sweep) if sweep else [])):
-        table = Table(*header, box=SIMPLE, pad_edge=False)
-        table.columns[0].no_wrap = True
+        table = Table(Column(header[0], no_wrap=True), *header[1:], box=SIMPLE, pad_edge=False)
         for line in lines:
             table.add_row(*(cell.replace("`", "") for cell in line))
         console.print(table, soft_wrap=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from openbook.commands.compare_request import Request
 from openbook.config.schema import Config
@@ -30,6 +31,10 @@ class Job:
         """The run if it is finished."""
         return self.run if self.run and self.run.finished else None
 
+    def tested(self, number: int) -> dict[str, Any] | None:
+        """The metrics of the test with so many passages per question, if there are any."""
+        return self.finished.evaluation([f"evaluate.n_docs={number}"]) if self.finished else None
+
 
 def jobs_of(request: Request, runs: Runs) -> list[Job]:
     """Every job of the request with the run found for it."""
@@ -43,10 +48,8 @@ def find_runs(searched: Sequence[Job], jobs: Sequence[Job], runs: Runs) -> None:
     started from exactly that job's run."""
     for job in in_order(searched):
         origin = origin_of(job, jobs)
-        if origin is None:
-            job.run = runs.find(job.config)
-        else:
-            job.run = runs.find(job.config, origin.finished.path) if origin.finished else None
+        start = origin.finished.path if origin and origin.finished else None
+        job.run = runs.find(job.config, start) if start or not origin else None
 
 
 def in_order(jobs: Sequence[Job]) -> Iterator[Job]:
@@ -54,8 +57,9 @@ def in_order(jobs: Sequence[Job]) -> Iterator[Job]:
     left = list(jobs)
     while left:
         names = {job.config.experiment for job in left}
-        independent = (job for job in left if job.config.retriever.start_from not in names - {job.config.experiment})
-        chosen = next(independent, left[0])
+        chosen = next(
+            (job for job in left if job.config.retriever.start_from not in names - {job.config.experiment}), left[0]
+        )
         left.remove(chosen)
         yield chosen
 
@@ -68,12 +72,7 @@ def origin_of(job: Job, jobs: Sequence[Job]) -> Job | None:
 
 def missing_tests(jobs: Sequence[Job], numbers: Sequence[int]) -> list[tuple[Job, int]]:
     """(job, passages per question) of every evaluation of the sweep that does not exist yet."""
-    return [
-        (job, number)
-        for job in _swept_jobs(jobs)
-        for number in numbers
-        if not (job.finished and job.finished.evaluation([f"evaluate.n_docs={number}"]))
-    ]
+    return [(job, number) for job in _swept_jobs(jobs) for number in numbers if not job.tested(number)]
 
 
 def _swept_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -83,31 +82,32 @@ def _swept_jobs(jobs: Sequence[Job]) -> list[Job]:
     return [job for job in jobs if job.config.experiment in firsts]
 
 
+def by_experiment(jobs: Sequence[Job]) -> dict[str, list[Job]]:
+    """The jobs of each experiment, in the order of its first one."""
+    names = dict.fromkeys(job.config.experiment for job in jobs)
+    return {name: [job for job in jobs if job.config.experiment == name] for name in names}
+
+
 def rows_of(jobs: Sequence[Job]) -> list[Row]:
     """One row per experiment with the metrics of its finished runs."""
-    rows: dict[str, Row] = {}
+    rows = []
     judged = {name for pair in PAIRS for name in (pair.ahead, pair.behind)}
-    for job in jobs:
-        row, run = rows.setdefault(job.config.experiment, Row(job.config.experiment)), job.finished
-        if run is None:
-            row.missing.append(job.config.seed)
-        else:
-            row.by_seed[job.config.seed] = measures(run.evaluation() or {}, run.summary.get("seconds", {}))
-            if row.experiment in judged:
-                row.matches[job.config.seed] = run.matches()
-    return list(rows.values())
+    for name, group in by_experiment(jobs).items():
+        runs = {job.config.seed: job.finished for job in group if job.finished}
+        by_seed = {seed: measures(run.evaluation() or {}, run.summary.get("seconds", {})) for seed, run in runs.items()}
+        missing = [job.config.seed for job in group if not job.finished]
+        rows.append(Row(name, by_seed, missing, {seed: run.matches() for seed, run in runs.items() if name in judged}))
+    return rows
 
 
 def sweep_of(jobs: Sequence[Job], numbers: Sequence[int]) -> Mapping[str, Mapping[int, Row]]:
     """{experiment: {passages per question at test: row}}."""
-    sweep: dict[str, dict[int, Row]] = {}
-    for job in _swept_jobs(jobs) if numbers else ():
-        by_number = sweep.setdefault(job.config.experiment, {})
-        for number in numbers:
-            row = by_number.setdefault(number, Row(job.config.experiment))
-            test = job.finished and job.finished.evaluation([f"evaluate.n_docs={number}"])
-            if test:
-                row.by_seed[job.config.seed] = measures(test)
-            else:
-                row.missing.append(job.config.seed)
-    return sweep
+    swept = by_experiment(_swept_jobs(jobs) if numbers else ())
+    return {name: {number: _tested_row(name, group, number) for number in numbers} for name, group in swept.items()}
+
+
+def _tested_row(name: str, jobs: Sequence[Job], number: int) -> Row:
+    """One experiment's metrics at the test with so many passages."""
+    tests = {job.config.seed: job.tested(number) for job in jobs}
+    found = {seed: measures(test) for seed, test in tests.items() if test}
+    return Row(name, found, [seed for seed in tests if seed not in found])

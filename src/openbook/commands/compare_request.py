@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import shlex
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, product
 from pathlib import Path
 
 from openbook.config.load import load_experiment
@@ -54,8 +55,12 @@ class Request:
         experiments = tuple(dict.fromkeys(word for word in parsed.words if "=" not in word))
         args = tuple(word for word in parsed.words if "=" in word)
         if not experiments:
-            action = 'For example EXPS="rag_token rag_sequence".'
-            refuse("nothing to compare", "EXPS", expected="names of experiments", action=action)
+            refuse(
+                "nothing to compare",
+                "EXPS",
+                expected="names of experiments",
+                action='For example EXPS="rag_token rag_sequence".',
+            )
         for word in args:
             if action := RESERVED.get(word.partition("=")[0], ""):
                 refuse("not allowed in a comparison", "ARGS", word, action=action)
@@ -73,25 +78,18 @@ class Request:
         """(experiment as named on the command line, configuration) of every run, by experiment, then of those whose
         encoders others start from. One error lists the problems of all experiments, without repetitions."""
         problems: dict[str, OpenBookError] = {}
-        configs = []
-        for word in self.experiments:
-            for seed in self.seeds:
-                try:
-                    configs.append((word, load_experiment(word, [f"seed={seed}", *self.args])))
-                except OpenBookError as problem:
-                    problems.setdefault(str(problem), problem)
-        self._add_origins(configs, problems)
-        names: dict[str, str] = {}
-        for word, config in configs:
-            if names.setdefault(config.experiment, word) != word:
-                both = f"{names[config.experiment]} and {word}"
-                problems[both] = OpenBookError("two experiments of one name", where="EXPS", got=both)
-        raise_all(list(problems.values()))
-        return configs
+        configs: list[tuple[str, Config]] = []
 
-    def _add_origins(self, configs: list[tuple[str, Config]], problems: dict[str, OpenBookError]) -> None:
-        """The experiments that `retriever.start_from` names, of the same seed, where they are not among these: a run
-        must not start from whichever run happens to be the newest."""
+        def load(word: str, seed: int) -> None:
+            try:
+                configs.append((word, load_experiment(word, [f"seed={seed}", *self._args_of(word)])))
+            except OpenBookError as problem:
+                problems.setdefault(str(problem), problem)
+
+        for word, seed in product(self.experiments, self.seeds):
+            load(word, seed)
+        # The experiments that `retriever.start_from` names, of the same seed, where they are not among these: a run
+        # must not start from whichever run happens to be the newest.
         requested = {(config.experiment, config.seed) for _, config in configs}
         for _, config in configs:  # grows meanwhile: an origin may have an origin
             name = config.retriever.start_from
@@ -106,10 +104,14 @@ class Request:
                 )
             elif (name, config.seed) not in requested:
                 requested.add((name, config.seed))
-                try:
-                    configs.append((name, load_experiment(name, [f"seed={config.seed}", *self._args_of(name)])))
-                except OpenBookError as problem:
-                    problems.setdefault(str(problem), problem)
+                load(name, config.seed)
+        names: dict[str, str] = {}
+        for word, config in configs:
+            if names.setdefault(config.experiment, word) != word:
+                both = f"{names[config.experiment]} and {word}"
+                problems[both] = OpenBookError("two experiments of one name", where="EXPS", got=both)
+        raise_all(list(problems.values()))
+        return configs
 
     def _args_of(self, word: str) -> list[str]:
         """key=value for the runs of this experiment; one that was only added does not start from itself."""
@@ -123,10 +125,13 @@ class Request:
     @property
     def command(self) -> str:
         """The make command that gives the same tables, without what only says where things are."""
-        names = " ".join(Path(word).stem for word in self.experiments)
-        words = [f'EXPS="{names}"', f'SEEDS="{" ".join(map(str, self.seeds))}"']
-        words += [f'ARGS="{" ".join(self._effective_args)}"'] if self._effective_args else []
-        words += [f'TEST_N_DOCS="{" ".join(map(str, self.test_n_docs))}"'] if self.test_n_docs else []
+        settings: dict[str, Sequence[object]] = {
+            "EXPS": [Path(word).stem for word in self.experiments],
+            "SEEDS": self.seeds,
+            "ARGS": self._effective_args,
+            "TEST_N_DOCS": self.test_n_docs,
+        }
+        words = (f'{name}="{" ".join(map(str, values))}"' for name, values in settings.items() if values)
         return " ".join(["make compare", *words])
 
     @property

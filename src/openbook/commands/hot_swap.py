@@ -4,10 +4,9 @@ Two indexes times two sets of facts. If the answers come from the index, the mat
 low; a generator that answered from its parameters would give the same answers with both.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from openbook.batch import Example
 from openbook.commands.evaluate import answer_test
@@ -36,8 +35,12 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     run = RunFolder.existing(folder)
     config = run.load_config(overrides, training=False)
     _check(config)
-    sides = _sides(config)
     swap = config.hot_swap
+    # The configuration of each evaluation: its corpus, and the questions with the answers of that corpus.
+    pairs = zip(INDEXES, (config.data.corpus, swap.corpus), (swap.facts, swap.changed_facts), strict=True)
+    sides = {
+        index: replace(config, data=replace(config.data, corpus=corpus, test=test)) for index, corpus, test in pairs
+    }
     facts = {name: _facts(config, file) for name, file in zip(FACTS, (swap.facts, swap.changed_facts), strict=True)}
     _check_facts(config, *facts.values())
     for side in sides.values():  # finds errors in the second corpus before answering from the first
@@ -47,8 +50,7 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
         say(f"answering from the {index.replace('_', ' ')}, {number} of 2: {side.data.corpus}")
         module, trainer, _ = answer_test(run, side)
         answered[index] = module.predictions
-    summary = {"experiment": config.experiment, "seed": config.seed, "overrides": overrides}
-    summary |= summarize(
+    summary = {"experiment": config.experiment, "seed": config.seed, "overrides": overrides} | summarize(
         answered,
         {name: {id_: one.answers for id_, one in of.items()} for name, of in facts.items()},
         config.evaluate.regex_answers,
@@ -57,7 +59,10 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     )
     target = run.path / "hot_swap"
     if trainer.is_global_zero:
-        _write(target, summary, answered)
+        with replacing_folder(target, complete=lambda _: False) as new:  # replaces an earlier one as a whole
+            for index, predictions in answered.items():
+                RunFolder.write_predictions(new, [one.to_json() for one in predictions], f"predictions_{index}.jsonl")
+            write_json(new / "summary.json", summary)
         console.print(table(summary))
         say(f"results in {target}")
     return target / "summary.json"
@@ -74,42 +79,33 @@ def _check(config: Config) -> None:
         )
     check_swap(config)
     embedded = config.data.corpus in BUILT_IN["corpus"]
-    problems = []
-    for key, kind in (("corpus", "corpus"), ("facts", "test"), ("changed_facts", "test")):
-        name = getattr(config.hot_swap, key)
-        if (name in BUILT_IN[kind]) != embedded:
-            whose = "the embedded corpus" if embedded else "a corpus of your own"
-            expected = f"one of {', '.join(BUILT_IN[kind])}" if embedded else "a file"
-            problems.append(
-                OpenBookError(
-                    f"it does not go with {whose}", where=f"hot_swap.{key}", got=repr(name), expected=expected
-                )
-            )
-    corpus = config.hot_swap.corpus
-    if corpus == config.data.corpus:
+    names = asdict(config.hot_swap)
+    problems = [
+        OpenBookError(
+            f"it does not go with {'the embedded corpus' if embedded else 'a corpus of your own'}",
+            where=f"hot_swap.{key}",
+            got=repr(names[key]),
+            expected=f"one of {', '.join(BUILT_IN[kind])}" if embedded else "a file",
+        )
+        for key, kind in (("corpus", "corpus"), ("facts", "test"), ("changed_facts", "test"))
+        if (names[key] in BUILT_IN[kind]) != embedded
+    ]
+    if config.hot_swap.corpus == config.data.corpus:
         problems.append(
             OpenBookError(
                 "both indexes would be of the same corpus",
                 where="hot_swap.corpus",
-                got=repr(corpus),
+                got=repr(config.hot_swap.corpus),
                 expected="another one than data.corpus",
             )
         )
     raise_all(problems)
 
 
-def _sides(config: Config) -> dict[str, Config]:
-    """The configuration of each evaluation: its corpus, and the questions with the answers of that corpus."""
-    swap, data = config.hot_swap, config.data
-    pairs = zip(INDEXES, (data.corpus, swap.corpus), (swap.facts, swap.changed_facts), strict=True)
-    return {index: replace(config, data=replace(data, corpus=corpus, test=test)) for index, corpus, test in pairs}
-
-
 def _facts(config: Config, name: str) -> dict[str, Example]:
     path = setup_data.named_file(config, "test", name)
     assert path is not None  # check_swap refuses an empty name
-    questions = QuestionFile(path, config.data.cache)
-    return {questions[place].id: questions[place] for place in range(len(questions))}
+    return {example.id: example for example in QuestionFile(path, config.data.cache)}
 
 
 def _check_facts(config: Config, original: Mapping[str, Example], changed: Mapping[str, Example]) -> None:
@@ -125,13 +121,11 @@ def _check_facts(config: Config, original: Mapping[str, Example], changed: Mappi
             got=f"{len({id_ for id_, _ in differ})} ids that differ, the first is {differ[0][0]!r}",
             expected="the same ids and questions, with other answers",
         )
-    if config.evaluate.regex_answers:
-        return
     answers = [
         {id_: set(map(normalize_answer, one.answers)) for id_, one in facts.items()} for facts in (original, changed)
     ]
     same = [id_ for id_ in asked if answers[0][id_] & answers[1][id_]]
-    if same:
+    if same and not config.evaluate.regex_answers:
         raise OpenBookError(
             "a question has an answer that is right by both sets of facts",
             where=where,
@@ -139,12 +133,3 @@ def _check_facts(config: Config, original: Mapping[str, Example], changed: Mappi
             expected="questions about what differs",
             action="Leave those questions out.",
         )
-
-
-def _write(target: Path, summary: Mapping[str, Any], answered: Mapping[str, Sequence[Prediction]]) -> None:
-    """The folder as a whole, replacing an earlier one."""
-    with replacing_folder(target, complete=lambda _: False) as folder:
-        for index, predictions in answered.items():
-            lines = [prediction.to_json() for prediction in predictions]
-            RunFolder.write_predictions(folder, lines, f"predictions_{index}.jsonl")
-        write_json(folder / "summary.json", summary)

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from openbook.errors import OpenBookError
 
@@ -36,6 +36,19 @@ COMMANDS = {
     "data": Command("[EXPERIMENT] [key=value ...]", "", "build and validate the data only"),
 }
 
+# What add_argument gets: command -> flag -> settings.
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "answers": {"--n": {"default": "10", "help": "number of answers to print (default: 10)"}},
+    "compare": {
+        "--seeds": {"default": "0", "help": 'the seeds, for example "0 1 2" (default: 0)'},
+        "--test-n-docs": {"default": "", "help": 'numbers of passages to also test with: "1 2 4 8"'},
+        "--runs": {"default": "runs", "help": "folder of the runs, EXPERIMENT/NAME/ (default: runs)"},
+        "--name": {"default": "", "help": "name of the result folder under compare/ in the runs folder"},
+        "--dry-run": {"action": "store_true", "help": "list missing runs and their expected time"},
+    },
+}
+DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
+
 DESCRIPTION = "Train retrieval-augmented generation end to end: retriever, index and generator with one likelihood."
 SUBJECTS = """\
 EXPERIMENT is the name of a file in experiments/ (without .yaml) or the path of a YAML file. RUN is a run folder, or
@@ -61,7 +74,7 @@ def overview() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
-    _add_debug(parser)
+    parser.add_argument("--debug", **DEBUG)
     return parser
 
 
@@ -75,15 +88,8 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    if name == "answers":
-        parser.add_argument("--n", default="10", help="number of answers to print (default: 10)")
-    if name == "compare":
-        parser.add_argument("--seeds", default="0", help='the seeds, for example "0 1 2" (default: 0)')
-        parser.add_argument("--test-n-docs", default="", help='numbers of passages to also test with: "1 2 4 8"')
-        parser.add_argument("--runs", default="runs", help="folder of the runs, EXPERIMENT/NAME/ (default: runs)")
-        parser.add_argument("--name", default="", help="name of the result folder under compare/ in the runs folder")
-        parser.add_argument("--dry-run", action="store_true", help="list missing runs and their expected time")
-    _add_debug(parser)
+    for flag, settings in {**OPTIONS.get(name, {}), "--debug": DEBUG}.items():
+        parser.add_argument(flag, **settings)
     return parser
 
 
@@ -94,9 +100,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     if name not in COMMANDS:
         overview().parse_args(words)
     words.remove(name)
-    parsed = parser_of(name).parse_intermixed_args(words)
-    parsed.command = name
-    return parsed
+    return parser_of(name).parse_intermixed_args(words, argparse.Namespace(command=name))
 
 
 def subject_of(parsed: argparse.Namespace) -> tuple[str, list[str]]:
@@ -107,7 +111,3 @@ def subject_of(parsed: argparse.Namespace) -> tuple[str, list[str]]:
     if words and (command.subject or "=" not in words[0]):
         return words[0], words[1:]
     return "", words
-
-
-def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

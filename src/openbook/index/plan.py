@@ -76,15 +76,17 @@ class Plan:
     def ram_at_swap(self) -> int:
         """RAM for the index at its fullest. For a GPU a flat one is made there, any other in RAM and then moved."""
         in_ram = self.indexes_at_swap if self.device == "cpu" else int(not self._flat_on_gpu)
-        return in_ram * self._held + self.bytes_build + self.bookkeeping * self.n_shard
+        # In RAM, families with plain codes take all of their memory at the start; the others grow into it.
+        at_once = self.device == "cpu" and re.fullmatch(r"Flat|SQ\w+|PQ\d+(x\d+)?\w*", self.factory)
+        held = self.bytes_index if at_once else round(self.bytes_index * GROWTH)
+        return in_ram * held + self.bytes_build + self.bookkeeping * self.n_shard
 
     @property
     def gpu_at_swap(self) -> int:
         """GPU memory for the index and the encoder's copy at its fullest."""
-        taken = self.encoder_bytes if self.models_on == "gpu" else 0
-        if self.device == "gpu":
-            taken += self.indexes_at_swap * self.bytes_index + (self.gpu_temp_memory << 20)
-        return taken + (self._bytes_slice if self._flat_on_gpu else 0)
+        copy = self.encoder_bytes if self.models_on == "gpu" else 0
+        index = self.indexes_at_swap * self.bytes_index + (self.gpu_temp_memory << 20) if self.device == "gpu" else 0
+        return copy + index + (self._bytes_slice if self._flat_on_gpu else 0)
 
     @property
     def disk(self) -> int:
@@ -92,11 +94,6 @@ class Plan:
         vectors = 4 * self.dim * self.n_passages if self.factory == "Flat" else 0
         codes = round(self.n_passages * family_facts(self.factory, self.dim)[0]) if self.in_place else 0
         return self.keep_vectors * vectors + self.checkpoints * (self.checkpoint_bytes + codes)
-
-    @property
-    def refresh_steps(self) -> int | None:
-        """Steps between refreshes; None where there are none, or where staleness decides."""
-        return (self.every or None) if self.trains else None
 
     @property
     def share(self) -> float | None:
@@ -114,12 +111,6 @@ class Plan:
     @property
     def _flat_on_gpu(self) -> bool:
         return self.device == "gpu" and self.factory in FLAT_ON_GPU
-
-    @property
-    def _held(self) -> int:
-        """Bytes of RAM of one index. There families with plain codes take theirs at the start; the others grow."""
-        at_once = self.device == "cpu" and re.fullmatch(r"Flat|SQ\w+|PQ\d+(x\d+)?\w*", self.factory)
-        return self.bytes_index if at_once else round(self.bytes_index * GROWTH)
 
 
 @cache

@@ -59,16 +59,19 @@ def _memory_advice(plan: Plan, room: dict[str, int]) -> str:
 def _alternatives(plan: Plan, room: dict[str, int]) -> list[Plan]:
     """Other settings, those that change least first: no second index, smaller codes, more nodes. Of each kind one, its
     first that fits if one does."""
-    kinds = [_modes(plan, plan.factory)[1:], _modes(plan, "SQfp16")]
-    kinds.append(_modes(plan, "SQ8") if plan.device == "cpu" else [replace(plan, device="cpu")])
     # PQ's bytes: dim / 8 or half of it. Lists: about 4 sqrt(n); fewer learn from a smaller sample, and search slower.
     sizes = [m for m in range(plan.dim // 8, 0, -1) if plan.dim % m == 0 and (plan.device == "cpu" or m in _GPU_CODES)]
     sizes = sizes[:1] + [m for m in sizes if 2 * m <= sizes[0]][:1]
     lists = [2 ** round(math.log2(4 * math.sqrt(plan.n_shard))) >> halved for halved in range(5)]
     pairs = [(n, m) for m in sizes for n in lists if 39 * n <= plan.n_shard]
-    kinds.append([other for n, m in pairs for other in _modes(plan, f"IVF{n},PQ{m}")])
     worlds = range(plan.world_size, 1024 * plan.ranks_per_node, plan.ranks_per_node)[1:]
-    kinds.append([replace(plan, world_size=n_ranks) for n_ranks in worlds])
+    kinds = (
+        _modes(plan, plan.factory)[1:],
+        _modes(plan, "SQfp16"),
+        _modes(plan, "SQ8") if plan.device == "cpu" else [replace(plan, device="cpu")],
+        [other for n, m in pairs for other in _modes(plan, f"IVF{n},PQ{m}")],
+        [replace(plan, world_size=n_ranks) for n_ranks in worlds],
+    )
     return [next((other for other in kind if not _short(other, room)), kind[-1]) for kind in kinds if kind]
 
 

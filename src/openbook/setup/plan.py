@@ -34,14 +34,14 @@ def check_early(config: Config, corpus: Corpus) -> None:
     """Refuse an index that cannot fit before any model is loaded or trained. Models of the hub are not checked here."""
     dim = passage_dim(config)
     if has_index(config) and dim:
-        device = search_device(config.index.device, config.index.factory, dim)
         plan = Plan(
             corpus.n_passages,
             dim,
             config.index.factory,
             config.refresh.mode,
-            device,
-            **_ranks(config),
+            search_device(config.index.device, config.index.factory, dim),
+            world_size=config.trainer.world_size,
+            ranks_per_node=config.trainer.devices,
             trains=config.retriever.train_passage_encoder,
             keep_vectors=config.index.keep_vectors,
         )
@@ -61,7 +61,8 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
         factory=config.index.factory,
         mode=refresh.mode,
         device=manager.index.device,
-        **_ranks(config),
+        world_size=config.trainer.world_size,
+        ranks_per_node=config.trainer.devices,
         trains=encoder.trains,
         every=None
         if schedule.watches_staleness
@@ -87,59 +88,52 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
     time of four steps. Weights, gradients and random states are left unchanged."""
     retriever, corpus = cast(DenseRetriever, module.retriever), manager.corpus
     batch = batch.to(next(retriever.parameters()).device)
-    forward = _dpr_pass(module, batch) if isinstance(module, DprModule) else _rag_pass(config, retriever, module, batch)
+    # Random passages, which cost as much as retrieved ones.
+    depth = 0 if isinstance(module, DprModule) else max(module.n_docs, retriever.rerank)
+    candidates = torch.from_numpy(
+        np.random.default_rng(config.seed).integers(corpus.n_passages, size=(len(batch.examples), depth))
+    )
 
     def steps() -> None:
         """A training step without the search and the optimizer."""
         for _ in range(config.trainer.accumulate):
             with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
-                loss = forward()
+                loss = _loss(module, batch, candidates)
             loss.backward()
         retriever.passages.cache.outdate()
 
-    seconds = time_encoding(
-        corpus.coder(retriever.passage_encoder),
-        corpus.tokens,
-        corpus.special,
-        corpus.max_length,
-        corpus.tokens_per_pass,
-        range(plan.n_shard),
-        seed=config.seed,
+    plan = replace(
+        plan,
+        refresh_seconds=time_encoding(
+            corpus.coder(retriever.passage_encoder),
+            corpus.tokens,
+            corpus.special,
+            corpus.max_length,
+            corpus.tokens_per_pass,
+            range(plan.n_shard),
+            seed=config.seed,
+        ),
+        step_seconds=time_step(steps),
     )
-    step_seconds = time_step(steps)
     module.zero_grad(set_to_none=True)
     retriever.passages.cache.take()
-    return replace(plan, refresh_seconds=seconds, step_seconds=step_seconds)
+    return plan
 
 
-def _rag_pass(config: Config, retriever: DenseRetriever, module: RagModule, batch: Batch) -> Callable[[], Tensor]:
-    """The loss of one forward pass on random passages, which cost as much as retrieved ones."""
-    device, n_docs = batch.weight.device, module.n_docs
-    rows = np.random.default_rng(config.seed).integers(
-        retriever.passages.tokens.title_lengths.size, size=(len(batch.examples), max(n_docs, retriever.rerank))
-    )
-    candidates = torch.from_numpy(rows)
-    found = Retrieved(candidates[:, :n_docs], torch.zeros(len(rows), n_docs, device=device))
-
-    def forward() -> Tensor:
-        question_emb = retriever.question_encoder(batch.question_ids, batch.question_mask)
-        if retriever.rerank > 0:
-            retriever.passages.encode_once(torch.unique(candidates))
-        doc_scores = retriever.score(question_emb, found)
-        hidden = answer_hidden(module.generator, batch, found.rows, module.contexts)
-        return module.fused_loss(hidden, doc_scores, batch, found.mask, batch.weight).loss
-
-    return forward
-
-
-def _dpr_pass(module: DprModule, batch: Batch) -> Callable[[], Tensor]:
-    """The same for DPR training, on the passages it trains on."""
-
-    def forward() -> Tensor:
+def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Tensor:
+    """Of one forward pass: of RAG on the first n_docs of candidates [batch, depth], of DPR on what it trains on."""
+    if isinstance(module, DprModule):
         nll, _, weight = module.likelihood(batch)
         return torch.where(weight > 0, nll, 0.0).mean()
-
-    return forward
+    retriever = cast(DenseRetriever, module.retriever)
+    rows = candidates[:, : module.n_docs]
+    found = Retrieved(rows, torch.zeros(rows.shape, device=batch.weight.device))
+    question_emb = retriever.question_encoder(batch.question_ids, batch.question_mask)
+    if retriever.rerank > 0:
+        retriever.passages.encode_once(torch.unique(candidates))
+    doc_scores = retriever.score(question_emb, found)
+    hidden = answer_hidden(module.generator, batch, rows, module.contexts)
+    return module.fused_loss(hidden, doc_scores, batch, found.mask, batch.weight).loss
 
 
 def announce(plan: Plan, config: Config) -> None:
@@ -152,10 +146,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
     """For plan.json in the run folder."""
     derived = ("n_shard", "bytes_index", "ram_at_swap", "gpu_at_swap", "disk", "share")
     return asdict(plan) | {name: getattr(plan, name) for name in derived}
-
-
-def _ranks(config: Config) -> dict[str, Any]:
-    return {"world_size": config.trainer.world_size, "ranks_per_node": config.trainer.devices}
 
 
 def _check(plan: Plan, config: Config) -> None:
@@ -204,11 +194,10 @@ def time_step(step: Callable[[], None], warm: int = 1, timed: int = 2) -> float:
     changes is for the caller to restore."""
     seconds, on_gpu = [], torch.cuda.is_available()
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
-        for number in range(warm + timed):
+        for _ in range(warm + timed):
             started = time.perf_counter()
             step()
             if on_gpu:
                 torch.cuda.synchronize()
-            if number >= warm:
-                seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+            seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[warm:])

@@ -3,8 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,8 +45,7 @@ def identity_of(config: Config) -> dict[str, Any]:
     run's encoders is identified by that run's experiment, not by its folder.
     """
     values = {key: value for key, value in flat(config).items() if not without_effect(key)}
-    ranks = values.pop("trainer.devices") * values.pop("trainer.nodes")
-    values["trainer.batch_size"] *= ranks
+    values["trainer.batch_size"] *= values.pop("trainer.devices") * values.pop("trainer.nodes")
     values["retriever.start_from"] = _experiment_of(values.get("retriever.start_from", ""))
     return values
 
@@ -115,21 +115,18 @@ class FoundRun:
         there are no others; {} where predictions.jsonl is missing or does not have them."""
         tested = self.tested()
         try:
-            lines = lines_of(tested[0] / "predictions.jsonl") if tested else []
-            predictions = [json.loads(line) for line in lines]
+            predictions = list(map(json.loads, lines_of(tested[0] / "predictions.jsonl") if tested else []))
             counted = [one for one in predictions if one["phrasing"] != HELD_OUT] or predictions
             return {one["id"]: float(one["exact_match"]) for one in counted}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
 
-    @property
-    def made_by(self) -> dict[str, set[str]]:
-        """The code and data its metrics come from, as far as recorded: `commit`, `corpus`, `test`."""
-        made = {"commit": {str(read_json(self.path / "environment.json").get("commit", ""))}}
+    def made_by(self) -> Iterator[tuple[str, str]]:
+        """What code and data its metrics come from: the name (`commit`, `corpus`, `test`) and its version, "" where it
+        is not recorded."""
+        yield "commit", str(read_json(self.path / "environment.json").get("commit", ""))
         for content in (self.summary, (self.tested() or (None, {}))[1]):
-            for name, fingerprint in content.get("data", {}).items():
-                made.setdefault(name, set()).add(str(fingerprint))
-        return {name: known for name, values in made.items() if (known := values - {""})}
+            yield from ((name, str(fingerprint)) for name, fingerprint in content.get("data", {}).items())
 
 
 def unlike(runs: Iterable[FoundRun]) -> str:
@@ -138,10 +135,9 @@ def unlike(runs: Iterable[FoundRun]) -> str:
     plural = {"commit": "commits", "corpus": "corpora", "test": "files of test questions"}
     plural |= {"train": "files of training questions", "validation": "files of validation questions"}
     values: dict[str, set[str]] = {name: set() for name in plural}
-    for run in runs:
-        for name, known in run.made_by.items():
-            values.setdefault(name, set()).update(known)
-    short = {name: sorted(one[:8] + "+" * one.endswith("+") for one in known) for name, known in values.items()}
+    for name, version in chain.from_iterable(run.made_by() for run in runs):
+        values.setdefault(name, set()).add(version)
+    short = {name: sorted(one[:8] + "+" * one.endswith("+") for one in known - {""}) for name, known in values.items()}
     return ", ".join(
         f"{len(known)} {plural.get(name, name)} ({', '.join(known)})" for name, known in short.items() if len(known) > 1
     )
@@ -150,18 +146,18 @@ def unlike(runs: Iterable[FoundRun]) -> str:
 def changes_nothing(override: str, values: Mapping[str, Any]) -> bool:
     """Whether an override leaves the metrics of a run of these values (`identity_of`) unchanged."""
     key, _, text = override.partition("=")
-    if key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"]):
-        return True
-    return without_effect(key)
+    return without_effect(key) or (
+        key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"])
+    )
 
 
+@dataclass
 class Runs:
     """All runs under a folder of `<experiment>/<name>/`, read once per experiment until `forget` is called."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self.unreadable: dict[Path, str] = {}
-        self._read: dict[str, list[FoundRun]] = {}
+    root: Path
+    unreadable: dict[Path, str] = field(default_factory=dict, init=False)
+    _read: dict[str, list[FoundRun]] = field(default_factory=dict, init=False)
 
     def of(self, experiment: str) -> list[FoundRun]:
         """The runs of an experiment, newest first, without those that cannot be read, which go into `unreadable`."""
@@ -181,9 +177,12 @@ class Runs:
         moved together; None: any.
         """
         values = identity_of(config)
-        same = [run for run in self.of(config.experiment) if run.values == values]
-        if origin is not None:
-            same = [run for run in same if Path(run.config.retriever.start_from).parts[-2:] == origin.parts[-2:]]
+        same = [
+            run
+            for run in self.of(config.experiment)
+            if run.values == values
+            and (origin is None or Path(run.config.retriever.start_from).parts[-2:] == origin.parts[-2:])
+        ]
         return max(
             same, key=lambda run: (run.finished, 0 if run.finished else run.summary.get("steps", 0)), default=None
         )
@@ -211,11 +210,10 @@ class Runs:
     def _one(self, file: Path) -> FoundRun | None:
         try:
             config = load_resolved(file, training=False)
-            values = identity_of(config)
+            return FoundRun(file.parent, config, identity_of(config), read_json(file.parent / "summary.json"))
         except (OpenBookError, OSError) as error:
             self.unreadable[file.parent] = str(error)
             return None
-        return FoundRun(file.parent, config, values, read_json(file.parent / "summary.json"))
 
 
 def _size(config: Config) -> tuple[int, int]:

@@ -46,9 +46,16 @@ class DprModule(QuestionModule):
         self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The loss is the mean over the questions of the optimizer step, of all ranks; so are the measures."""
         nll, hits, weight = self.likelihood(batch)
-        self._log(nll, hits, weight)
-        return {"loss": self._mean(nll, weight), "nll": nll.detach()}
+        sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
+        total, n_hits, questions = self.sums_of_step(sums)
+        if math.isnan(total):
+            raise self.diverged()
+        if questions:
+            self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
+            self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
+        return {"loss": (nll * weight).sum() * self.loss_scale(weight), "nll": nll.detach()}
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(positive passage | question), whether no other passage scores higher, and the weight (0 for a
@@ -90,26 +97,12 @@ class DprModule(QuestionModule):
         passage_emb = passages.encode_for_training(chosen) if len(chosen) else passages.encode(rows[:1])[:0]
         return gather_rows_with_gradient(passage_emb)
 
-    def _mean(self, nll: Tensor, weight: Tensor) -> Tensor:
-        """Over the questions of the optimizer step, of all ranks."""
-        return (nll * weight).sum() * self.loss_scale(weight)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
         self.predictions.extend(found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers))
 
     def summarized(self, resamples: int) -> dict[str, Any]:
         return summarize_found(self.predictions, resamples, self.seed)
-
-    def _log(self, nll: Tensor, hits: Tensor, weight: Tensor) -> None:
-        """Means over the questions of all ranks."""
-        sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
-        total, n_hits, questions = self.sums_of_step(sums)
-        if math.isnan(total):
-            raise self.diverged()
-        if questions:
-            self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
-            self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
 
 
 def _of_all_ranks(rows: list[int]) -> Tensor:

@@ -6,8 +6,8 @@ an answer); negatives from the live index are those of Xiong et al. 2020 (ANCE, 
 
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,14 +93,13 @@ class TrainingPassages:
         examples = [batch.examples[place] for place in asked]
         chosen: list[set[int]] = [set() for _ in asked]
         found: list[int] = []
-        sources: list[tuple[int, np.ndarray]] = []
+        sources: list[tuple[int, list[list[int]]]] = []
         if self.options.bm25_negatives and asked:
-            best, _ = self._bm25().search([example.question for example in examples], self.options.depth)
-            sources.append((self.options.bm25_negatives, best))
+            sources.append((self.options.bm25_negatives, self._bm25_rows(examples)))
         if index_rows is not None and self.options.index_negatives and asked:
-            sources.append((self.options.index_negatives, index_rows.numpy()[asked]))
+            sources.append((self.options.index_negatives, index_rows[asked].tolist()))
         for n_wanted, candidates in sources:
-            for example, taken, rows in zip(examples, chosen, candidates.tolist(), strict=True):
+            for example, taken, rows in zip(examples, chosen, candidates, strict=True):
                 new = self._first_negatives(example, [row for row in rows if row not in taken], n_wanted)
                 taken.update(new)
                 found += new
@@ -128,38 +127,30 @@ class TrainingPassages:
         return [row for row in rows if row is not None]
 
     def _positive(self, example: Example, cursor: int) -> int:
-        known = self.known_positives(example)
-        if known:
-            return known[stream_key(self.seed, cursor, example.id) % len(known)]
-        return self._found.get(example.id, MISSING_ROW)
+        known = self.known_positives(example) or [self._found.get(example.id, MISSING_ROW)]
+        return known[stream_key(self.seed, cursor, example.id) % len(known)]
 
     def _first_negatives(self, example: Example, rows: Sequence[int], n_wanted: int) -> list[int]:
-        gold, negatives = {*self.known_positives(example), self._found.get(example.id), MISSING_ROW}, list[int]()
-        for row in rows:
-            if len(negatives) == n_wanted:
-                break
-            if row not in gold and not self._holds_answer(row, example):
-                negatives.append(row)
-        return negatives
+        gold = {*self.known_positives(example), self._found.get(example.id), MISSING_ROW}
+        negatives = (row for row in rows if row not in gold and not self._holds_answer(row, example))
+        return list(islice(negatives, n_wanted))
 
     def _holds_answer(self, row: int, example: Example) -> bool:
         return has_answer(self.corpus.passage(row).text, example.answers, self.regex)
 
-    def _bm25(self) -> BM25Index:
+    def _bm25_rows(self, examples: Sequence[Example]) -> list[list[int]]:
+        """BM25's best `depth` passages for each question, filled up with MISSING_ROW."""
         if self.bm25 is None:
             self.bm25 = BM25Index(passage_texts(self.corpus))
-        return self.bm25
+        return self.bm25.search([example.question for example in examples], self.options.depth)[0].tolist()
 
     def _find(self, examples: Sequence[Example]) -> int:
         """Remember BM25's positives of these; how many have none."""
         if not examples:
             return 0
-        best, _ = self._bm25().search([example.question for example in examples], self.options.depth)
-        n_without = 0
-        for example, rows in zip(examples, best.tolist(), strict=True):
-            row = next((row for row in rows if row != MISSING_ROW and self._holds_answer(row, example)), None)
-            if row is None:
-                n_without += 1
-            else:
-                self._found[example.id] = row
-        return n_without
+        found = [
+            next((row for row in rows if row != MISSING_ROW and self._holds_answer(row, example)), None)
+            for example, rows in zip(examples, self._bm25_rows(examples), strict=True)
+        ]
+        self._found |= {example.id: row for example, row in zip(examples, found, strict=True) if row is not None}
+        return found.count(None)

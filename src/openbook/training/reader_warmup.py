@@ -104,7 +104,6 @@ class _GoldPassages:
     def __init__(self, corpus: Corpus, tokenizer: object, options: WarmupOptions):
         self.corpus = corpus
         self.tokenizer = tokenizer
-        self.options = options
         self.contexts = ContextBuilder(corpus.tokens("generator"), special_ids(tokenizer), options.max_context_tokens)  # type: ignore[arg-type]
 
     def read(self, path: Path) -> list[_Gold]:
@@ -183,8 +182,7 @@ def _batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.nda
             pool = order[start : start + 16 * batch_size]
             pool = pool[np.argsort(lengths[pool], kind="stable")]
             cuts = np.array_split(pool, max(1, len(pool) // batch_size))
-            for number in random.permutation(len(cuts)):
-                yield cuts[number]
+            yield from (cuts[number] for number in random.permutation(len(cuts)))
 
 
 def _measure(
