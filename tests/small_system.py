@@ -101,6 +101,7 @@ class SmallSystem:
             env=environment,
             cwd=cwd,
             text=True,
+            start_new_session=True,  # so that it can be killed with the ranks that it has started
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

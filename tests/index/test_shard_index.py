@@ -452,3 +452,30 @@ def test_a_family_that_faiss_has_for_no_gpu(gpu: SimpleNamespace, factory: str) 
         r"\. Or set index\.device=cpu",
     ):
         on_gpu(factory)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-5])
+@pytest.mark.parametrize("n_queries", [1, 9])
+def test_a_collapsed_encoder_is_searched_exactly_in_bounded_memory(
+    noise: float, n_queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All vectors alike: no candidates tell the best ones, and no more than a chunk of vectors is held in fp64."""
+    monkeypatch.setattr(storage, "DEEPEST", 100)
+    monkeypatch.setattr(storage, "_CHUNK", 50 * DIM)
+    random = np.random.default_rng(3)
+    vectors = random_vectors(1).repeat(N_PASSAGES, 0)
+    vectors = (vectors + noise * random.standard_normal(vectors.shape)).astype(np.float32)
+    index = ShardIndex(DIM, N_PASSAGES, IndexOptions("Flat", "cpu"))
+    index.write(np.arange(N_PASSAGES), vectors)
+    index.finish()
+    asked: list[int] = []
+    read = type(index.storage).vectors
+    monkeypatch.setattr(type(index.storage), "vectors", lambda self, rows: asked.append(len(rows)) or read(self, rows))
+    queries = random_vectors(n_queries, seed=5)
+    scores, rows = index.search(queries, TOP_K)
+    exact = (queries.astype(np.float64) @ vectors.astype(np.float64).T).astype(np.float32)
+    for place, own in enumerate(exact):
+        order = np.lexsort((np.arange(N_PASSAGES), -own))[:TOP_K]
+        np.testing.assert_array_equal(rows[place], order)
+        np.testing.assert_array_equal(scores[place], own[order])
+    assert max(asked) <= 100 * 4

@@ -205,3 +205,22 @@ def test_a_pooling_that_the_folder_contradicts(
 def test_weights_in_0_transformer(encoder_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder_folder, tmp_path / "0_Transformer")
     assert load_encoder(str(tmp_path), "mean", True, 0.0).dim == 24
+
+
+# Folders that transformers cannot read
+
+
+def test_a_tokenizer_that_cannot_be_read(copy: Path) -> None:
+    for name in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"):
+        (copy / name).unlink(missing_ok=True)
+    (copy / "spiece.model").write_bytes(b"no sentencepiece model")
+    with pytest.raises(OpenBookError, match=r"the tokenizer cannot be loaded"):
+        load_tokenizer(str(copy))
+
+
+def test_weights_that_are_damaged(copy: Path) -> None:
+    (copy / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(OpenBookError, match=r"the generator cannot be loaded \(generator\.model\)"):
+        load_generator(str(copy), 0.0, 0)
+    with pytest.raises(OpenBookError, match=r"the encoder cannot be loaded \(retriever\)"):
+        load_encoder(str(copy), "mean", True, 0.0)

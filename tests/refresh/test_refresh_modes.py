@@ -232,3 +232,26 @@ def test_families_that_cannot_be_replaced_in_place(
     with pytest.raises(OpenBookError, match=rf"cannot be replaced in place \(index\.factory\): got '{factory}'"):
         train(small_system.config(tmp_path / "run", *overrides))
     assert not (tmp_path / "run").exists()
+
+
+def test_an_amortized_refresh_says_what_it_took(small_system: SmallSystem, tmp_path: Path) -> None:
+    """Copied at 3 and swapped at 5, copied at 6 and swapped at 8; its speed counts what was encoded."""
+    words = ["refresh.mode=amortized", "refresh.every=3", "refresh.spread=2", "trainer.max_steps=8"]
+    run = train(small_system.config(tmp_path / "run", *words))
+    assert column(run, "refresh/steps_since_last") == {5: 3.0, 8: 3.0}
+    seconds, speed = column(run, "refresh/seconds"), column(run, "refresh/passages_per_second")
+    assert sorted(seconds) == [5, 8] == sorted(speed)
+    for step in (5, 8):
+        assert seconds[step] * speed[step] == pytest.approx(37)
+
+
+def test_questions_that_only_fill_a_batch_are_not_counted(small_system: SmallSystem, tmp_path: Path) -> None:
+    """23 training questions in batches of 4: the sixth holds three."""
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=6", "data.validation=", "data.test="))
+    per_step = {
+        step: column(run, "throughput/questions_per_second")[step] * seconds
+        for step, seconds in column(run, "throughput/step_seconds").items()
+    }
+    n_train = len((small_system.data / "train.jsonl").read_text(encoding="utf-8").splitlines())
+    assert n_train == 23
+    assert [round(per_step[step]) for step in range(1, 7)] == [4, 4, 4, 4, 4, 3]

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
-from openbook.models.pretrained import check_loaded, model_folder
+from openbook.models.pretrained import check_loaded, loading, model_folder
 
 
 class TextEncoder(nn.Module):
@@ -90,15 +90,16 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
     config.update({name: dropout for name in names if hasattr(config, name)})
     kinds: dict[str, Any] = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
     kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
-    model, loaded = (kind or AutoModel).from_pretrained(
-        path,
-        config=config,
-        dtype=torch.float32,  # whatever the file holds: a step of 1e-5 is lost on weights in bf16
-        use_safetensors=True,
-        output_loading_info=True,
-        attn_implementation="eager",
-        trust_remote_code=False,
-    )
+    with loading("encoder", folder, "retriever"):
+        model, loaded = (kind or AutoModel).from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,  # whatever the file holds: a step of 1e-5 is lost on weights in bf16
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="eager",
+            trust_remote_code=False,
+        )
     check_loaded(loaded, folder, "retriever", ignored="pooler")
     if config.is_encoder_decoder:
         model = model.get_encoder()
@@ -117,4 +118,8 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
 
 def load_tokenizer(folder: str) -> Any:
     """The fast tokenizer beside a model."""
-    return AutoTokenizer.from_pretrained(model_folder(folder), trust_remote_code=False)
+    with loading("tokenizer", folder, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(model_folder(folder), trust_remote_code=False)
+        if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:  # of a file it could not use
+            raise ValueError("it has special tokens only")
+        return tokenizer

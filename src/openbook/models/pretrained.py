@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -117,6 +119,24 @@ def model_facts(name: str) -> dict[str, Any]:
     """The config.json of a model folder; empty for a hub name, whose facts show when it is loaded."""
     path = Path(model_folder(name)) / "config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@contextmanager
+def loading(what: str, name: str, where: str) -> Iterator[None]:
+    """Whatever transformers raises while it reads a folder is one OpenBookError."""
+    try:
+        yield
+    except Exception as error:  # of many kinds: by what is missing, damaged or not known to this version
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise OpenBookError(
+            f"the {what} cannot be loaded",
+            where=where,
+            got=f"{name}: {type(error).__name__}: {said[:200]}",
+            expected=f"a {what} that the installed transformers reads",
+            action="tokenizer.json is what every version reads: save it with a fast tokenizer's save_pretrained."
+            if what == "tokenizer"
+            else "",
+        ) from error
 
 
 def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "") -> None:

@@ -73,7 +73,8 @@ def probe_encoder(
 ) -> None:
     """OpenBookError where the encoder does not know every token, gives a padded input another embedding than the same
     alone, or cannot read the longest input: `longest` tokens, by the key `limit`."""
-    rows = encoder.model.get_input_embeddings().num_embeddings  # type: ignore[operator, union-attr]
+    model: Any = encoder.model
+    rows = model.get_input_embeddings().num_embeddings
     _check_vocabulary(rows, tokenizer, where)
     with _trial(encoder, where, "encode a padded batch"), torch.no_grad():
         ids, mask = _padded(rows, (12, 7), special.pad, next(encoder.parameters()).device)
@@ -86,11 +87,11 @@ def probe_encoder(
 def freeze_unreached(module: Any, where: str) -> None:
     """Take weights that no answer (of a generator) or embedding (of an encoder) depends on out of training: LED's
     global attention is such. Several ranks would wait for the gradient of each."""
-    table = module.model.get_input_embeddings() if isinstance(module, TextEncoder) else module.head_weight
-    vocabulary = getattr(table, "num_embeddings", None) or table.shape[0]
+    encodes = isinstance(module, TextEncoder)
+    vocabulary = module.model.get_input_embeddings().num_embeddings if encodes else module.head_weight.shape[0]
     with _trial(module, where, "be trained"):
         ids, mask = _padded(vocabulary, (12, 7), 0, next(module.parameters()).device)
-        if isinstance(module, TextEncoder):
+        if encodes:
             module(ids, mask)[:, 0].sum().backward()
         else:
             hidden, _ = module.decode(ids[:, :4], module.encode(ids, mask), mask)

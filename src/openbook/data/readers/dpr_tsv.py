@@ -90,13 +90,13 @@ def _quoted_rows(path: Path) -> Iterator[tuple[int, list[str] | BadLineError]]:
                 yield opened_on or number, row
             row, opened_on, length = [], 0, 0
     if open_field:
-        fault = BadLineError(
+        unclosed = BadLineError(
             "a quotation mark is never closed",
             got=open_field[:40],
             expected="its end",
             action="Quote fields as csv does (marks inside doubled), or quote none.",
         )
-        yield opened_on, fault
+        yield opened_on, unclosed
 
 
 def _is_closed(field: str) -> bool:
