@@ -44,7 +44,7 @@ def plan(experiment: str, overrides: Sequence[str]) -> None:
     if not has_index(config):
         key = "objective" if config.objective == "closed_book" else "retriever.kind"
         raise OpenBookError("there is no index to plan", where=key, got=value_of(config, key))
-    prepared.plan(prepared.module(), prepared.refresh())
+    prepared.plan(prepared.module(planning=True), prepared.refresh())
 
 
 def report(run: str) -> None:

@@ -36,7 +36,7 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
         _passages_cut(config, parts.corpus, parts)
     for split, file in questions.items():
         where, some = f"data.{split}", _spread(file, SAMPLE)
-        positives = [one for example in _spread(file, 50 * SAMPLE) for one in example.positive_ids]
+        positives = [one for example in _spread(file, 10 * SAMPLE) for one in example.positive_ids]
         if positives and config.objective != "closed_book":
             n = sum(parts.corpus.row_of(one) is None for one in positives)
             action = "Compare the ids of the two files; without positive_ids recall counts passages with an answer."

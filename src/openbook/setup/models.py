@@ -34,7 +34,7 @@ from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup.data import Parts, corpus_turn, files
 from openbook.training.dpr_module import DprModule
-from openbook.training.dpr_negatives import TrainingPassages
+from openbook.training.dpr_negatives import RandomRows, TrainingPassages
 from openbook.training.rag_module import RagModule
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 from openbook.utils.console import say
@@ -160,11 +160,16 @@ def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) 
     )
 
 
-def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData) -> TrainingPassages:
-    """Positives and hard negatives for the training questions, which are all looked through once."""
-    bm25 = bm25_index(parts.corpus) if config.dpr.bm25_negatives else None
-    regex = config.evaluate.regex_answers
-    passages = TrainingPassages(parts.corpus, bm25, config.dpr, seed=config.seed, regex=regex)
+def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData | None) -> TrainingPassages:
+    """Positives and hard negatives for the training questions, which are all looked through once; without questions,
+    stand-ins of BM25's passages for a plan."""
+    options, regex, bm25 = config.dpr, config.evaluate.regex_answers, None
+    if questions is None:
+        stand_in = RandomRows(parts.corpus.n_passages, config.seed)
+        return TrainingPassages(parts.corpus, stand_in, options, seed=config.seed, regex=regex)
+    if options.bm25_negatives:
+        bm25 = bm25_index(parts.corpus)
+    passages = TrainingPassages(parts.corpus, bm25, options, seed=config.seed, regex=regex)
     passages.prepare(questions.questions["train"])
     return passages
 
@@ -226,6 +231,7 @@ def dense_retriever(config: Config, parts: Parts) -> DenseRetriever:
 
 def bm25_index(corpus: Corpus) -> BM25Index:
     """BM25 over the corpus, rebuilt each time: a pure function of it."""
+    say(f"building a BM25 index of {corpus.n_passages:,} passages")
     started = time.perf_counter()
     index = BM25Index(passage_texts(corpus))
     say(f"BM25 index of {corpus.n_passages:,} passages built in {time.perf_counter() - started:.1f} s")

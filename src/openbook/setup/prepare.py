@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import lightning as L
@@ -110,16 +111,18 @@ class Prepared:
         found = {split: file_fingerprint(path) for split, path in questions.items() if path}
         return {"corpus": self.parts.corpus.fingerprint} | found
 
-    def module(self, training: bool = True) -> RagModule | DprModule:
-        """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into."""
+    def module(self, training: bool = True, planning: bool = False) -> RagModule | DprModule:
+        """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into, or for
+        planning, with stand-ins that cost as much in a step and nothing to make."""
         config, parts = self.config, self.parts
         if config.objective == "dpr":
-            passages = setup_models.training_passages(config, parts, self.questions) if training else None
+            made = partial(setup_models.training_passages, config, parts, None if planning else self.questions)
+            passages = made() if training else None
             return setup_models.dpr_module(config, parts, passages)
-        reader = setup_models.reader(config, self.on, self.autocast) if training else None
+        reader = setup_models.reader(config, self.on, self.autocast) if training and not planning else None
         own = self.own.retriever_over(parts.corpus)
         module = setup_models.rag_module(config, parts, reader, retriever=own, loss=self.own.objective)
-        if training and isinstance(module.retriever, BM25Retriever):
+        if training and not planning and isinstance(module.retriever, BM25Retriever):
             check_bm25(module.retriever.index, self.questions.questions)
         return module
 
