@@ -1,4 +1,4 @@
-"""What waiting threads cost, alone and beside a busy process: OMP_WAIT_POLICY as it comes, PASSIVE and ACTIVE.
+"""What waiting threads cost, alone and beside a busy process, by how long they spin before they sleep.
 
     python -m benchmarks.training.neighbour [--rounds N]
 
@@ -29,13 +29,20 @@ for step in range(14):
     seconds.append(time.perf_counter() - started)
 print(statistics.median(seconds[4:]))
 """
-POLICIES = ("", "PASSIVE", "ACTIVE")
+SETTINGS = {
+    "as it comes": {},
+    "PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
+    "20,000 spins": {"GOMP_SPINCOUNT": "20000"},
+}
 
 
-def step_seconds(policy: str, busy: bool) -> float:
-    """Median seconds of a step under this policy ('': none set), perhaps beside a busy process."""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    environment |= {"OMP_NUM_THREADS": "2", **({"OMP_WAIT_POLICY": policy} if policy else {})}
+def step_seconds(setting: dict[str, str], busy: bool) -> float:
+    """Median seconds of a step with these variables, perhaps beside a busy process."""
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
+    environment |= {"OMP_NUM_THREADS": "2", **setting}
     neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
     try:
         done = subprocess.run(
@@ -54,14 +61,14 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     found: dict[tuple[str, bool], list[float]] = {}
     for _ in range(rounds):
-        for policy in POLICIES:
+        for name, setting in SETTINGS.items():
             for busy in (False, True):
-                found.setdefault((policy, busy), []).append(step_seconds(policy, busy))
-    alone, beside = (statistics.median(found["", busy]) for busy in (False, True))
-    for policy in POLICIES:
-        own, company = (statistics.median(found[policy, busy]) for busy in (False, True))
+                found.setdefault((name, busy), []).append(step_seconds(setting, busy))
+    alone, beside = (statistics.median(found["as it comes", busy]) for busy in (False, True))
+    for name in SETTINGS:
+        own, company = (statistics.median(found[name, busy]) for busy in (False, True))
         print(
-            f"{policy or 'as it comes':12} alone {1000 * own:5.0f} ms ({own / alone:.2f} times), "
+            f"{name:12} alone {1000 * own:5.0f} ms ({own / alone:.2f} times), "
             f"beside a busy process {1000 * company:5.0f} ms ({company / beside:.2f} times)"
         )
 
