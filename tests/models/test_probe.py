@@ -13,14 +13,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     BartForConditionalGeneration,
+    BertConfig,
     BertModel,
     BertTokenizerFast,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
     LEDConfig,
     LEDForConditionalGeneration,
     LongT5Config,
     LongT5ForConditionalGeneration,
+    ProphetNetConfig,
+    ProphetNetForConditionalGeneration,
     RobertaConfig,
     RobertaModel,
+    T5GemmaConfig,
+    T5GemmaForConditionalGeneration,
+    T5GemmaModuleConfig,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
 )
 
 from openbook.data.inputs import special_ids
@@ -224,3 +234,44 @@ def test_weights_that_are_damaged(copy: Path) -> None:
         load_generator(str(copy), 0.0, 0)
     with pytest.raises(OpenBookError, match=r"the encoder cannot be loaded \(retriever\)"):
         load_encoder(str(copy), "mean", True, 0.0)
+
+
+# Architectures whose outputs are computed otherwise than they are trained here
+
+
+def unusual(kind: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    t5 = {"vocab_size": 120, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    if kind == "umt5":
+        return UMT5ForConditionalGeneration(UMT5Config(**t5, **{**IDS, "decoder_start_token_id": 0}))
+    if kind == "prophetnet":
+        parts = {"layers": 1, "attention_heads": 2}
+        sides = {f"num_{side}_{part}": n for side in ("encoder", "decoder") for part, n in parts.items()}
+        config = ProphetNetConfig(
+            vocab_size=120, hidden_size=16, encoder_ffn_dim=24, decoder_ffn_dim=24, **sides, **IDS
+        )
+        return ProphetNetForConditionalGeneration(config)
+    if kind == "t5gemma":  # a soft cap on its logits
+        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+        side = T5GemmaModuleConfig(vocab_size=120, num_key_value_heads=1, head_dim=8, **sizes)
+        config = T5GemmaConfig(encoder=side, decoder=side, vocab_size=120)
+        for name, value in IDS.items():
+            setattr(config, name, value)
+        model = T5GemmaForConditionalGeneration(config)
+        for value in model.parameters():
+            if value.ndim > 1:
+                torch.nn.init.normal_(value, std=0.3)
+        return model
+    bert = BertConfig(vocab_size=120, hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=32)
+    model = EncoderDecoderModel(config=EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert))
+    for name, value in IDS.items():
+        setattr(model.config, name, value)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["umt5", "prophetnet", "t5gemma", "encoder_decoder"])
+def test_architectures_that_are_not_known_here_are_refused(kind: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    unusual(kind).save_pretrained(tmp_path)  # type: ignore[operator]
+    BertTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
+    with pytest.raises(OpenBookError, match=r"the model cannot (run as it is|be) used.* \(generator\.model\)"):
+        probed(tmp_path)
