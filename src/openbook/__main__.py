@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import sys
+from typing import Any
 
 from openbook.commands.parsers import parse, subject_of
 from openbook.errors import OpenBookError
@@ -69,6 +70,7 @@ def _run_model(command: str, subject: str, overrides: list[str]) -> None:
         from openbook.config.load import load_experiment
 
         config = load_experiment(subject, overrides)
+        _check_outside(config)
     from openbook.setup.trainer import quiet
 
     quiet()
@@ -89,6 +91,22 @@ def _run_model(command: str, subject: str, overrides: list[str]) -> None:
             from openbook.commands.hot_swap import hot_swap
 
             hot_swap(subject, overrides)
+
+
+def _check_outside(config: Any) -> None:
+    """What is missing outside this machine is said before torch has been imported."""
+    from openbook.config.checks import has_index
+    from openbook.utils.outside import check_hub, check_wandb, is_hub_name
+
+    check_wandb(config.wandb.mode)
+    retriever, named = config.retriever, {}
+    if has_index(config):
+        named = {f"retriever.{side}": getattr(retriever, side) for side in ("question_encoder", "passage_encoder")}
+    if config.objective != "dpr":
+        named["generator.model"] = config.generator.model
+    for key, name in named.items():
+        if is_hub_name(name):
+            check_hub(name, key)
 
 
 if __name__ == "__main__":

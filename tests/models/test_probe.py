@@ -26,6 +26,8 @@ from transformers import (
     ProphetNetForConditionalGeneration,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
     T5GemmaConfig,
     T5GemmaForConditionalGeneration,
     T5GemmaModuleConfig,
@@ -275,3 +277,12 @@ def test_architectures_that_are_not_known_here_are_refused(kind: str, tokenizer_
     BertTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
     with pytest.raises(OpenBookError, match=r"the model cannot (run as it is|be) used.* \(generator\.model\)"):
         probed(tmp_path)
+
+
+def test_the_encoder_of_a_sequence_to_sequence_folder(tokenizer_folder: Path, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 120, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(**sizes, pad_token_id=0, eos_token_id=3)).save_pretrained(tmp_path)
+    BertTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
+    encoder, tokenizer = load_encoder(str(tmp_path), "mean", True, 0.0), load_tokenizer(str(tmp_path))
+    assert encoder.dim == 16
+    probe_encoder(encoder, tokenizer, special_ids(tokenizer), "retriever.passage_encoder", limit="key", longest=40)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +69,43 @@ def test_an_incomplete_folder_is_replaced_and_a_failed_one_removed(tmp_path: Pat
         (new / "done").write_text("")
     assert [path.name for path in target.iterdir()] == ["done"]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "folder"
+    old.mkdir()
+    (old / "file").write_text("old")
+    replace, calls = os.replace, []
+
+    def failing(source: object, target: object) -> None:
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError("no")
+        replace(source, target)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="no"), atomic.replacing_folder(old, lambda folder: False) as new:
+        (new / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+    assert (old / "file").read_text() == "old"
+
+
+def test_a_kill_between_two_renames_loses_neither_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("old")
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom openbook.utils.atomic import replacing_folder\n"
+        "replace, calls = os.replace, []\n"
+        "def killed(source, target):\n"
+        "    calls.append(target)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    replace(source, target)\n"
+        "os.replace = killed\n"
+        "with replacing_folder(Path(sys.argv[1]) / 'folder', lambda folder: False) as new:\n"
+        "    (new / 'file').write_text('new')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert sorted(path.read_text() for path in tmp_path.glob(".folder*/file")) == ["new", "old"]

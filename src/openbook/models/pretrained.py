@@ -2,18 +2,17 @@
 
 import importlib.util
 import json
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from transformers.utils import logging as transformers_logging
 
 from openbook.config.models import MINILM
 from openbook.errors import OpenBookError
 from openbook.utils.console import say
+from openbook.utils.outside import check_hub, is_hub_name
 
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
@@ -44,8 +43,8 @@ def check_model_folder(name: str, key: str) -> None:
     """
     path = Path(model_folder(name))
     if not path.exists():
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.exists():
-            _check_hub(name, key)
+        if is_hub_name(name):
+            check_hub(name, key)
             return
         raise OpenBookError(
             "no such model folder",
@@ -91,28 +90,6 @@ def check_model_folder(name: str, key: str) -> None:
     for wrong, error in problems:
         if wrong:
             raise error
-
-
-def _check_hub(name: str, key: str) -> None:
-    """A hub name needs the hub, unless it was downloaded before: transformers would try for a minute."""
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
-    address = urlsplit(constants.ENDPOINT)
-    try:
-        if constants.HF_HUB_OFFLINE:
-            raise OSError("HF_HUB_OFFLINE is set")
-        port = address.port or (80 if address.scheme == "http" else 443)
-        socket.create_connection((address.hostname or "", port), timeout=2).close()
-    except OSError as error:
-        raise OpenBookError(
-            "the model is neither a folder nor downloaded, and the hub cannot be reached",
-            where=key,
-            got=f"{name!r}; {error.strerror or error}",
-            expected="a folder with config.json, or a name on the hub and a connection to it",
-            action=f"Download it where there is one, or set {key}=FOLDER.",
-        ) from error
 
 
 def model_facts(name: str) -> dict[str, Any]:

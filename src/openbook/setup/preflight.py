@@ -16,6 +16,7 @@ from openbook.index.faiss_factory import check_factory, search_device
 from openbook.models.pretrained import check_model_folder, model_facts, stated_pooling
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, n_cores
+from openbook.utils.outside import check_wandb
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
@@ -31,7 +32,7 @@ def check(config: Config) -> None:
     _attempt(
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),
         partial(_check_devices, config),
-        partial(_check_wandb, config),
+        partial(check_wandb, config.wandb.mode),
         *(partial(check_model_folder, str(value_of(config, key)), key) for key in generator + encoders),
     )
     limits = {"data.max_question_tokens": 2, "data.max_passage_tokens": 0}
@@ -96,26 +97,6 @@ def _check_file(key: str, name: str) -> None:
     if not Path(name).is_file():
         got = f"{'a folder' if Path(name).is_dir() else 'nothing'} at {name}"
         raise OpenBookError("no such file", where=key, got=got, expected="a file")
-
-
-def _check_wandb(config: Config) -> None:
-    """Whether there is a key for a run that sends its curves; nothing is sent to find out."""
-    if config.wandb.mode != "online":
-        return
-    import wandb
-
-    try:
-        known, said = wandb.login(prompt=False, verify=False), "no key"
-    except (wandb.Error, ValueError) as error:
-        known, said = False, str(error).split("\n", 1)[0]
-    if not known:
-        raise OpenBookError(
-            "wandb has no login on this machine",
-            where="wandb.mode",
-            got=f"online, and {said}",
-            expected="a key",
-            action="Run `wandb login`, set WANDB_API_KEY, or set wandb.mode=offline and `wandb sync` later.",
-        )
 
 
 def _check_devices(config: Config) -> None:

@@ -44,6 +44,8 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
             os.replace(temporary, path)
         except OSError:
             if not (path.exists() and complete(path)):
+                if before.exists() and not path.exists():
+                    os.replace(before, path)
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
