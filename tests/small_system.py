@@ -87,13 +87,13 @@ class SmallSystem:
         return self._start(["-m", "openbook", command, *words])
 
     def start_python(self, script: str, cwd: Path | None = None) -> subprocess.Popen[str]:
-        """A program in a process of its own."""
-        return self._start(["-c", script], cwd)
+        """A program in a process of its own, with as many threads as this one: sums are split among them."""
+        return self._start(["-c", script], cwd, torch.get_num_threads())
 
     @staticmethod
-    def _start(words: list[str], cwd: Path | None = None) -> subprocess.Popen[str]:
-        """One thread per process, and none of the variables that a launcher sets."""
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    def _start(words: list[str], cwd: Path | None = None, threads: int = 1) -> subprocess.Popen[str]:
+        """One thread per process unless told otherwise, and none of the variables that a launcher sets."""
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
         for name in ("OPENBOOK_RUN_DIR", "LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_PORT", "NODE_RANK"):
             environment.pop(name, None)
         return subprocess.Popen(

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from openbook.commands.train import resume, train
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.commands.test_resume import rows
 from tests.small_system import SmallSystem
@@ -72,10 +71,7 @@ def test_the_run_that_was_left_alone(small_system: SmallSystem, tmp_path: Path, 
         done = small_system.command(*command)
         assert done.returncode == 0, done.stdout[-3000:]
 
-    if way == "two ranks":
-        finish("train", *small_system.words(straight, *words))
-    else:
-        train(small_system.config(straight, *words))
+    finish("train", *small_system.words(straight, *words))
     kills = 0
     for attempt in range(2 * n_kills):
         if kills >= n_kills:
@@ -86,10 +82,7 @@ def test_the_run_that_was_left_alone(small_system: SmallSystem, tmp_path: Path, 
         command = ("train", *small_system.words(run, *words))
         while kills < n_kills and killed(small_system.start(*command), run, draw.uniform(0, 0.6)):
             kills, command = kills + 1, ("resume", str(run))
-        if way == "two ranks":
-            finish("resume", str(run))
-        else:
-            resume(run)
+        finish("resume", str(run))
         same(straight, run)
     assert kills >= n_kills
 
