@@ -95,17 +95,12 @@ def _run_model(command: str, subject: str, overrides: list[str]) -> None:
 
 def _check_outside(config: Any) -> None:
     """What is missing outside this machine is said before torch has been imported."""
-    from openbook.config.checks import has_index
+    from openbook.config.checks import encoder_keys, generator_keys, value_of
     from openbook.utils.outside import check_hub, check_wandb, is_hub_name
 
     check_wandb(config.wandb.mode)
-    retriever, named = config.retriever, {}
-    if has_index(config):
-        named = {f"retriever.{side}": getattr(retriever, side) for side in ("question_encoder", "passage_encoder")}
-    if config.objective != "dpr":
-        named["generator.model"] = config.generator.model
-    for key, name in named.items():
-        if is_hub_name(name):
+    for key in [*encoder_keys(config), *generator_keys(config)]:
+        if is_hub_name(name := str(value_of(config, key))):
             check_hub(name, key)
 
 

@@ -42,7 +42,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
         # With other questions or another corpus the run's own metrics are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
         result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
-        data = {split: sha for split, sha in prepared.fingerprints().items() if split in ("corpus", "test")}
+        data = {split: sha for split, sha in prepared.fingerprints.items() if split in ("corpus", "test")}
         result |= {"test": module.summary, "data": data}
         write_json(target / "summary.json", result)
         console.print(results_table(result))

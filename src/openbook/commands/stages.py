@@ -130,7 +130,7 @@ class Stages:
             "seconds": self.clock.rounded(),
             "test": self.after,
             "before_training": self.before,
-            "data": self.prepared.fingerprints(),
+            "data": self.prepared.fingerprints,
             "index": self.module.retriever.index_facts(),
             "disclosures": [text for text, holds in told.items() if holds],
         }

@@ -68,7 +68,7 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
     clock = Clock()
     prepared = prepare(config, own=own)  # the last of the checks: from here on the run folder is filled
     if resumed:
-        check_data(run.read_summary().get("data", {}), prepared.fingerprints())
+        check_data(run.read_summary().get("data", {}), prepared.fingerprints)
     elif rank_from_environment() == 0:
         run.create(config)
     try:

@@ -62,6 +62,16 @@ def has_index(config: Config) -> bool:
     return config.objective != "closed_book" and config.retriever.kind == "dense"
 
 
+def encoder_keys(config: Config) -> list[str]:
+    """The keys of the encoders that a configuration loads."""
+    return ["retriever.question_encoder", "retriever.passage_encoder"] if has_index(config) else []
+
+
+def generator_keys(config: Config) -> list[str]:
+    """The key of the generator, where one is loaded."""
+    return [] if config.objective == "dpr" else ["generator.model"]
+
+
 def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     """Everything wrong with a configuration that can be seen without opening a file: ranges and combinations.
 

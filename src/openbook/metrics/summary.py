@@ -87,12 +87,12 @@ def _statistics(records: Sequence[Prediction], task: Task, labels: Sequence[str]
         known["bleu_1"] = Statistic(np.array([bleu_1_counts(*pair) for pair in pairs], dtype=np.float64), bleu_1)
         known["q_bleu_1"] = mean_of([q_bleu_1(*pair) for pair in pairs])
     if task == "labels":
-        known["label_accuracy"] = mean_of([float(_is_label(r.label, r.answers)) if r.label else None for r in records])
+        known["label_accuracy"] = mean_of([float(is_label(r.label, r.answers)) if r.label else None for r in records])
         decided = [_two_way(record, labels[:2]) for record in records]
         if len(labels) > 1 and "" not in decided:
             known["label_accuracy_2way"] = mean_of(
                 [
-                    None if choice is None else float(_is_label(choice, record.answers))
+                    None if choice is None else float(is_label(choice, record.answers))
                     for choice, record in zip(decided, records, strict=True)
                 ]
             )
@@ -112,15 +112,15 @@ def _utility(record: Prediction) -> float | None:
     return record.gold_logprob - record.closed_book_logprob
 
 
-def _is_label(text: str, labels: Sequence[str]) -> bool:
+def is_label(text: str, labels: Sequence[str]) -> bool:
     """By equality, whatever the case: normalisation as of answers would make one of `<`, `=` and `>`."""
     return text.casefold() in [label.strip().casefold() for label in labels]
 
 
 def _two_way(record: Prediction, pair: Sequence[str]) -> str | None:
     """The likelier of two labels; "" where neither has a score, None where the question is not for these two."""
-    if not record.label or not any(_is_label(label, record.answers) for label in pair):
+    if not record.label or not any(is_label(label, record.answers) for label in pair):
         return None
-    scored = [(logprob, text) for text, logprob in record.candidates if _is_label(text, pair)]
+    scored = [(logprob, text) for text, logprob in record.candidates if is_label(text, pair)]
     # The likeliest of all is the likeliest of the two.
-    return record.label if _is_label(record.label, pair) else max(scored, default=(0.0, ""))[1]
+    return record.label if is_label(record.label, pair) else max(scored, default=(0.0, ""))[1]

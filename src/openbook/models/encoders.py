@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
-from openbook.models.pretrained import check_loaded, loading, model_folder
+from openbook.models.pretrained import load_weights, loading, model_folder
 
 
 class TextEncoder(nn.Module):
@@ -90,17 +90,7 @@ def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, 
     config.update({name: dropout for name in names if hasattr(config, name)})
     kinds: dict[str, Any] = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
     kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
-    with loading("encoder", folder, "retriever"):
-        model, loaded = (kind or AutoModel).from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,  # whatever the file holds: a step of 1e-5 is lost on weights in bf16
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation="eager",
-            trust_remote_code=False,
-        )
-    check_loaded(loaded, folder, "retriever", ignored="pooler")
+    model = load_weights(kind or AutoModel, "encoder", folder, "retriever", config, ignored="pooler")
     if config.is_encoder_decoder:
         model = model.get_encoder()
     if kind is not None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from openbook.config.models import MINILM
@@ -130,6 +131,23 @@ def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "
     unexpected = sorted(loaded["unexpected_keys"])
     if unexpected:
         say(f"{where}: {len(unexpected)} weights of {name} have no place in the model, the first is {unexpected[0]}")
+
+
+def load_weights(loader: Any, what: str, name: str, where: str, config: Any, ignored: str = "") -> Any:
+    """A model by one of transformers' classes (safetensors only; nothing is executed from the folder), in fp32 whatever
+    the file holds: a step of 1e-5 is lost on weights in bf16. OpenBookError where it cannot be read or lacks some."""
+    with loading(what, name, where):
+        model, loaded = loader.from_pretrained(
+            model_folder(name),
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            attn_implementation="eager",
+            trust_remote_code=False,
+        )
+    check_loaded(loaded, name, where, ignored)
+    return model
 
 
 def stated_pooling(name: str) -> tuple[str, bool] | None:

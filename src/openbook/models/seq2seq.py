@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from openbook.config.models import MINILM
 from openbook.errors import OpenBookError
 from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
-from openbook.models.pretrained import check_loaded, loading, model_facts, model_folder
+from openbook.models.pretrained import load_weights, model_facts, model_folder
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -133,16 +133,6 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     names = ("dropout", "dropout_rate", "attention_dropout", "activation_dropout")
     config.update({name: dropout for name in names if hasattr(config, name)})
-    with loading("generator", name, "generator.model"):
-        model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,  # whatever the file holds: a step of 1e-5 is lost on weights in bf16
-            use_safetensors=True,
-            output_loading_info=True,
-            attn_implementation="eager",
-            trust_remote_code=False,
-        )
-    check_loaded(loaded, name, "generator.model")
+    model = load_weights(AutoModelForSeq2SeqLM, "generator", name, "generator.model", config)
     use_implementation(model)
     return Seq2SeqGenerator(model)

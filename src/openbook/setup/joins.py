@@ -13,6 +13,7 @@ from openbook.data.inputs import special_ids, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.matching import has_answer, normalize_answer
+from openbook.metrics.summary import is_label
 from openbook.retrieval.bm25 import BM25Index
 from openbook.setup.data import Parts
 from openbook.utils.console import say
@@ -26,11 +27,11 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
     file's positive ids, labels or answers fit nowhere and the run is there to train on them."""
     problems: list[OpenBookError] = []
 
-    def count(what: str, n: int, of: int, where: str, *, action: str = "", fatal: bool = True) -> None:
-        if n and n == of and fatal and training:
-            problems.append(OpenBookError(f"none of {of:,} {what.replace('|', ' ')}", where=where, action=action))
+    def count(where: str, n: int, of: int, things: str, fits: str, fails: str, action: str = "") -> None:
+        if n and n == of and training:
+            problems.append(OpenBookError(f"none of {of:,} {things} {fits}", where=where, action=action))
         elif n:
-            say(f"{where}: {n:,} of {of:,} {_not(what)}{'. ' + action if action and n == of else ''}")
+            say(f"{where}: {n:,} of {of:,} {things} {fails}{'. ' + action if action and n == of else ''}")
 
     if config.objective != "closed_book":
         _passages_cut(config, parts.corpus, parts)
@@ -40,17 +41,17 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
         if positives and config.objective != "closed_book":
             n = sum(parts.corpus.row_of(one) is None for one in positives)
             action = "Compare the ids of the two files; without positive_ids recall counts passages with an answer."
-            count("positive ids|are in the corpus", n, len(positives), where, action=action)
+            words = ("positive ids", "are in the corpus", "are not in the corpus")
+            count(where, n, len(positives), *words, action)
         if config.evaluate.task == "labels":
-            labels = {label.casefold() for label in labels_of(config.evaluate.labels)}
-            n = sum(not labels & {answer.strip().casefold() for answer in example.answers} for example in some)
-            count("questions|have one of evaluate.labels as an answer", n, len(some), where)
+            labels, has = labels_of(config.evaluate.labels), "have one of evaluate.labels as an answer"
+            n = sum(not any(is_label(label, example.answers) for label in labels) for example in some)
+            count(where, n, len(some), "questions", has, f"do not {has}")
         elif config.objective != "dpr" and not config.evaluate.regex_answers:
             n = _unwritable(parts.generator_tokenizer, some)
             action = "Exact match can only be 0: use a generator whose tokenizer knows these signs."
-            count(
-                "questions|have an answer that the generator's tokenizer can write", n, len(some), where, action=action
-            )
+            has = "have an answer that the generator's tokenizer can write"
+            count(where, n, len(some), "questions", has, f"do not {has}", action)
         if config.objective not in ("closed_book", "dpr"):
             n, of = _answers_cut(config, parts, some)
             if n:
@@ -76,13 +77,6 @@ def check_bm25(index: BM25Index, questions: dict[str, QuestionFile]) -> None:
             )
         if n:
             say(f"data.{split}: BM25 finds no passage for {n:,} of {len(some):,} questions")
-
-
-def _not(what: str) -> str:
-    """'positive ids|are in the corpus' -> 'positive ids are not ...', as the rest of a sentence."""
-    things, holds = what.split("|")
-    verb, _, rest = holds.partition(" ")
-    return f"{things} {verb} not {rest}" if verb == "are" else f"{things} do not {verb} {rest}"
 
 
 def _spread(file: QuestionFile, n: int) -> list[Example]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from openbook.config.checks import has_index, value_of
+from openbook.config.checks import encoder_keys, generator_keys, has_index, value_of
 from openbook.config.data import BUILT_IN, EMBEDDED
 from openbook.config.retrieval import IN_PLACE
 from openbook.config.schema import Config
@@ -26,8 +26,7 @@ WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 def check(config: Config) -> None:
     """Files, weights, devices, lengths and the factory string; no model is loaded. One error lists all problems."""
-    encoders = ["retriever.question_encoder", "retriever.passage_encoder"] if has_index(config) else []
-    generator = ["generator.model"] if config.objective != "dpr" else []
+    encoders, generator = encoder_keys(config), generator_keys(config)
     files = FILES + (WARMUP_FILES if config.warmup.steps else [])
     _attempt(
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),

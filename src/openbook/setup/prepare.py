@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning as L
@@ -103,6 +103,7 @@ class Prepared:
         """Whether the retriever is the configuration's two encoders with an index that needs refreshing."""
         return has_index(self.config) and self.own.retriever is None
 
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
         """{split: sha256} of the corpus and of the files of questions that there are: what summary.json says of its
         data, and what a resumed run must find again."""
@@ -116,8 +117,8 @@ class Prepared:
         planning, with stand-ins that cost as much in a step and nothing to make."""
         config, parts = self.config, self.parts
         if config.objective == "dpr":
-            made = partial(setup_models.training_passages, config, parts, None if planning else self.questions)
-            passages = made() if training else None
+            questions = None if planning else self.questions
+            passages = setup_models.training_passages(config, parts, questions) if training else None
             return setup_models.dpr_module(config, parts, passages)
         reader = setup_models.reader(config, self.on, self.autocast) if training and not planning else None
         own = self.own.retriever_over(parts.corpus)

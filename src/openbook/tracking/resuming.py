@@ -1,6 +1,6 @@
 """What a resumed run may change, and what must be as it was for its place in the stream to mean anything."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from openbook.config.load import flat
@@ -18,6 +18,11 @@ CHANGEABLE = (
 )
 # Ranks times questions per rank is what trains: 2 ranks of 8 questions go on as one of 16.
 PER_STEP = ("trainer.batch_size", "trainer.devices", "trainer.nodes")
+
+
+def among(key: str, names: Iterable[str]) -> bool:
+    """Whether a key is one of these, or in one of the sections among them, which end with a dot."""
+    return any(key == other or (other.endswith(".") and key.startswith(other)) for other in names)
 
 
 def changed_keys(then: Config, now: Config) -> dict[str, tuple[Any, Any]]:
@@ -43,7 +48,7 @@ def check_keys(then: Config, now: Config, recorded: Mapping[str, str]) -> dict[s
                 action=_advice(key),
             )
             for key, (before, value) in changed.items()
-            if not _changeable(key)
+            if not among(key, CHANGEABLE)
             and not (key in PER_STEP and same_batch)
             and not (key.startswith("data.") and key.removeprefix("data.") in recorded)
         ]
@@ -67,10 +72,6 @@ def check_data(recorded: Mapping[str, str], now: Mapping[str, str]) -> None:
             if now.get(split) != fingerprint
         ]
     )
-
-
-def _changeable(key: str) -> bool:
-    return any(key == other or (other.endswith(".") and key.startswith(other)) for other in CHANGEABLE)
 
 
 def _advice(key: str) -> str:

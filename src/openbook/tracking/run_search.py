@@ -14,6 +14,7 @@ from openbook.config.load import flat, load_resolved
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT
+from openbook.tracking.resuming import among
 from openbook.tracking.run_folder import read_json
 from openbook.utils.atomic import write_json
 from openbook.utils.json_lines import lines_of
@@ -35,7 +36,7 @@ RECENT = 600.0
 
 def without_effect(key: str) -> bool:
     """Whether a configuration key has no influence on the metrics."""
-    return any(key == other or (other.endswith(".") and key.startswith(other)) for other in WITHOUT_EFFECT)
+    return among(key, WITHOUT_EFFECT)
 
 
 def identity_of(config: Config) -> dict[str, Any]:

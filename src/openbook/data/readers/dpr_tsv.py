@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from openbook.data.readers.checked_lines import BadLineError, decoded, read_lines
+from openbook.data.readers.checked_lines import MAX_LINE_BYTES, BadLineError, decoded, read_lines
 from openbook.errors import OpenBookError
 
 HEADER = ["id", "text", "title"]
@@ -74,7 +74,7 @@ def _quoted_rows(path: Path) -> Iterator[tuple[int, list[str] | BadLineError]]:
         try:
             pieces = decoded(raw).split("\t")
             length += len(raw)
-            if open_field and length > 1_000_000:
+            if open_field and length > MAX_LINE_BYTES:
                 raise BadLineError("a quotation mark is never closed", got=f"on line {opened_on}", expected="its end")
             for place, piece in enumerate(pieces):
                 field = f"{open_field}{chr(10) if place == 0 else chr(9)}{piece}" if open_field else piece
