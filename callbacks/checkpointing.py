@@ -18,8 +18,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 class Checkpointing(L.Callback):
     """Writes `last.ckpt` every N optimizer steps, when training ends, and on SIGINT, SIGTERM or SIGUSR1, which end
-    training in order after the optimizer step under way; and `best.ckpt` after each validation whose `monitor` is
-    higher than ever before. With patience, training ends after so many validations in a row without a new best.
+    training in order after the optimizer step under way; and `best.ckpt` after each validation whose `monitor` (a sum
+    of metrics where it names several, joined by +) is higher than ever before. With patience, training ends after so
+    many validations in a row without a new best. Before the first step there is a validation too: what training is to
+    improve on may itself be the best.
 
     Curves are written before the checkpoint, the row of its step included, and a validation that is due at its step is
     waited for, or where a signal does not leave the time, made good when the run is resumed: a run that was killed and
@@ -37,7 +39,7 @@ class Checkpointing(L.Callback):
         self.every = every
         self.monitor, self.patience, self.validate_every = monitor, patience, validate_every
         self.received: int | None = None
-        self.validated = 0  # the step of the last validation
+        self.validated = -1  # the step of the last validation
         self.best: float | None = None
         self.best_step = self.since_best = 0
         self._saved = self._seen = 0
@@ -53,9 +55,14 @@ class Checkpointing(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = self._seen = trainer.global_step
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        if trainer.global_step and self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
+        if self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
+            epoch_loop = trainer.fit_loop.epoch_loop
             trainer.validating = True
-            trainer.fit_loop.epoch_loop.val_loop.run()
+            if not trainer.global_step:  # of no step, and not of the first, for which Lightning would log it
+                epoch_loop._batches_that_stepped -= 1
+            epoch_loop.val_loop.run()
+            if not trainer.global_step:
+                epoch_loop._batches_that_stepped += 1
             trainer.training = True
 
     def on_train_batch_end(
@@ -79,7 +86,8 @@ class Checkpointing(L.Callback):
         if trainer.state.fn != "fit":
             return
         self.validated = trainer.global_step
-        value = pl_module.summary.get(self.monitor)  # type: ignore[union-attr, operator]
+        values = [pl_module.summary.get(name) for name in self.monitor.split("+")]  # type: ignore[union-attr, operator]
+        value = None if None in values else sum(values)
         improved = value is not None and (self.best is None or value > self.best)
         if improved:
             self.best, self.best_step, self.since_best = value, trainer.global_step, 0

@@ -68,7 +68,9 @@ class SmallSystem:
             "optim.lr_question_encoder=0.01",
             "optim.lr_passage_encoder=0.01",
             "retriever.temperature=1",
+            "retriever.teacher=generator",
             "optim.warmup_steps=0",
+            "evaluate.checkpoint=last",
             *more,
         ]
 

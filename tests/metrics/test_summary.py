@@ -57,8 +57,10 @@ def test_summarize_by_hand() -> None:
         "recall_at_1": 0.5,
         "recall_at_5": 1.0,
         "recall_at_20": 1.0,
+        "mrr": pytest.approx((1 + 1 / 3) / 2),
         "n_questions": 2,
     }
+    assert summary["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 7) / 5)  # beyond the 20th there is no rank
     assert summary["by_phrasing"]["new"]["recall_at_20"] == pytest.approx(2 / 3)
     assert json.loads(json.dumps(summary)) == summary
 
@@ -141,11 +143,10 @@ def test_passages_and_utility_by_hand() -> None:
     summary = summarize(records)
     assert [summary[f"answer_recall_at_{k}"] for k in (1, 5, 20)] == [1 / 4, 2 / 4, 3 / 4]
     assert [summary[f"gold_recall_at_{k}"] for k in (1, 5, 20)] == [0.0, 2 / 3, 2 / 3]
-    assert summary["mrr"] == pytest.approx((1 / 2 + 1 / 5 + 0) / 3)
     assert summary["utility"] == pytest.approx((3 - 1 + 0) / 3)
     assert summary["utility_positive"] == pytest.approx(1 / 3)
     assert summary["recall_at_20"] == 0.0
-    late = {"answer_recall_at_1", "gold_recall_at_1", "mrr", "utility", "utility_positive", "rouge_l", "label_accuracy"}
+    late = {"answer_recall_at_1", "gold_recall_at_1", "utility", "utility_positive", "rouge_l", "label_accuracy"}
     assert not late & set(summarize([plain(1)])) and "intervals" not in summary
     assert late & set(summarize([plain(1), plain(2, answer_hits=no)])) == {"answer_recall_at_1"}
 

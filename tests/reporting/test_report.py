@@ -203,7 +203,8 @@ def test_missing_columns_are_named(run_folder: Path) -> None:
     (run_folder / "metrics.csv").write_text("epoch,step,train/nll\n0,1,2.5\n0,2,nan\n0,3,2.0\n")
     _, page = page_of(run_folder)
     assert "metrics.csv has no train/staleness." in page.text
-    assert "metrics.csv has no validation/recall_at_5 or validation/recall_at_1 or validation/exact_match." in page.text
+    columns = ("recall_at_5", "recall_at_1", "exact_match", "f1")
+    assert f"metrics.csv has no {' or '.join(f'validation/{name}' for name in columns)}." in page.text
     assert "metrics.csv has no refresh: the index was built once and never refreshed." in page.text
     assert "nats per question" in page.text, "the loss per question stands in for the loss per token"
 

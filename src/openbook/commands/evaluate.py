@@ -69,7 +69,7 @@ def load_trained(
     """The run's models with the weights of its last or best checkpoint, and what builds their index, which is not built
     yet."""
     own.check(config, run.read_summary() or None, needed=("retriever",))
-    path = run.best if config.evaluate.checkpoint == "best" else run.last
+    path = run.weights(config)
     content = read_checkpoint(path)
     say(f"weights of step {content['global_step']}, {path.name}")
     prepared = prepare(config, stage, own)

@@ -8,19 +8,24 @@ from typing import Any
 import lightning as L
 
 from openbook.callbacks import Checkpointing, IndexRefresh
+from openbook.config.schema import Config
+from openbook.metrics.paired import improvements, per_question
 from openbook.reporting.report import results_table, write_report
+from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
 from openbook.tracking.checkpoint import read_checkpoint
-from openbook.tracking.run_folder import RunFolder
+from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
 from openbook.utils.distributed import from_rank_zero
 
-WARMED_UP = (
-    "Before joint training the small reader was warmed up for {steps} steps on gold passages of training questions; "
-    "joint training itself saw no gold passage."
+WARMED_UP = "Before joint training the small reader was warmed up for {steps} steps on {what}."
+NO_GOLD = "Joint training itself saw no gold passage."
+TAUGHT = (
+    "In joint training the encoders also learned from passages that the training questions name as positive, or that "
+    "BM25 found with an answer in them."
 )
 GOLD_PASSAGES = "The encoders were trained on gold passages of training questions; no generator took part."
 STARTED_FROM = "The encoders started from the run {run}."
@@ -64,6 +69,7 @@ class Stages:
     checkpointing: Checkpointing
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
+    improved: dict[str, Any] = field(default_factory=dict)
     tested_step: int | None = None
 
     def __call__(self, resumed: bool) -> Path:
@@ -72,6 +78,8 @@ class Stages:
             self.before = run.read_summary().get("before_training", {})
         elif config.data.test and config.evaluate.before_training:
             self.before = self._test("test split before training")
+            if trainer.is_global_zero:
+                write_json(run.before, per_question(self.module.predictions))
         self._write_summary("running")
 
         trainer.fit(self.module, self.prepared.questions, ckpt_path=run.last if resumed else None, weights_only=True)
@@ -88,6 +96,8 @@ class Stages:
             self.after = self._test("test split after training")
             if trainer.is_global_zero:
                 run.write_predictions(run.path, [prediction.to_json() for prediction in self.module.predictions])
+                after, resamples = per_question(self.module.predictions), config.evaluate.bootstrap
+                self.improved = improvements(read_json(run.before), after, resamples, config.seed)
         self._write_summary("finished")
         if trainer.is_global_zero:
             _close(run)
@@ -112,9 +122,12 @@ class Stages:
         if not self.trainer.is_global_zero:
             return
         config, own = self.prepared.config, self.prepared.own.names
+        teacher = getattr(self.module, "teacher", None)
         start, best = config.retriever.start_from, self.checkpointing
         told = {
-            WARMED_UP.format(steps=config.warmup.steps): config.warmup.steps > 0,
+            WARMED_UP.format(steps=config.warmup.steps, what=_read_first(config)): config.warmup.steps > 0,
+            NO_GOLD: config.warmup.steps > 0 and teacher is None,
+            TAUGHT: teacher is not None,
             GOLD_PASSAGES: config.objective == "dpr",
             STARTED_FROM.format(run=start): start and self.prepared.is_dense,
             HELD_OUT_APART: "held_out" in self.after.get("by_phrasing", {}),
@@ -130,11 +143,21 @@ class Stages:
             "seconds": self.clock.rounded(),
             "test": self.after,
             "before_training": self.before,
+            "improved": self.improved,
+            "questions": {split: len(file) for split, file in self.prepared.questions.questions.items()},
+            "agreement": None if teacher is None else teacher.agreement,
             "data": self.prepared.fingerprints,
             "index": self.module.retriever.index_facts(),
             "disclosures": [text for text, holds in told.items() if holds],
         }
         write_json(self.run.summary, summary | ({"own_parts": own} if own else {}))
+
+
+def _read_first(config: Config) -> str:
+    """What the warm-up read."""
+    spans = config.warmup.spans
+    kinds = [f"gold passages of training questions{f' ({1 - spans:.0%})' if spans else ''}"] if spans < 1 else []
+    return " and ".join(kinds + ([f"masked spans of the corpus ({spans:.0%})"] if spans else []))
 
 
 def _close(run: RunFolder) -> None:
@@ -153,3 +176,5 @@ def _close(run: RunFolder) -> None:
     ):
         if path.exists():
             say(f"{label:>12}  {path}")
+    if told := verdict(summary):
+        say(told)

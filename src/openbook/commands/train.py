@@ -67,6 +67,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
 def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -> Path:
     clock = Clock()
     prepared = prepare(config, own=own)  # the last of the checks: from here on the run folder is filled
+    config = prepared.config
     if resumed:
         check_data(run.read_summary().get("data", {}), prepared.fingerprints)
     elif rank_from_environment() == 0:

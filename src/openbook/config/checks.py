@@ -13,29 +13,37 @@ from openbook.config.combinations import (
     objective_checks,
     refresh_checks,
 )
-from openbook.config.data import BUILT_IN
+from openbook.config.data import BUILT_IN, SPANS
 from openbook.config.models import MINILM
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.config.schema import Config
+from openbook.config.training import AUTO
 from openbook.errors import OpenBookError
 
 POSITIVE = """
-    data.factbook.passage_words data.factbook.field_words data.max_question_tokens data.max_passage_tokens
-    data.max_context_tokens data.max_target_tokens retriever.temperature retriever.n_docs index.nprobe
+    data.factbook.passage_words data.factbook.field_words data.max_question_tokens
+    data.max_target_tokens retriever.n_docs index.nprobe
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
-    optim.lr trainer.max_steps trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
-    trainer.validate_every trainer.checkpoint_every trainer.log_every evaluate.batch_size
-    decode.beams decode.n_best dpr.depth distill_temperature
+    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
+    trainer.log_every evaluate.batch_size
+    decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
-    retriever.tokens_per_backward
-    data.factbook.field_parts data.workers warmup.steps
-    optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay optim.warmup_steps
-    optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions evaluate.test_questions
-    evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives dpr.index_negatives
+    retriever.tokens_per_backward data.max_passage_tokens data.max_context_tokens retriever.temperature optim.lr
+    trainer.max_steps trainer.max_epochs trainer.validate_every trainer.checkpoint_every data.factbook.field_parts
+    data.workers optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay
+    optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
+    evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
+    dpr.index_negatives
 """.split()
-FRACTIONS = ("refresh.share", "retriever.dropout", "generator.dropout", "generator.label_smoothing", "optim.final_lr")
+FRACTIONS = (
+    "refresh.share",
+    "retriever.dropout",
+    "generator.dropout",
+    "generator.label_smoothing",
+    "optim.final_lr",
+)
 
 
 LARGEST = 2**40  # of any number: beyond it what is counted, allocated or multiplied with it fails far from here
@@ -81,7 +89,11 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     ranges = (
         (numbers, lambda value: -LARGEST <= value <= LARGEST, f"a number, at most {LARGEST:,}"),
         (["seed"], lambda value: value < 2**32, "less than 4,294,967,296"),
-        (["retriever.temperature", "distill_temperature"], lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6"),
+        (["retriever.temperature"], lambda value: value == 0 or 1e-6 <= value <= 1e6, "0, or from 1e-6 to 1e6"),
+        (["distill_temperature"], lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6"),
+        (["warmup.steps"], lambda value: value >= -1, "0 or more, or -1"),
+        (["data.spans.share"], lambda value: 0 <= value < 1, "from 0 to below 1; data.train=spans for spans alone"),
+        (["warmup.spans"], lambda value: 0 <= value <= 1 or value == -1, "a share from 0 to 1, or -1"),
         (POSITIVE, lambda value: value > 0, "more than 0"),
         (NOT_NEGATIVE, lambda value: value >= 0, "0 or more"),
         (FRACTIONS, lambda value: 0 <= value <= 1, "a share from 0 to 1"),
@@ -96,7 +108,8 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     )
     refresh = config.refresh
     try:
-        schedule = RefreshSchedule.read(refresh.every, refresh.min_overlap, refresh.floor, refresh.ceiling)
+        every = "30" if refresh.every == AUTO else refresh.every
+        schedule = RefreshSchedule.read(every, refresh.min_overlap, refresh.floor, refresh.ceiling)
         problems += _failures(config, refresh_checks(config, schedule))
     except OpenBookError as problem:
         problems.append(problem)
@@ -108,7 +121,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         checks += bm25_checks(config)
     if config.objective == "dpr":
         checks += dpr_checks(config)
-    foreign = config.warmup.steps and config.generator.model != MINILM
+    foreign = config.warmup.steps > 0 and config.generator.model != MINILM
     checks.append(
         Check(foreign, "the warm-up is for the small reader", "warmup.steps", "0 with a generator of your own")
     )
@@ -132,7 +145,7 @@ def _failures(config: Config, checks: Iterable[Check]) -> list[OpenBookError]:
 def _source_checks(config: Config) -> list[Check]:
     """Embedded passages or questions beside files."""
     data = config.data
-    if not any(getattr(data, key) not in (*names, "") for key, names in BUILT_IN.items()):
+    if not any(getattr(data, key) not in (*names, "") for key, names in BUILT_IN.items()):  # no file among them
         return []
     return [
         Check(
@@ -144,7 +157,7 @@ def _source_checks(config: Config) -> list[Check]:
         ),
         *(
             Check(
-                getattr(data, key) in BUILT_IN[key],
+                getattr(data, key) in BUILT_IN[key] and getattr(data, key) != SPANS,
                 "embedded questions over a corpus of your own",
                 f"data.{key}",
                 "a file of questions",
@@ -161,7 +174,7 @@ def _model_checks(config: Config) -> list[Check]:
     return [
         Check(not data.train, "no training questions", "data.train", "a file of questions or 'factbook'"),
         Check(
-            data.max_context_tokens < data.max_question_tokens + 8,
+            0 < data.max_context_tokens < data.max_question_tokens + 8,
             "contexts would hold no passage",
             "data.max_context_tokens",
             f"at least data.max_question_tokens + 8 = {data.max_question_tokens + 8}",

@@ -28,7 +28,7 @@ def dpr_checks(config: Config) -> list[Check]:
     most = dpr.bm25_negatives + dpr.index_negatives
     return [
         Check(
-            config.warmup.steps,
+            config.warmup.steps > 0,
             "the retriever's warm-up has no reader to warm up",
             "warmup.steps",
             "0 with objective=dpr",
@@ -63,16 +63,15 @@ def dpr_checks(config: Config) -> list[Check]:
 
 
 def monitored(config: Config) -> str:
-    """The validation metric that the best checkpoint is chosen by; empty where there is none."""
-    if not config.data.validation:
-        return ""
-    auto = "recall_at_1" if config.objective == "dpr" else "exact_match"
-    return auto if config.trainer.monitor == "auto" else config.trainer.monitor
+    """The validation metric that the best checkpoint is chosen by, several joined by +; empty where there is none."""
+    if not config.data.validation or config.trainer.monitor != "auto":
+        return config.trainer.monitor if config.data.validation else ""
+    return {"dpr": "mrr", "closed_book": "f1"}.get(config.objective, "f1+mrr")
 
 
 def checkpoint_checks(config: Config) -> list[Check]:
     evaluate, monitor = config.evaluate, monitored(config)
-    measured = [name for name in WATCHED if name.startswith("recall") or config.objective != "dpr"]
+    measured = [name for name in WATCHED if name.startswith("recall") or name == "mrr" or config.objective != "dpr"]
     for name, holds in (
         ("utility", evaluate.utility),
         ("rouge_l", evaluate.task == "generation"),
@@ -83,10 +82,10 @@ def checkpoint_checks(config: Config) -> list[Check]:
     best = evaluate.checkpoint == "best"
     return [
         Check(
-            monitor and monitor not in measured,
+            monitor and not set(monitor.split("+")) <= set(measured),
             "no validation of this configuration measures it",
             "trainer.monitor",
-            f"one of {', '.join(measured)}",
+            f"one of {', '.join(measured)}, or several joined by +",
         ),
         Check(
             config.trainer.patience and not monitor,

@@ -12,13 +12,26 @@ EMBEDDED = "factbook"
 CHANGED, ORIGINAL_FACTS = "factbook_changed", "factbook_original_facts"
 
 
+# Questions made of the corpus alone: masked spans of its sentences (openbook.data.spans).
+SPANS = "spans"
+
 # What the keys of `data` take that is no file.
 BUILT_IN = {
     "corpus": (EMBEDDED, CHANGED),
-    "train": (EMBEDDED,),
-    "validation": (EMBEDDED,),
-    "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS),
+    "train": (EMBEDDED, SPANS),
+    "validation": (EMBEDDED, SPANS),
+    "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS, SPANS),
 }
+
+
+@dataclass(frozen=True)
+class SpansConfig:
+    """Questions made of the corpus alone: a name, a date or a number of a sentence is masked and asked for."""
+
+    share: float = unit(0.0, "share of masked spans among the training questions, beside those of data.train; below 1")
+    per_passage: int = unit(4, "masked spans of one passage at most")
+    most: int = unit(200_000, "masked spans of the whole corpus at most, drawn evenly")
+    language: str = unit("en", "language of the corpus (ISO 639-1), which decides where sentences end")
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,8 @@ class DataConfig:
     )
     train: str = unit(
         EMBEDDED,
-        "file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing)",
+        "file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing); 'spans': masked "
+        "spans of the corpus, of which validation and test have their own",
     )
     validation: str = unit(EMBEDDED, "file of questions evaluated during training; empty: none")
     test: str = unit(
@@ -51,12 +65,17 @@ class DataConfig:
         "'factbook_original_facts': the facts that the other edition changes, with its answers or the book's",
     )
     factbook: FactbookConfig = field(default_factory=FactbookConfig)
+    spans: SpansConfig = field(default_factory=SpansConfig)
     cache: str = unit(".cache/openbook", "cache folder: texts, token ids, warmed-up small readers, passage vectors")
     max_question_tokens: int = unit(64, "tokens; longer questions are an error")
-    max_passage_tokens: int = unit(128, "tokens of a passage as the passage encoder reads it, special tokens included")
+    max_passage_tokens: int = unit(
+        0,
+        "tokens of a passage as the passage encoder reads it, special tokens included; 0: as 99 % of the passages need",
+    )
     max_context_tokens: int = unit(
-        192,
-        "tokens of question + passage as the generator reads them; passages are truncated, questions never",
+        0,
+        "tokens of question + passage as the generator reads them; passages are truncated, questions never; 0: as 99 % "
+        "of the passages need beside a question",
     )
     max_target_tokens: int = unit(24, "tokens of an answer, end-of-sequence included")
     strict_targets: bool = unit(

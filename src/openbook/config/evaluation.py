@@ -26,15 +26,18 @@ class DecodeConfig:
 
 
 # What a validation measures that can be drawn as a curve and can tell the best checkpoint; higher is better.
-WATCHED = ("exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "utility", "rouge_l", "label_accuracy")
+WATCHED = (
+    *("exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "mrr", "utility", "rouge_l"),
+    "label_accuracy",
+)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    checkpoint: Literal["last", "best"] = unit(
-        "last",
+    checkpoint: Literal["auto", "last", "best"] = unit(
+        "auto",
         "the weights that `evaluate`, `hot-swap` and the test after training use: of the last step, or of the best "
-        "validation (trainer.monitor)",
+        "validation (trainer.monitor), the one before training among them; auto: best where there is one",
     )
     batch_size: int = unit(16, "questions per forward pass")
     task: Literal["qa", "generation", "labels"] = unit(

@@ -12,10 +12,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openbook.config.checks import problems_of
+from openbook.config.data import BUILT_IN, DataConfig
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
 
 EXPERIMENTS = Path("experiments")
+
+# The section of an experiment's file that counts for the embedded data alone.
+FOR_EMBEDDED = "embedded"
 
 
 def load_experiment(
@@ -24,12 +28,17 @@ def load_experiment(
     """The configuration of an experiment: schema defaults <- what it extends <- its own file <- overrides.
 
     experiment is a name in `folder`, one that comes with the package, or the path of a YAML file. Overrides read
-    `key.sub=value`; the schema's type decides how the text is read (`run.name=0123` stays text). Raises one
-    OpenBookError that lists every problem.
+    `key.sub=value`; the schema's type decides how the text is read (`run.name=0123` stays text). What a file lists
+    under `embedded` counts for the embedded corpus alone. Raises one OpenBookError that lists every problem.
     """
     path = _path_of(experiment, folder)
+    chain = list(_chain(path))
     leaves = [("experiment", path.stem, path.name)]
-    leaves += [(key, value, f"{origin}: {key}") for origin, file in _chain(path) for key, value in _leaves(file)]
+    if _embedded(chain, overrides):
+        chain = [part for origin, file in chain for part in ((origin, file), (origin, file.get(FOR_EMBEDDED, {})))]
+    for origin, file in chain:
+        plain = {key: value for key, value in file.items() if key != FOR_EMBEDDED}
+        leaves += [(key, value, f"{origin}: {key}") for key, value in _leaves(plain)]
     problems: list[OpenBookError] = []
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -75,6 +84,18 @@ def described_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[st
 def keys_of() -> Iterator[str]:
     """Every dotted key the schema knows."""
     return (key for key, *_ in described_keys())
+
+
+def _embedded(chain: Sequence[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> bool:
+    """Whether the corpus is embedded, as far as files and overrides name one."""
+    corpus = DataConfig.corpus
+    for origin, file in chain:
+        data = file.get("data", {})
+        corpus = data.get("corpus", corpus) if isinstance(data, Mapping) else corpus
+        if not isinstance(file.get(FOR_EMBEDDED, {}), Mapping):
+            raise OpenBookError("not a mapping of keys to values", where=f"{origin}: {FOR_EMBEDDED}")
+    given = [text for key, _, text in (override.partition("=") for override in overrides) if key == "data.corpus"]
+    return (given or [corpus])[-1] in BUILT_IN["corpus"]
 
 
 def _known(folder: Path) -> dict[str, Path]:
@@ -155,7 +176,8 @@ def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
 def _checked(leaves: list[tuple[str, Any, str]], problems: list[OpenBookError], training: bool) -> Config:
     known = list(keys_of())
     merged = OmegaConf.structured(Config)
-    for section in [merged, *(merged[key] for key in merged if OmegaConf.is_config(merged[key])), merged.data.factbook]:
+    sections = [merged, *(merged[key] for key in merged if OmegaConf.is_config(merged[key]))]
+    for section in [*sections, merged.data.factbook, merged.data.spans]:
         OmegaConf.set_readonly(section, False)  # frozen is for the result, not while it is put together
     texts: dict[str, str] = {}
     for key, value, where in leaves:

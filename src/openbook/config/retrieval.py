@@ -29,7 +29,9 @@ class RetrieverConfig:
     tied: bool = unit(False, "share one encoder for questions and passages")
     pooling: Literal["mean", "cls"] = unit("mean", "how token states become one embedding")
     normalize: bool = unit(True, "true: cosine scores; false: plain inner product (DPR)")
-    temperature: float = unit(0.05, "doc_scores = inner product / temperature")
+    temperature: float = unit(
+        0.0, "doc_scores = inner product / temperature; 0: 0.05 for cosine scores, 1 for BM25 and plain inner products"
+    )
     n_docs: int = unit(4, "passages marginalised per question in training")
     rerank: int = unit(
         0,
@@ -39,6 +41,12 @@ class RetrieverConfig:
     on_collapse: Literal["warn", "stop"] = unit(
         "warn",
         "what to do when every question retrieves the same few passages",
+    )
+    teacher: Literal["auto", "generator", "both"] = unit(
+        "auto",
+        "what the encoders learn from: generator: the marginal likelihood alone (the paper); both: positive passages "
+        "too, named by the questions or found by BM25, and the generator as far as it agrees with them; auto: both for "
+        "data of your own, generator for embedded data",
     )
     train_question_encoder: bool = unit(True, "train the question encoder")
     train_passage_encoder: bool = unit(
@@ -75,8 +83,9 @@ class IndexConfig:
 @dataclass(frozen=True)
 class RefreshConfig:
     every: str = unit(
-        "30",
-        "optimizer steps between refreshes, or spans like 0-1000:100,1000-:500, or `staleness`; 0: never refreshed",
+        "auto",
+        "optimizer steps between refreshes, or spans like 0-1000:100,1000-:500, or `staleness`; 0: never refreshed; "
+        "auto: from what a refresh costs",
     )
     mode: RefreshMode = unit(
         "blocking",

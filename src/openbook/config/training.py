@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from openbook.config.data import EMBEDDED
 from openbook.config.unit import unit
 
 
@@ -23,24 +22,37 @@ class DprConfig:
     )
 
 
+# The value of warmup.passages, … that stands for the run's own; for embedded data it is the embedded book.
+AUTO = "auto"
+
+
 @dataclass(frozen=True)
 class WarmupConfig:
-    """The reader's warm-up: the generator alone on gold passages of the training split, before joint training."""
+    """The reader's warm-up: the generator alone learns to read, from passages that are known or likely to hold the
+    answer and from masked spans of the corpus, before joint training."""
 
-    steps: int = unit(0, "optimizer steps; 0: no warm-up")
+    steps: int = unit(-1, "optimizer steps; 0: no warm-up; -1: from the data and the generator")
     batch_size: int = unit(32, "questions per step")
     lr: float = unit(5.0e-4, "peak learning rate of MiniLM's layers; the small reader's new parts use twice as much")
-    passages: str = unit(EMBEDDED, "passages for the warm-up, independent of data.corpus")
-    questions: str = unit(EMBEDDED, "questions with positive_ids among those passages")
-    held_out: str = unit(EMBEDDED, "questions on which the warmed-up small reader is evaluated; empty: none")
+    spans: float = unit(
+        -1.0, "share of the warm-up's questions that are masked spans of its passages (data.spans); -1: from the data"
+    )
+    passages: str = unit(AUTO, "passages for the warm-up; auto: data.corpus, for embedded data always the book")
+    questions: str = unit(
+        AUTO,
+        "questions with positive_ids among those passages, or with answers that BM25 finds in them; auto: data.train",
+    )
+    held_out: str = unit(
+        AUTO, "questions on which the warmed-up small reader is evaluated; auto: data.validation; empty: none"
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    lr: float = unit(1.0e-4, "peak learning rate of every part without its own")
+    lr: float = unit(0.0, "peak learning rate of every part without its own; 0: from the data")
     lr_question_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
     lr_passage_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
-    lr_generator: float = unit(0.0, "peak learning rate; 0: optim.lr")
+    lr_generator: float = unit(0.0, "peak learning rate; 0: from the generator where optim.lr is, else optim.lr")
     weight_decay: float = unit(0.01, "AdamW's, not applied to biases and normalisation")
     warmup_steps: int = unit(10, "optimizer steps of linear warm-up to the peak")
     final_lr: float = unit(0.1, "share of the peak learning rate at the last step; linear decay")
@@ -49,7 +61,8 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    max_steps: int = unit(100, "optimizer steps")
+    max_steps: int = unit(0, "optimizer steps; 0: from the data")
+    max_epochs: float = unit(0.0, "passes over the training questions, instead of trainer.max_steps; 0: that counts")
     batch_size: int = unit(16, "questions per rank and forward pass")
     accumulate: int = unit(1, "forward passes per optimizer step")
     reduction: Literal["question", "token"] = unit(
@@ -72,13 +85,14 @@ class TrainerConfig:
         "activation checkpointing in generator and encoders: the same gradients up to rounding, less memory, "
         "about a third more time",
     )
-    validate_every: int = unit(25, "optimizer steps between validations")
+    validate_every: int = unit(0, "optimizer steps between validations; 0: half of the steps between refreshes")
     monitor: str = unit(
         "auto",
-        "validation metric whose highest value best.ckpt keeps; auto: exact_match, for dpr recall_at_1; empty: none",
+        "validation metric whose highest value best.ckpt keeps; several joined by + are added; auto: f1+mrr, of what "
+        "the run has of the two; empty: none",
     )
     patience: int = unit(0, "validations in a row without a new best after which training ends; 0: never")
-    checkpoint_every: int = unit(25, "optimizer steps between checkpoints")
+    checkpoint_every: int = unit(0, "optimizer steps between checkpoints; 0: as between refreshes")
     log_every: int = unit(1, "optimizer steps between rows of metrics.csv")
 
     @property

@@ -19,7 +19,8 @@ Task = Literal["qa", "generation", "labels"]  # What is measured of the answer b
 def summarize(
     records: Sequence[Prediction], task: Task = "qa", resamples: int = 0, seed: int = 0, labels: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """exact_match, f1, recall_at_1/5/20 (fractions) and n_questions, overall and per group; below what else there is.
+    """exact_match, f1, recall_at_1/5/20 (fractions), mrr (mean of 1 / rank of the first relevant passage) and
+    n_questions, overall and per group; below what else there is.
 
     Questions whose phrasing is HELD_OUT (worded as no training question was) are reported apart: they count only under
     `by_phrasing`, unless there are no others. The groups stand under `by_relation` and `by_phrasing`, each a dict from
@@ -27,7 +28,7 @@ def summarize(
 
     A key below is left out where no question has it measured, and is a mean over those that have:
     answer_recall_at_1/5/20  share of questions with an answer in the first k passages (DPR's top-k accuracy)
-    gold_recall_at_1/5/20    share with a known positive passage among the first k; mrr: mean of 1 / rank of the first
+    gold_recall_at_1/5/20    share with a known positive passage among the first k
     utility                  gold_logprob - closed_book_logprob (finite), mean in nats; utility_positive: share above 0
     task="generation"        rouge_l, bleu_1 (over all questions together), q_bleu_1, distinct_1/2/3
     task="labels"            label_accuracy, and label_accuracy_2way: over questions of the first two `labels`, decided
@@ -45,7 +46,7 @@ def summarize(
     if isinstance(labels, str):
         raise OpenBookError("the labels are one text", got=repr(labels), expected="a list of texts, one per label")
     statistics = _statistics(records, task, labels)
-    counted = [row for row, record in enumerate(records) if record.phrasing != HELD_OUT] or list(range(len(records)))
+    counted = _counted(records)
 
     def rates(rows: list[int]) -> dict[str, float | int]:
         values = {name: statistic.of(rows) for name, statistic in statistics.items()}
@@ -66,6 +67,15 @@ def summarize(
     return summary
 
 
+def headline(records: Sequence[Prediction]) -> list[Prediction]:
+    """The questions that the overall metrics count: those of HELD_OUT phrasing only where there are no others."""
+    return [records[row] for row in _counted(records)]
+
+
+def _counted(records: Sequence[Prediction]) -> list[int]:
+    return [row for row, record in enumerate(records) if record.phrasing != HELD_OUT] or list(range(len(records)))
+
+
 def _statistics(records: Sequence[Prediction], task: Task, labels: Sequence[str]) -> dict[str, Statistic]:
     known: dict[str, Statistic] = {
         "exact_match": mean_of([record.exact_match for record in records]),
@@ -77,7 +87,7 @@ def _statistics(records: Sequence[Prediction], task: Task, labels: Sequence[str]
     }
     gold = [first_hit(record.gold_hits) if record.gold_hits else None for record in records]
     known |= _recalls("gold_recall", gold)
-    known["mrr"] = mean_of([None if rank is None else 1 / rank for rank in gold])
+    known["mrr"] = mean_of([1 / first_hit(record.hits) for record in records])
     utility = [_utility(record) for record in records]
     known["utility"] = mean_of(utility)
     known["utility_positive"] = mean_of([None if nats is None else float(nats > 0) for nats in utility])

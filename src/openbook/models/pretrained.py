@@ -18,6 +18,7 @@ from openbook.utils.outside import check_hub, is_hub_name
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
 
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -35,6 +36,16 @@ def model_folder(name: str) -> str:
         return str(Path(found.origin).parent / "model")
     inner = Path(name) / "0_Transformer"
     return str(inner) if (inner / "config.json").is_file() and not (Path(name) / "config.json").exists() else name
+
+
+def positions_of(name: str, side: str = "encoder") -> int | None:
+    """The longest input in tokens of a model with learned positions; None for others and for a name on the hub. RoBERTa
+    and its kin count theirs from the padding token's number on."""
+    facts = model_facts(name)
+    positions = facts.get(f"max_{side}_position_embeddings") or facts.get("max_position_embeddings")
+    if facts.get("model_type") in OFFSET_POSITIONS and positions:
+        positions -= facts.get("pad_token_id", 1) + 1
+    return positions
 
 
 def check_model_folder(name: str, key: str) -> None:

@@ -83,6 +83,7 @@ VALIDATION = Panel(
         Line(("validation/recall_at_5",), "recall@5", GREEN, "o-"),
         Line(("validation/recall_at_1",), "recall@1", ORANGE, "o-"),
         Line(("validation/exact_match",), "exact match", BLUE, "o-"),
+        Line(("validation/f1",), "F1", GREY, "o-"),
     ),
     scale="percent",
 )
@@ -134,5 +135,22 @@ THROUGHPUT = Panel(
     (Line(("throughput/questions_per_second",), "questions/s", BLUE),),
     noisy=True,
 )
-PANELS = (LOSS, VALIDATION, AGREEMENT, STALENESS, DRIFT, AGE, ENCODED, ENTROPY, THROUGHPUT)
+GATE = Panel(
+    "How far the generator teaches the retriever",
+    "agreement with positive passages, gate",
+    (
+        Line(("train/agreement",), "agreement (0.5 is chance)", ORANGE),
+        Line(("train/gate",), "gate: share of its gradient", BLUE),
+    ),
+    scale="unit",
+    optional=True,
+)
+POSITIVE = Panel(
+    "Loss on positive passages",
+    "nats per question",
+    (Line(("train/positive_nll",), "-log p(positive passage | question)", BLUE),),
+    noisy=True,
+    optional=True,
+)
+PANELS = (LOSS, VALIDATION, AGREEMENT, STALENESS, GATE, POSITIVE, DRIFT, AGE, ENCODED, ENTROPY, THROUGHPUT)
 PICTURE = (LOSS, VALIDATION, AGREEMENT, STALENESS)  # The four of report.png.

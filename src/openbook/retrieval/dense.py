@@ -13,6 +13,7 @@ from openbook.index.snapshot import Snapshot
 from openbook.models.encoders import TextEncoder
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
+from openbook.utils.distributed import gather_rows, gather_rows_with_gradient, rank, shard, world_size
 
 
 class DenseRetriever(nn.Module, Retriever[Tensor]):
@@ -91,6 +92,26 @@ class DenseRetriever(nn.Module, Retriever[Tensor]):
         """
         return self._scores(queries, retrieved, self.passages.encode_for_training)
 
+    def encode_among_ranks(self, rows: Tensor) -> Tensor:
+        """Embeddings [n, dim] of the rows [n] (on the CPU) that all ranks have in common (`of_all_ranks`), each encoded
+        on one rank, with gradient as in `score`. All ranks call this together."""
+        mine = shard(len(rows), rank(), world_size())
+        chosen = rows[mine.start : mine.stop]
+        if not self.passage_encoder.trains:
+            return gather_rows(self.passages.encode_once(chosen))[0]
+        # With more ranks than passages somebody has none; it encodes one for nothing, so that its weights get their
+        # gradient of zero, which DistributedDataParallel waits for.
+        passages = self.passages
+        passage_emb = passages.encode_for_training(chosen) if len(chosen) else passages.encode(rows[:1])[:0]
+        return gather_rows_with_gradient(passage_emb)
+
+    def score_rows(self, queries: Tensor, rows: Tensor) -> Tensor:
+        """Fresh scores [batch, n] fp32 of every question with the passages at the rows [n] that all ranks have in
+        common, with gradient as in `score`. All ranks call this together."""
+        passage_emb = self.encode_among_ranks(rows)
+        with torch.autocast(queries.device.type, enabled=False):
+            return queries.float() @ passage_emb.float().T / self.temperature
+
     def _scores(self, queries: Tensor, retrieved: Retrieved, encode: Callable[[Tensor], Tensor]) -> Tensor:
         rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
         passage_emb = encode(rows)
@@ -125,3 +146,9 @@ class DenseRetriever(nn.Module, Retriever[Tensor]):
 
     def weights_changed(self) -> None:
         self.passages.cache.outdate()
+
+
+def of_all_ranks(rows: list[int]) -> Tensor:
+    """[n] the distinct rows of all ranks, rising; row 0 where there is none, so that there is something to encode."""
+    everywhere, _ = gather_rows(torch.tensor(rows, dtype=torch.int64))
+    return torch.unique(everywhere) if len(everywhere) else torch.zeros(1, dtype=torch.int64)

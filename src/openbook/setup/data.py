@@ -7,13 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, FactbookConfig
+from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, SPANS, FactbookConfig, SpansConfig
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
+from openbook.data.spans import SpanFiles, SpanOptions, build_spans, mixed
 from openbook.models.encoders import load_tokenizer
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
@@ -60,9 +61,22 @@ def edition(words: FactbookConfig, folder: str) -> EditionFiles:
         return build_edition(book, progress=say)
 
 
+@cache
+def spans(passages: Path, options: SpansConfig, folder: str) -> SpanFiles:
+    """Questions made of these passages alone, likewise."""
+    asked = SpanOptions(options.per_passage, options.most, options.language)
+    with progress("masking spans of the corpus", "passages") as done, in_turn(folder, "spans"):
+        return build_spans(passages, asked, Path(folder), done)
+
+
 def files(config: Config) -> Files:
     """The files that the data keys stand for."""
     paths = {key: named_file(config, key, getattr(config.data, key)) for key in BUILT_IN}
+    share, train, masked = config.data.spans.share, paths["train"], None
+    if share and train and config.data.train != SPANS:
+        masked = named_file(config, "train", SPANS)
+    if masked and train:
+        paths["train"] = mixed(train, masked, share, Path(config.data.cache))
     return Files(**paths)  # type: ignore[arg-type]
 
 
@@ -71,6 +85,10 @@ def named_file(config: Config, key: str, name: str) -> Path | None:
     if name not in BUILT_IN[key]:
         return Path(name) if name else None
     data = config.data
+    if name == SPANS:
+        passages = named_file(config, "corpus", data.corpus)
+        assert passages is not None
+        return spans(passages, data.spans, data.cache).paths[key]
     if name == EMBEDDED:
         book = factbook(data.factbook, data.cache)
         return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]

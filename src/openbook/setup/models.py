@@ -6,22 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
+from openbook.config.checks import has_index
 from openbook.config.combinations import labels_of
+from openbook.config.data import BUILT_IN
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
+from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
-from openbook.data.corpus_build import build_corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.inputs import special_ids, target_start, targets
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder
-from openbook.models.encoders import load_encoder, load_tokenizer
+from openbook.models.encoders import load_encoder
 from openbook.models.generator import Generator
-from openbook.models.pretrained import model_folder
 from openbook.models.probe import freeze_unreached, probe_encoder, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
@@ -32,45 +32,13 @@ from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
 from openbook.retrieval.closed_book import ClosedBookRetriever
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
-from openbook.setup.data import Parts, corpus_turn, files
+from openbook.setup.data import Parts
 from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import RandomRows, TrainingPassages
+from openbook.training.passage_teacher import PassageTeacher
 from openbook.training.rag_module import RagModule
-from openbook.training.reader_warmup import WarmupOptions, warm_up
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator
-
-
-def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
-    """The folder of the warmed-up small reader; None without a warm-up. One rank of a node makes it."""
-    if not config.warmup.steps:
-        return None
-    warmup = config.warmup
-    data = replace(config.data, corpus=warmup.passages, train=warmup.questions, validation=warmup.held_out, test="")
-    named = files(replace(config, data=data))
-    tokenizer = load_tokenizer(MINILM)
-    with corpus_turn(config, named.corpus):
-        corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
-    options = WarmupOptions(
-        warmup.steps,
-        warmup.batch_size,
-        warmup.lr,
-        config.seed,
-        config.data.max_context_tokens,
-        config.data.max_target_tokens,
-    )
-    device = torch.device("cuda" if on == "gpu" else "cpu")
-    return warm_up(
-        model_folder(MINILM),
-        options,
-        corpus,
-        named.train,
-        named.validation,
-        tokenizer,
-        Path(config.data.cache),
-        device,
-        autocast,
-    )
 
 
 def rag_module(
@@ -79,6 +47,7 @@ def rag_module(
     reader_folder: Path | None,
     retriever: Retriever[Any] | None = None,
     loss: Loss | None = None,
+    teacher: PassageTeacher | None = None,
 ) -> RagModule:
     """The LightningModule with its models loaded. reader_folder: the warmed-up small reader, where there was a warm-up.
     retriever, loss: the caller's own, instead of those of the configuration."""
@@ -120,6 +89,7 @@ def rag_module(
         distill_temperature=config.distill_temperature,
         resamples=config.evaluate.bootstrap,
         loss=loss,
+        teacher=teacher,
     )
 
 
@@ -158,6 +128,20 @@ def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) 
         regex_answers=config.evaluate.regex_answers,
         seed=config.seed,
     )
+
+
+def passage_teacher(config: Config, parts: Parts, questions: QuestionAnswerData | None) -> PassageTeacher | None:
+    """What the encoders learn from besides the generator, where they do; without questions a stand-in for a plan."""
+    retriever, own = config.retriever, config.data.corpus not in BUILT_IN["corpus"]
+    learns = has_index(config) and (retriever.train_question_encoder or retriever.train_passage_encoder)
+    if not learns or retriever.teacher == "generator" or (retriever.teacher == "auto" and not own):
+        return None
+    regex = config.evaluate.regex_answers
+    stand_in = RandomRows(parts.corpus.n_passages, config.seed) if questions is None else None
+    passages = TrainingPassages(parts.corpus, stand_in, DprConfig(), seed=config.seed, regex=regex)
+    if questions is not None:
+        passages.prepare(questions.questions["train"])
+    return PassageTeacher(passages)
 
 
 def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData | None) -> TrainingPassages:

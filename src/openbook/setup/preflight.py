@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 
 from openbook.config.checks import encoder_keys, generator_keys, has_index, value_of
-from openbook.config.data import BUILT_IN, EMBEDDED
+from openbook.config.data import BUILT_IN, EMBEDDED, SPANS
 from openbook.config.retrieval import IN_PLACE
 from openbook.config.schema import Config
+from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
-from openbook.models.pretrained import check_model_folder, model_facts, stated_pooling
+from openbook.models.pretrained import check_model_folder, model_facts, positions_of, stated_pooling
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, n_cores
 from openbook.utils.outside import check_wandb
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 
@@ -90,8 +90,8 @@ def passage_dim(config: Config) -> int | None:
 
 
 def _check_file(key: str, name: str) -> None:
-    built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED,))
-    if name in (*built_in, ""):
+    built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED, SPANS))
+    if name in (*built_in, "") or (key in WARMUP_FILES and name == AUTO):
         return
     if not Path(name).is_file():
         got = f"{'a folder' if Path(name).is_dir() else 'nothing'} at {name}"
@@ -111,12 +111,8 @@ def _check_devices(config: Config) -> None:
 
 
 def _check_positions(config: Config, model: str, limit: str, special: int, side: str = "encoder") -> None:
-    """A model with learned positions cannot read longer inputs than it has positions. RoBERTa and its kin count theirs
-    from the padding token's number on."""
-    facts = model_facts(str(value_of(config, model)))
-    positions = facts.get(f"max_{side}_position_embeddings") or facts.get("max_position_embeddings")
-    if facts.get("model_type") in OFFSET_POSITIONS and positions:
-        positions -= facts.get("pad_token_id", 1) + 1
+    """A model with learned positions cannot read longer inputs than it has positions."""
+    positions = positions_of(str(value_of(config, model)), side)
     asked = int(str(value_of(config, limit))) + special
     if positions and asked > positions:
         raise OpenBookError(

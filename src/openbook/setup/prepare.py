@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from openbook.config.combinations import notes_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
-from openbook.data.readers.checked_lines import file_fingerprint
+from openbook.data.readers.checked_lines import file_fingerprint, read_lines
 from openbook.errors import OpenBookError
 from openbook.index.faiss_factory import use_threads
 from openbook.index.plan import Plan
@@ -26,8 +26,10 @@ from openbook.setup import data as setup_data
 from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
 from openbook.setup import plan as planning
+from openbook.setup import warmup as setup_warmup
 from openbook.setup.joins import check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
+from openbook.setup.settle import settle
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
@@ -120,9 +122,12 @@ class Prepared:
             questions = None if planning else self.questions
             passages = setup_models.training_passages(config, parts, questions) if training else None
             return setup_models.dpr_module(config, parts, passages)
-        reader = setup_models.reader(config, self.on, self.autocast) if training and not planning else None
+        reader = setup_warmup.reader(config, self.on, self.autocast) if training and not planning else None
         own = self.own.retriever_over(parts.corpus)
-        module = setup_models.rag_module(config, parts, reader, retriever=own, loss=self.own.objective)
+        teacher = None
+        if training and own is None:
+            teacher = setup_models.passage_teacher(config, parts, None if planning else self.questions)
+        module = setup_models.rag_module(config, parts, reader, own, self.own.objective, teacher)
         if training and not planning and isinstance(module.retriever, BM25Retriever):
             check_bm25(module.retriever.index, self.questions.questions)
         return module
@@ -142,7 +147,8 @@ class Prepared:
 
 
 def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OWN) -> Prepared:
-    """Everything that can be found wrong is found here. stage "test" reads the test questions only."""
+    """Everything that can be found wrong is found here, and what the configuration leaves to the data is settled. stage
+    "test" reads the test questions only."""
     check(config)
     on = accelerator(config.trainer.accelerator)
     if on == "gpu":  # the plan looks at this rank's GPU before Lightning has chosen it
@@ -150,6 +156,10 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     use_threads(set_threads(config.trainer.devices))
     L.seed_everything(config.seed, verbose=False)
     parts = setup_data.parts(config)
+    if stage is None:
+        if own.retriever is not None:  # only openbook's own two encoders can be taught directly
+            config = replace(config, retriever=replace(config.retriever, teacher="generator"))
+        config = settle(config, parts.corpus, sum(1 for _ in read_lines(parts.files.train)))
     check_corpus(config, parts.corpus)
     planning.check_early(config, parts.corpus)
     questions = setup_data.data(config, parts)

@@ -39,12 +39,12 @@ def resolve_start(config: Config) -> Config:
             got=f"{source.path}, {kind}",
             expected="a run that has trained encoders",
         )
-    if not source.last.is_file():
+    if not source.weights(theirs).is_file():
         raise OpenBookError(
             "the run to start from has no checkpoint",
             where=KEY,
             got=source.path,
-            expected=source.last,
+            expected=source.weights(theirs),
             action=f"`make resume RUN={source.path}` trains it.",
         )
     mine = config.retriever
@@ -90,7 +90,7 @@ def newest_finished(experiment: str, seed: int) -> RunFolder:
 def start_encoders(config: Config, retriever: DenseRetriever) -> None:
     """Both encoders with the weights of the run that `resolve_start` named; nothing else of it is taken."""
     source = RunFolder(Path(config.retriever.start_from))
-    content = read_checkpoint(source.last)
+    content = read_checkpoint(source.weights(source.load_config([], training=False)))
     for side in SIDES:
         prefix = f"retriever.{side}."
         weights = {

@@ -24,7 +24,7 @@ SHARED = "OPENBOOK_RUN_DIR"
 
 class RunFolder:
     """runs/<experiment>/<name>/ with config.yaml, environment.json, plan.json, metrics.csv, checkpoints/,
-    predictions.jsonl, summary.json and report.html."""
+    predictions.jsonl, before_training.json, summary.json and report.html."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -34,6 +34,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.csv"
         self.predictions = self.path / "predictions.jsonl"
         self.summary = self.path / "summary.json"
+        self.before = self.path / "before_training.json"
         self.config = self.path / "config.yaml"
         self.plan = self.path / "plan.json"
         self._claim = self.path / ".claim"
@@ -133,6 +134,10 @@ class RunFolder:
                 )
             folder = cls(runs[0].parent)
         return folder
+
+    def weights(self, config: Config) -> Path:
+        """The checkpoint whose weights are the run's result: what its tests, and runs that start from it, use."""
+        return self.best if config.evaluate.checkpoint == "best" else self.last
 
     def load_config(self, overrides: list[str], training: bool = True) -> Config:
         """The configuration the run was started with, and overrides."""

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from openbook.config.load import flat, load_resolved
+from openbook.config.open_keys import agrees
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT
@@ -181,7 +182,7 @@ class Runs:
         same = [
             run
             for run in self.of(config.experiment)
-            if run.values == values
+            if agrees(run.values, values)
             and (origin is None or Path(run.config.retriever.start_from).parts[-2:] == origin.parts[-2:])
         ]
         return max(
@@ -190,7 +191,10 @@ class Runs:
 
     def seconds(self, config: Config, found: FoundRun | None = None) -> float | None:
         """Expected seconds of the run, or of what is left of `found`: the median over similar finished runs, with
-        training and refreshing in proportion to the steps; None where there are none."""
+        training and refreshing in proportion to the steps; None where there are none, or where the steps are left to
+        the data."""
+        if not config.trainer.max_steps:
+            return None
         done = found.summary.get("steps", 0) if found else 0
         questions = (config.trainer.max_steps - done) * _questions_per_step(config)
         times = [_training_seconds(run, questions) for run in self._like(config)]

@@ -11,10 +11,9 @@ from openbook.config.training import OptimConfig
 from openbook.data.corpus import Corpus
 from openbook.inference.evidence import best_passages, found_passages, summarize_found
 from openbook.objectives.dpr import dpr_scores, in_batch_hits, nll_of
-from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.dense import DenseRetriever, of_all_ranks
 from openbook.training.base_module import QuestionModule
 from openbook.training.dpr_negatives import TrainingPassages
-from openbook.utils.distributed import gather_rows, gather_rows_with_gradient, rank, shard, world_size
 
 
 class DprModule(QuestionModule):
@@ -64,11 +63,13 @@ class DprModule(QuestionModule):
         question_emb = self.retriever.represent(batch)
         positives = self.passages.positives(batch)
         negatives = self.passages.hard_negatives(batch, positives, self._index_rows(question_emb))
-        rows, device = _of_all_ranks([row for row in positives if row != MISSING_ROW] + negatives), batch.weight.device
+        rows, device = of_all_ranks([row for row in positives if row != MISSING_ROW] + negatives), batch.weight.device
         positive = torch.tensor(positives)
         columns = to_device(torch.searchsorted(rows, positive.clamp(min=0)).clamp(max=len(rows) - 1), device)
         mask = to_device(self.passages.competing(batch.examples, rows.tolist()), device)
-        scores = dpr_scores(question_emb, self._passage_emb(rows), columns, mask, self.retriever.temperature)
+        scores = dpr_scores(
+            question_emb, self.retriever.encode_among_ranks(rows), columns, mask, self.retriever.temperature
+        )
         return (
             nll_of(scores, columns),
             in_batch_hits(scores.detach(), columns),
@@ -85,27 +86,9 @@ class DprModule(QuestionModule):
             return None
         return self.retriever.search(question_emb.detach(), self.passages.options.depth).rows
 
-    def _passage_emb(self, rows: Tensor) -> Tensor:
-        """[n, dim] of the rows [n] that all ranks have in common, each encoded on one rank."""
-        mine = shard(len(rows), rank(), world_size())
-        chosen = rows[mine.start : mine.stop]
-        if not self.retriever.passage_encoder.trains:
-            return gather_rows(self.retriever.passages.encode_once(chosen))[0]
-        # With more ranks than passages somebody has none; it encodes one for nothing, so that its weights get their
-        # gradient of zero, which DistributedDataParallel waits for.
-        passages = self.retriever.passages
-        passage_emb = passages.encode_for_training(chosen) if len(chosen) else passages.encode(rows[:1])[:0]
-        return gather_rows_with_gradient(passage_emb)
-
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
         self.predictions.extend(found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers))
 
     def summarized(self, resamples: int) -> dict[str, Any]:
         return summarize_found(self.predictions, resamples, self.seed)
-
-
-def _of_all_ranks(rows: list[int]) -> Tensor:
-    """[n] the distinct rows of all ranks, rising; row 0 where there is none, so that there is something to encode."""
-    everywhere, _ = gather_rows(torch.tensor(rows, dtype=torch.int64))
-    return torch.unique(everywhere) if len(everywhere) else torch.zeros(1, dtype=torch.int64)

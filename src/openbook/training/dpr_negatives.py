@@ -19,6 +19,7 @@ from openbook.data.sampler import stream_key
 from openbook.errors import OpenBookError
 from openbook.metrics.matching import has_answer
 from openbook.retrieval.bm25 import BM25Index, passage_texts
+from openbook.utils.console import say
 
 _CHUNK = 256  # questions BM25 is asked at once
 
@@ -60,7 +61,8 @@ class TrainingPassages:
 
     def prepare(self, examples: Iterable[Example]) -> int:
         """Look once through the training questions: one without a known positive passage gets BM25's best passage that
-        holds an answer, as DPR does for questions without gold passages; returns how many have none either.
+        holds an answer, as DPR does for questions without gold passages; says how many, and returns how many have none
+        either.
 
         Those are left out of training, with one warning. Raises OpenBookError where that would be all of them.
         """
@@ -73,6 +75,11 @@ class TrainingPassages:
                 n_left_out += self._find(unknown)
                 unknown = []
         n_left_out += self._find(unknown)
+        if self._found:
+            say(
+                f"weak supervision: {len(self._found):,} of {total:,} training questions name no passage of the "
+                "corpus; the best of BM25's that holds an answer stands for it"
+            )
         if n_left_out == total:
             raise OpenBookError(
                 "no training question has a positive passage",
@@ -93,7 +100,7 @@ class TrainingPassages:
         """[batch] row of each question's positive passage at this visit, each known one as likely as the others;
         MISSING_ROW where there is none, and for examples that only keep the ranks in step."""
         return [
-            self._positive(example, batch.cursor) if weight > 0 else MISSING_ROW
+            self.positive_of(example, batch.cursor) if weight > 0 else MISSING_ROW
             for example, weight in zip(batch.examples, batch.weight.tolist(), strict=True)
         ]
 
@@ -140,7 +147,8 @@ class TrainingPassages:
         rows = (self.corpus.row_of(identity) for identity in dict.fromkeys(example.positive_ids))
         return [row for row in rows if row is not None]
 
-    def _positive(self, example: Example, cursor: int) -> int:
+    def positive_of(self, example: Example, cursor: int = 0) -> int:
+        """Row of the question's positive passage at this place of the stream; MISSING_ROW where there is none."""
         known = self.known_positives(example) or [self._found.get(example.id, MISSING_ROW)]
         return known[stream_key(self.seed, cursor, example.id) % len(known)]
 

@@ -16,7 +16,10 @@ from openbook.objectives.by_name import LIKELIHOOD_OF, OBJECTIVES, loss_of
 from openbook.objectives.fused import FusedLoss, fused_marginal_nll
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.training.base_module import QuestionModule
+from openbook.training.passage_teacher import PassageTeacher
+from openbook.utils.distributed import sum_over_ranks
 
 
 class RagModule(QuestionModule):
@@ -26,7 +29,7 @@ class RagModule(QuestionModule):
     and that answers are decoded by (openbook.objectives.LIKELIHOOD_OF). n_docs passages are marginalised in training,
     answering.n_docs at evaluation. reduction: the loss is a mean per "question" or per target "token", over the batches
     of all ranks. loss: (token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch,
-    target_len]) -> loss per question [batch].
+    target_len]) -> loss per question [batch]. teacher: what a DenseRetriever learns from besides, in training.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class RagModule(QuestionModule):
         distill_temperature: float = 1.0,
         resamples: int = 0,
         loss: Loss | None = None,
+        teacher: PassageTeacher | None = None,
     ):
         super().__init__(retriever, optim=optim, max_steps=max_steps, resamples=resamples, seed=seed)
         self.generator, self.contexts, self.answering = generator, contexts, answering
@@ -53,15 +57,25 @@ class RagModule(QuestionModule):
         self.minimises_likelihood = loss is None and objective == self.likelihood and not label_smoothing
         self.loss = loss or loss_of(objective, distill_temperature)
         self.n_docs, self.reduction, self.label_smoothing = n_docs, reduction, label_smoothing
+        self.teacher = teacher
         self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         queries = self.retriever.represent(batch)  # q(x)
         retrieved = self.retriever.retrieve(queries, self.n_docs)  # z in top-k, by the index as it stands
-        doc_scores = self.retriever.score(queries, retrieved)  # d(z)^T q(x), with the current weights
+        lesson = None
+        if self.teacher is None:
+            doc_scores = self.retriever.score(queries, retrieved)  # d(z)^T q(x), with the current weights
+        else:
+            retriever = cast(DenseRetriever, self.retriever)
+            doc_scores, lesson = self.teacher.scores(retriever, queries, retrieved, batch)
         hidden = answer_hidden(self.generator, batch, retrieved.rows, self.contexts)  # of p(y_t | x, z, y_<t)
         loss_weight = self._loss_weight(doc_scores, batch)
         loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, retrieved.mask, loss_weight)
+        if self.teacher is not None and lesson is not None:
+            self.teacher.measure(token_logprobs, lesson, batch.weight)
+            loss = loss + (lesson.nll * loss_weight).sum()
+            self._log_teacher(self.teacher, lesson.nll.detach(), batch.weight * lesson.known)
         nll = losses  # -log p(y|x)
         if not self.minimises_likelihood:
             nll = OBJECTIVES[self.likelihood](token_logprobs, doc_scores.detach(), batch.target_mask)
@@ -105,6 +119,22 @@ class RagModule(QuestionModule):
     def summarized(self, resamples: int) -> dict[str, Any]:
         how = self.answering
         return summarize(self.predictions, how.task, resamples, self.seed, how.labels)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.teacher is not None:
+            checkpoint["teacher"] = self.teacher.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self.teacher is not None and "teacher" in checkpoint:
+            self.teacher.load(checkpoint["teacher"])
+
+    def _log_teacher(self, teacher: PassageTeacher, nll: Tensor, weight: Tensor) -> None:
+        total, questions = sum_over_ranks(torch.stack([(nll * weight).sum(), weight.sum()])).tolist()
+        if questions:
+            self.log("train/positive_nll", total / questions, rank_zero_only=True)
+        self.log("train/agreement", teacher.agreement, rank_zero_only=True)
+        self.log("train/gate", teacher.gate, rank_zero_only=True)
 
     def _log(self, nll: Tensor, losses: Tensor, batch: Batch) -> None:
         """-log p(y|x) per question and per target token, over the step's batches of all ranks, and where it is not

@@ -1,7 +1,8 @@
-"""The reader's warm-up: the generator alone, on gold passages of training questions. Short, cached, and disclosed.
+"""The reader's warm-up: the generator alone learns to read the corpus's text. Short, cached, and disclosed.
 
-A reader that cannot read yet has no opinion which passage helped, so it would teach the retriever nothing. Joint
-training, which follows, sees no gold passage.
+A reader that cannot read yet has no opinion which passage helped, so it would teach the retriever nothing. It reads
+the passage that a training question names as positive; where none is named, the best of BM25's that holds an answer
+(weak supervision); and masked spans of the corpus (openbook.data.spans), which need no question at all.
 """
 
 import hashlib
@@ -9,22 +10,26 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import to_device
+from openbook.batch import MISSING_ROW, to_device
+from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
-from openbook.data.inputs import decoder_inputs, special_ids, targets
+from openbook.data.inputs import decoder_inputs, special_ids, targets, token_ids
 from openbook.data.question_file import QuestionFile
+from openbook.data.readers.checked_lines import file_fingerprint
 from openbook.errors import OpenBookError
 from openbook.inference.rag_token import greedy
-from openbook.metrics.matching import exact_match
+from openbook.metrics.matching import exact_match, f1, has_answer
 from openbook.models.contexts import ContextBuilder
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
+from openbook.training.dpr_negatives import TrainingPassages
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
@@ -33,13 +38,14 @@ from openbook.utils.turns import in_turn
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
 NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match")
 
-VERSION = 4  # raise it whenever the same settings give another reader
+VERSION = 5  # raise it whenever the same settings give another reader
 
 
 @dataclass(frozen=True)
 class WarmupOptions:
     """Everything that decides the warmed-up reader, besides its data: steps, questions per step, peak learning rate
-    of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer."""
+    of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer, share of masked spans
+    among the questions."""
 
     steps: int
     batch_size: int
@@ -47,6 +53,7 @@ class WarmupOptions:
     seed: int
     max_context_tokens: int
     max_target_tokens: int
+    spans: float = 0.0
 
 
 def warm_up(
@@ -59,23 +66,27 @@ def warm_up(
     cache: Path,
     device: torch.device,
     autocast: torch.dtype | None,
+    spans: Path | None = None,
 ) -> Path:
     """The folder of the reader warmed up from MiniLM's `folder`; made at the first call, found at the next.
 
-    questions: examples with positive_ids in the corpus; others are left out. held_out: questions to measure it on.
-    The folder also holds warmup.json: seconds, loss, and exact match on the gold passages of held-out questions.
+    questions: of the training split. spans: masked spans of the corpus, of which options.spans says how many are mixed
+    in. held_out: questions with positive_ids to measure it on. The folder also holds warmup.json: seconds, loss, and
+    exact match and F1 on the gold passages of held-out questions.
     """
-    inputs = json.dumps(
-        [VERSION, asdict(options), corpus.fingerprint, hashlib.sha256(questions.read_bytes()).hexdigest()]
-    )
+    files = [path for path in (questions, spans if options.spans else None) if path]
+    inputs = json.dumps([VERSION, asdict(options), corpus.fingerprint, *map(file_fingerprint, files)])
     target = cache / f"reader-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not (target / "warmup.json").is_file():
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
             gold = _GoldPassages(corpus, tokenizer, options)
-            measured = _train(reader, gold, gold.read(questions), options, device, autocast)
-            if held_out is not None:
-                measured |= _measure(reader, gold, gold.read(held_out), options, device, autocast)
+            asked = gold.read(questions, weak=True) if options.spans < 1 else []
+            read = _mixed(asked, gold.read(spans) if spans else [], options)
+            measured = _train(reader, gold, read, options, device, autocast)
+            asked = gold.read(held_out) if held_out is not None else []
+            if asked:
+                measured |= _measure(reader, gold, asked, options, device, autocast)
             with replacing_folder(target) as new:
                 reader.save_pretrained(new)
                 write_json(new / "warmup.json", measured)
@@ -83,7 +94,8 @@ def warm_up(
     say(
         f"small reader warmed up for {options.steps} steps in {facts['seconds']:.0f} s: "
         + (
-            f"reads {facts['gold_exact_match']:.3f} of {facts['n_questions']} held-out answers from gold passages"
+            f"reads {facts['gold_exact_match']:.3f} of {facts['n_questions']} held-out answers from gold passages, "
+            f"F1 {facts['gold_f1']:.3f}"
             if "gold_exact_match" in facts
             else f"loss per token {facts['loss']:.3f}"
         )
@@ -106,30 +118,56 @@ class _GoldPassages:
         self.tokenizer = tokenizer
         self.contexts = ContextBuilder(corpus.tokens("generator"), special_ids(tokenizer), options.max_context_tokens)  # type: ignore[arg-type]
 
-    def read(self, path: Path) -> list[_Gold]:
-        """Every example of the file that names a passage of the corpus."""
-        examples = [
-            (example, self.corpus.row_of(example.positive_ids[0]))
-            for example in QuestionFile(path)
-            if example.positive_ids
-        ]
-        if not any(row is not None for _, row in examples):
+    def read(self, path: Path, weak: bool = False) -> list[_Gold]:
+        """Every example of the file that names a passage of the corpus; with `weak` also those that name none, with the
+        passage that BM25 finds. OpenBookError where that leaves none to learn from."""
+        file, found = QuestionFile(path), TrainingPassages(self.corpus, None, DprConfig())
+        try:
+            if weak:
+                found.prepare(file)
+        except OpenBookError as problem:
             raise OpenBookError(
                 "the warm-up finds no gold passage",
                 where=path,
-                expected="questions with positive_ids among the passages",
-                action="Set warmup.steps=0 to do without a warm-up.",
-            )
-        ids = self.tokenizer([e.question for e, _ in examples], add_special_tokens=False)["input_ids"]  # type: ignore[operator]
+                expected="questions with positive_ids among the passages, or answers that stand in them",
+                action="Set warmup.spans=1 to read masked spans of the corpus alone, or warmup.steps=0 to do without a "
+                "warm-up.",
+            ) from problem
+        examples = [(example, found.positive_of(example)) for example in file]
+        ids = token_ids(self.tokenizer, [example.question for example, _ in examples])  # type: ignore[arg-type]
         return [
-            _Gold(tuple(question), row, example.answers)
+            _Gold(tuple(question), row, self._readable_first(example.answers, row))
             for question, (example, row) in zip(ids, examples, strict=True)
-            if row is not None
+            if row != MISSING_ROW
         ]
+
+    def _readable_first(self, answers: tuple[str, ...], row: int) -> tuple[str, ...]:
+        """The answers, one that stands in the passage before the others: the reader copies."""
+        if len(answers) == 1:
+            return answers
+        text = self.corpus.passage(row).text
+        return tuple(sorted(answers, key=lambda answer: not has_answer(text, [answer])))
 
     def inputs(self, gold: list[_Gold], device: torch.device) -> tuple[Tensor, Tensor]:
         ids, mask = self.contexts([one.question for one in gold], torch.tensor([[one.row] for one in gold]))
         return to_device(ids, device), to_device(mask, device)
+
+
+def _mixed(gold: list[_Gold], spans: list[_Gold], options: WarmupOptions) -> list[_Gold]:
+    """What is read once: questions and spans in the options' proportion, each repeated as often as it takes."""
+    if not (spans and options.spans):
+        return gold
+    total = options.steps * options.batch_size
+    n_spans = round(options.spans * total)
+    random = np.random.default_rng(options.seed)
+    parts = ((spans, n_spans), (gold, total - n_spans))
+    return [some[place] for some, n in parts for place in _orders(len(some), n, random)]
+
+
+def _orders(length: int, n: int, random: np.random.Generator) -> list[int]:
+    """n places of a list of this length: whole orders of it, each shuffled, the last one cut."""
+    orders = [random.permutation(length) for _ in range(ceil(n / max(length, 1)))]
+    return np.concatenate([np.empty(0, dtype=np.int64), *orders])[:n].tolist()
 
 
 def _train(
@@ -194,7 +232,7 @@ def _measure(
     autocast: torch.dtype | None,
 ) -> dict[str, float]:
     reader.eval()
-    found = 0.0
+    exact = overlap = 0.0
     for start in range(0, len(gold), 64):
         some = gold[start : start + 64]
         ids, mask = passages.inputs(some, device)
@@ -204,5 +242,7 @@ def _measure(
             )
         for one, tokens in zip(some, decoded.token_ids.tolist(), strict=True):
             tokens = tokens[: tokens.index(reader.eos_token_id)] if reader.eos_token_id in tokens else tokens
-            found += exact_match(detokenize(passages.tokenizer, tokens), one.answers)
-    return {"gold_exact_match": found / len(gold), "n_questions": len(gold)}
+            text = detokenize(passages.tokenizer, tokens)
+            exact += exact_match(text, one.answers)
+            overlap += f1(text, one.answers)
+    return {"gold_exact_match": exact / len(gold), "gold_f1": overlap / len(gold), "n_questions": len(gold)}

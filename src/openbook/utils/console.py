@@ -30,7 +30,10 @@ def duration(seconds: float | None) -> str:
 
 @contextmanager
 def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives a function (done, total) to call often. label: like "encoding the corpus"; unit: like "passages"."""
+    """Gives a function (done, total) to call often; a total of 0 is one that is not known.
+
+    label: like "encoding the corpus"; unit: like "passages".
+    """
     if rank_from_environment() != 0:
         yield lambda done, total: None
         return
@@ -51,7 +54,7 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             def show(done: int, total: int) -> None:
                 nonlocal last
                 last = (done, total)
-                bar.update(task, completed=done, total=total)
+                bar.update(task, completed=done, total=total or None)
 
             yield show
     else:
@@ -62,7 +65,8 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
             last = (done, total)
             if time.perf_counter() - spoken > 10:
                 spoken = time.perf_counter()
-                say(f"{label}: {done:,} of {total:,} {unit} ({done / (spoken - started):,.0f}/s)")
+                of = f" of {total:,}" if total else ""
+                say(f"{label}: {done:,}{of} {unit} ({done / (spoken - started):,.0f}/s)")
 
         yield write
     if last[0]:  # nothing was done where a cache had it

@@ -1,0 +1,159 @@
+"""Settings that a configuration leaves to the data, and the reason for what is chosen."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openbook.config.checks import has_index, value_of
+from openbook.config.combinations import monitored
+from openbook.config.data import BUILT_IN, SPANS
+from openbook.config.models import MINILM
+from openbook.config.schema import Config
+from openbook.config.training import AUTO
+from openbook.data.corpus import Corpus
+from openbook.models.pretrained import positions_of
+from openbook.utils.console import say
+from openbook.utils.hardware import accelerator
+
+EPOCHS = 3  # of training on a GPU
+MOST_EPOCHS = 8  # beyond them a small set is learned by heart
+FEWEST_STEPS = 30
+
+# On a CPU, where time is what is short: tokens that the generator reads in joint training and in its warm-up, and the
+# steps that these are bounded to.
+CPU_TOKENS, CPU_STEPS = 600_000, (60, 90)
+WARMUP_TOKENS, WARMUP_STEPS = 1_000_000, (150, 300)
+
+# Passages that are encoded without a gradient in the time that one is encoded, read and learned from.
+ENCODED_PER_TRAINED = 12
+
+
+class Choice(NamedTuple):
+    key: str
+    value: Any
+    reason: str
+
+
+def settle(config: Config, corpus: Corpus, n_questions: int) -> Config:
+    """The configuration without an open value: what is 0, -1 or `auto` and means "from the data" is chosen by rule, and
+    said. n_questions: of training."""
+    chosen: list[Choice] = []
+    for rule in (_lengths, _training, _refreshing, _warm_up, _the_rest):
+        for choice in rule(config, corpus, n_questions):
+            if value_of(config, choice.key) != choice.value:
+                config = _with(config, choice.key, choice.value)
+                chosen.append(choice)
+    if chosen:
+        lines = [f"{key} = {value}{f': {reason}' if reason else ''}" for key, value, reason in chosen]
+        say("\n  ".join([f"chosen for {n_questions:,} questions and {corpus.n_passages:,} passages:", *lines]))
+    return config
+
+
+def _with(config: Config, key: str, value: Any) -> Config:
+    section, _, name = key.partition(".")
+    return replace(config, **{section: replace(getattr(config, section), **{name: value})})
+
+
+def _lengths(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
+    """Passages as long as nearly all are, as far as the models read."""
+    data = config.data
+    if not data.max_passage_tokens:
+        most = positions_of(config.retriever.passage_encoder) if has_index(config) else None
+        needed = _room(corpus, "encoder")
+        value = min(needed, most or needed)
+        yield Choice("data.max_passage_tokens", value, "99 % of the passages" + _cut(needed, value))
+    if not data.max_context_tokens:
+        needed = _room(corpus, "generator") + data.max_question_tokens
+        value = min(needed, positions_of(config.generator.model) or needed)
+        yield Choice("data.max_context_tokens", value, "99 % of the passages beside a question" + _cut(needed, value))
+
+
+def _room(corpus: Corpus, role: str) -> int:
+    """Tokens that hold 99 of 100 passages with their special tokens, in steps of 32, at least 128."""
+    longest = float(np.quantile(corpus.tokens(role).lengths, 0.99)) if corpus.n_passages else 0.0
+    return max(128, 32 * ceil((longest + 3) / 32))
+
+
+def _cut(needed: int, value: int) -> str:
+    return f" would need {needed}; the model reads no more" if value < needed else ""
+
+
+def _training(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
+    settings, optim = config.trainer, config.optim
+    per_step = settings.batch_size * settings.accumulate * settings.world_size
+    epoch = n_questions / per_step
+    if settings.max_epochs:
+        yield Choice("trainer.max_steps", max(1, round(settings.max_epochs * epoch)), f"{settings.max_epochs:g} epochs")
+    elif not settings.max_steps:
+        if accelerator(settings.accelerator) == "gpu":
+            wanted = max(ceil(EPOCHS * epoch), CPU_STEPS[1])
+        else:
+            wanted = _steps(config, corpus, CPU_TOKENS, per_step * config.retriever.n_docs, CPU_STEPS)
+        steps = max(FEWEST_STEPS, min(wanted, ceil(MOST_EPOCHS * epoch)))
+        yield Choice("trainer.max_steps", steps, f"{steps / epoch:.2g} epochs of {ceil(epoch)} steps")
+    if not optim.lr:
+        yield Choice("optim.lr", ENCODER_LR, "encoders that come trained")
+        if not optim.lr_generator and config.objective != "dpr":
+            small = config.generator.model == MINILM
+            reason = "the small reader is young" if small else "a pretrained generator"
+            yield Choice("optim.lr_generator", 3e-4 if small else 3e-5, reason)
+
+
+ENCODER_LR = 1e-4
+
+
+def _steps(config: Config, corpus: Corpus, tokens: int, contexts: int, bounds: tuple[int, int]) -> int:
+    """Steps of so many contexts in which the generator reads about so many tokens, in tens, within the bounds."""
+    lengths = np.minimum(corpus.tokens("generator").lengths, config.data.max_context_tokens)
+    context = float(lengths.mean()) + config.data.max_question_tokens / 4  # a question is some 16 tokens
+    return min(max(10 * round(tokens / (contexts * context) / 10), bounds[0]), bounds[1])
+
+
+def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
+    """A refresh costs about as much as n_passages / (ENCODED_PER_TRAINED * passages of a step) steps; it shall take at
+    most a third of the time, and the run has at least two."""
+    refresh, trainer = config.refresh, config.trainer
+    if refresh.every == AUTO:
+        per_step = trainer.batch_size * trainer.accumulate * trainer.world_size * config.retriever.n_docs
+        cost = corpus.n_passages / (ENCODED_PER_TRAINED * per_step)
+        every = max(1, min(max(30, ceil(2 * cost)), ceil(trainer.max_steps / 2)))
+        yield Choice("refresh.every", str(every), f"a refresh costs about as much as {max(cost, 1):.0f} steps")
+    interval = int(refresh.every) if refresh.every.isdigit() and int(refresh.every) else ceil(trainer.max_steps / 2)
+    every = int(every) if refresh.every == AUTO else interval
+    if not trainer.checkpoint_every:
+        yield Choice("trainer.checkpoint_every", every, "")
+    if not trainer.validate_every:
+        yield Choice("trainer.validate_every", max(1, ceil(every / 2)), "")
+
+
+def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
+    warmup, own = config.warmup, config.data.corpus not in BUILT_IN["corpus"]
+    if warmup.steps < 0:
+        reads = config.objective != "dpr" and config.generator.model == MINILM
+        reason = "the small reader learns to read first" if reads else "this generator comes trained"
+        on_gpu = accelerator(config.trainer.accelerator) == "gpu"
+        tokens = 10 * WARMUP_TOKENS if on_gpu else WARMUP_TOKENS
+        steps = _steps(config, corpus, tokens, warmup.batch_size, WARMUP_STEPS) if reads else 0
+        yield Choice("warmup.steps", steps, reason if config.objective != "dpr" else "no generator")
+    if warmup.spans < 0:
+        share = 0.0 if not own or config.data.train == SPANS or config.objective == "closed_book" else 0.5
+        yield Choice("warmup.spans", share, "masked spans of the corpus among its questions" if share else "")
+
+
+def _the_rest(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
+    retriever, own = config.retriever, config.data.corpus not in BUILT_IN["corpus"]
+    if not retriever.temperature:
+        cosine = retriever.kind == "dense" and retriever.normalize
+        yield Choice("retriever.temperature", 0.05 if cosine else 1.0, "cosine scores" if cosine else "")
+    if retriever.teacher == AUTO:
+        learns = has_index(config) and (retriever.train_question_encoder or retriever.train_passage_encoder)
+        both = own and learns and config.objective != "dpr"
+        reason = "positive passages teach the encoders too, and the generator as far as it agrees with them"
+        yield Choice("retriever.teacher", "both" if both else "generator", reason if both else "")
+    if config.evaluate.checkpoint == AUTO:
+        best = bool(monitored(config)) and config.refresh.fresh_test
+        reason = f"the best {monitored(config)} of all validations, the start among them" if best else ""
+        yield Choice("evaluate.checkpoint", "best" if best else "last", reason)

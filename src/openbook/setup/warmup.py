@@ -1,0 +1,65 @@
+"""From a configuration to the warmed-up small reader: on the run's own text, or for embedded data on the book's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from openbook.config.data import BUILT_IN, EMBEDDED, SPANS
+from openbook.config.models import MINILM
+from openbook.config.schema import Config
+from openbook.config.training import AUTO
+from openbook.data.corpus_build import build_corpus
+from openbook.models.encoders import load_tokenizer
+from openbook.models.pretrained import model_folder
+from openbook.setup.data import corpus_turn, files, named_file
+from openbook.training.reader_warmup import WarmupOptions, warm_up
+
+
+def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
+    """The folder of the warmed-up small reader; None without a warm-up. One rank of a node makes it."""
+    if not config.warmup.steps:
+        return None
+    warmup = config.warmup
+    unmixed = replace(config.data.spans, share=0.0)  # the warm-up has a share of its own
+    corpus_file, train, held_out = warmup_files(config)
+    data = replace(config.data, corpus=corpus_file, train=train, validation=held_out, test="", spans=unmixed)
+    named = files(replace(config, data=data))
+    masked = named_file(replace(config, data=data), "train", SPANS) if warmup.spans else None
+    tokenizer = load_tokenizer(MINILM)
+    with corpus_turn(config, named.corpus):
+        corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
+    options = WarmupOptions(
+        warmup.steps,
+        warmup.batch_size,
+        warmup.lr,
+        config.seed,
+        config.data.max_context_tokens,
+        config.data.max_target_tokens,
+        warmup.spans,
+    )
+    device = torch.device("cuda" if on == "gpu" else "cpu")
+    return warm_up(
+        model_folder(MINILM),
+        options,
+        corpus,
+        named.train,
+        named.validation,
+        tokenizer,
+        Path(config.data.cache),
+        device,
+        autocast,
+        masked,
+    )
+
+
+def warmup_files(config: Config) -> tuple[str, str, str]:
+    """What warmup.passages, questions and held_out stand for: the run's own files, or those of the embedded book."""
+    data, warmup = config.data, config.warmup
+    own = data.corpus not in BUILT_IN["corpus"]
+    corpus, train, validation = (data.corpus, data.train, data.validation) if own else (EMBEDDED,) * 3
+    return (
+        corpus if warmup.passages == AUTO else warmup.passages,
+        train if warmup.questions == AUTO else warmup.questions,
+        validation if warmup.held_out == AUTO else warmup.held_out,
+    )
