@@ -187,3 +187,15 @@ def test_there_is_no_index_to_plan(
 ) -> None:
     assert main(["plan", *small_system.words(tmp_path / "run", "retriever.kind=bm25")]) == 2
     assert "there is no index to plan" in capsys.readouterr().err
+
+
+def test_jax_is_left_alone(small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bm25s imports jax where it is installed, and jax takes a GPU's memory when it starts."""
+    (tmp_path / "path" / "jax").mkdir(parents=True)
+    (tmp_path / "path" / "jax" / "__init__.py").write_text("raise OSError('nobody asked for jax')")
+    (tmp_path / "path" / "jax" / "lax.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    assert "nobody asked" in small_system.start_python("import jax").communicate(timeout=60)[0]
+    lexical = ("retriever.kind=bm25", "trainer.max_steps=2", "evaluate.before_training=false")
+    done = small_system.command("train", *small_system.words(tmp_path / "run", *lexical))
+    assert done.returncode == 0, done.stdout[-3000:]

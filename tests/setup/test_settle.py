@@ -64,7 +64,7 @@ def test_experiments_can_extend_and_override_embedded_values(tmp_path: Path) -> 
 def test_nothing_is_left_open_and_what_was_said_stays(corpus: Corpus, tmp_path: Path) -> None:
     config = settled(corpus, 900, "optim.lr=3e-4", "warmup.steps=0", "refresh.every=7")
     assert (config.optim.lr, config.optim.lr_generator, config.warmup.steps) == (3e-4, 0.0, 0)
-    assert (config.refresh.every, config.trainer.checkpoint_every, config.trainer.validate_every) == ("7", 7, 4)
+    assert (config.refresh.every, config.trainer.checkpoint_every, config.trainer.validate_every) == ("7", 7, 7)
     assert (config.retriever.teacher, config.evaluate.checkpoint) == ("both", "best")
     assert settle(config, corpus, 900) == config
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")

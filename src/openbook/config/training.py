@@ -85,7 +85,7 @@ class TrainerConfig:
         "activation checkpointing in generator and encoders: the same gradients up to rounding, less memory, "
         "about a third more time",
     )
-    validate_every: int = unit(0, "optimizer steps between validations; 0: half of the steps between refreshes")
+    validate_every: int = unit(0, "optimizer steps between validations; 0: as between refreshes")
     monitor: str = unit(
         "auto",
         "validation metric whose highest value best.ckpt keeps; several joined by + are added; auto: f1+mrr, of what "

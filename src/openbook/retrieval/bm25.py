@@ -8,6 +8,7 @@ lower case, unstemmed, English stop words left out; where no spaces stand betwee
 """
 
 import logging
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -23,8 +24,16 @@ from openbook.retrieval.base import Retriever
 
 
 def _bm25s() -> Any:
-    """The library, imported where BM25 is used only."""
-    import bm25s
+    """The library, imported where BM25 is used only, and without jax: where that is installed bm25s imports it for its
+    top-k, which is not used here, and jax takes three quarters of a GPU's memory when it starts."""
+    unseen = "jax" not in sys.modules
+    if unseen:
+        sys.modules["jax"] = None  # type: ignore[assignment]  # what Python raises ImportError for
+    try:
+        import bm25s
+    finally:
+        if unseen:
+            del sys.modules["jax"]
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at DEBUG by default
     return bm25s

@@ -126,7 +126,7 @@ def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Ch
     if not trainer.checkpoint_every:
         yield Choice("trainer.checkpoint_every", every, "")
     if not trainer.validate_every:
-        yield Choice("trainer.validate_every", max(1, ceil(every / 2)), "")
+        yield Choice("trainer.validate_every", every, "")
 
 
 def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
