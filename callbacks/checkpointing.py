@@ -98,7 +98,7 @@ class Checkpointing(L.Callback):
             say(f"stopped early: {self.monitor} has not risen above {self.best} in {self.since_best} validations")
         if improved:
             self._flush(trainer)
-            trainer.save_checkpoint(self.best_path)
+            trainer.save_checkpoint(self.best_path, weights_only=False)
         if self._is_due():
             self._save(trainer)
 
@@ -118,7 +118,7 @@ class Checkpointing(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._flush(trainer)
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)
         self._saved = trainer.global_step
 
     def _flush(self, trainer: L.Trainer) -> None:

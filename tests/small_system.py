@@ -62,6 +62,7 @@ class SmallSystem:
             "trainer.precision=fp32",
             "trainer.accelerator=cpu",
             "wandb.mode=disabled",
+            "data.max_passage_tokens=128",
             "data.max_context_tokens=80",
             "retriever.n_docs=3",
             "optim.lr_generator=0.01",

@@ -175,7 +175,8 @@ def test_a_validation_that_a_signal_left_no_time_for_is_made_good(
     straight = train(small_system.config(tmp_path / "a" / "run", "evaluate.before_training=false"))
 
     def killed(self: Checkpointing, trainer, module) -> None:  # type: ignore[no-untyped-def]
-        raise KeyboardInterrupt
+        if trainer.global_step:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointing, "on_validation_start", killed)
@@ -198,7 +199,7 @@ def test_the_best_validation_is_kept_and_can_be_tested(
 ) -> None:
     from openbook.training.base_module import QuestionModule
 
-    values = iter([0.25, 0.75, 0.5, 0.5])
+    values = iter([0.0, 0.25, 0.75, 0.5, 0.5])
 
     def measured(self: QuestionModule, resamples: int) -> None:
         summarize(self, resamples)
@@ -208,6 +209,7 @@ def test_the_best_validation_is_kept_and_can_be_tested(
     summarize = QuestionModule._summarize
     monkeypatch.setattr(QuestionModule, "_summarize", measured)
     words = ["trainer.max_steps=40", "trainer.validate_every=2", "trainer.patience=2", "evaluate.checkpoint=best"]
+    words.append("trainer.monitor=exact_match")
     run = train(small_system.config(tmp_path / "run", *words))
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["steps"], summary["tested_step"]) == (8, 4)

@@ -26,6 +26,7 @@ FEWEST_STEPS = 30
 # steps that these are bounded to.
 CPU_TOKENS, CPU_STEPS = 600_000, (60, 90)
 WARMUP_TOKENS, WARMUP_STEPS = 1_000_000, (150, 300)
+SPANS_SHARE = 0.5
 
 # Passages that are encoded without a gradient in the time that one is encoded, read and learned from.
 ENCODED_PER_TRAINED = 12
@@ -131,15 +132,17 @@ def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Ch
 
 def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     warmup, own = config.warmup, config.data.corpus not in BUILT_IN["corpus"]
-    if warmup.steps < 0:
+    steps = warmup.steps
+    if steps < 0:
         reads = config.objective != "dpr" and config.generator.model == MINILM
-        reason = "the small reader learns to read first" if reads else "this generator comes trained"
         on_gpu = accelerator(config.trainer.accelerator) == "gpu"
         tokens = 10 * WARMUP_TOKENS if on_gpu else WARMUP_TOKENS
         steps = _steps(config, corpus, tokens, warmup.batch_size, WARMUP_STEPS) if reads else 0
-        yield Choice("warmup.steps", steps, reason if config.objective != "dpr" else "no generator")
+        trained = "no generator" if config.objective == "dpr" else "this generator comes trained"
+        yield Choice("warmup.steps", steps, "the small reader learns to read first" if reads else trained)
     if warmup.spans < 0:
-        share = 0.0 if not own or config.data.train == SPANS or config.objective == "closed_book" else 0.5
+        masked = own and steps and config.data.train != SPANS and config.objective != "closed_book"
+        share = SPANS_SHARE if masked else 0.0
         yield Choice("warmup.spans", share, "masked spans of the corpus among its questions" if share else "")
 
 
