@@ -85,6 +85,22 @@ def test_the_marginals_gradient_goes_through_the_gate_and_no_other(system: tuple
     torch.testing.assert_close(gradient(0.0, True), gradient(1.0, True))
 
 
+def test_an_answer_of_many_tokens_counts_no_more_than_a_positive_passage(system: tuple[RagModule, Batch]) -> None:
+    module, _ = system
+    assert module.teacher is not None
+    module.teacher.load([1.0, 1.0])
+    handed = torch.tensor(
+        [[1.0, -1.0, 0.0], [5.0, -3.0, -2.0], [0.1, 0.0, 0.0], [0.0] * 3, [-30.0, 0, 30], [2.0, 0, 0]]
+    )
+    weight = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.5, 0.0])
+    module.teacher.weigh(weight)
+    expected = handed.clone()
+    expected[1] *= 2 / 10
+    expected[4] *= 1 / 60
+    expected[5] *= 0
+    torch.testing.assert_close(module.teacher._gated(handed), expected)
+
+
 def test_agreement_by_hand() -> None:
     teacher = PassageTeacher(None)  # type: ignore[arg-type]
     assert (teacher.agreement, teacher.gate) == (0.5, 0.0)

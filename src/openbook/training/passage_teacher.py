@@ -12,7 +12,9 @@ retrieval worse. Where positive passages are known, or found by BM25 with an ans
 
       gate = clip((agreement - 0.5) / (FOLLOWED - 0.5), 0, 1)
 
-  so that nothing is followed at chance level, and everything from FOLLOWED on.
+  so that nothing is followed at chance level, and everything from FOLLOWED on. Nor does it count for more than a
+  positive passage does: prior minus posterior adds up to 2 at most in absolute value, for one passage against another,
+  while RAG-Token's gradient is the sum of that over the tokens of the answer; it is scaled down to 2 per question.
 """
 
 from typing import NamedTuple
@@ -53,6 +55,7 @@ class PassageTeacher:
     def __init__(self, passages: TrainingPassages):
         self.passages = passages
         self._agreeing, self._measured = DOUBT / 2, DOUBT
+        self._most: Tensor | None = None
 
     @property
     def agreement(self) -> float:
@@ -87,7 +90,7 @@ class PassageTeacher:
         columns = torch.searchsorted(rows, retrieved.rows.clamp(min=0)).clamp(max=len(rows) - 1)
         gated = every.gather(1, to_device(columns, device))
         if gated.requires_grad:
-            gated.register_hook(lambda gradient: gradient * self.gate)
+            gated.register_hook(self._gated)
         doc_scores = torch.where(to_device(retrieved.mask, device), gated, -torch.inf)
 
         competing = self.passages.competing(batch.examples, rows.tolist())
@@ -98,6 +101,17 @@ class PassageTeacher:
         relevant = self._relevant(batch, retrieved, ~other & retrieved.mask)
         known = to_device(known, device)
         return doc_scores, Lesson(torch.where(known, nll, 0.0), known, relevant, other & ~relevant)
+
+    def weigh(self, loss_weight: Tensor) -> None:
+        """What each question of the pass counts in the loss [batch], before its backward."""
+        self._most = 2 * loss_weight.detach()[:, None]
+
+    def _gated(self, gradient: Tensor) -> Tensor:
+        """The marginal's gradient in doc_scores [batch, n_docs] as far as it is followed."""
+        if self._most is not None:
+            norm = gradient.abs().sum(1, keepdim=True)
+            gradient = gradient * (self._most / norm.clamp(min=1e-30)).clamp(max=1)
+        return gradient * self.gate
 
     def _relevant(self, batch: Batch, retrieved: Retrieved, right: Tensor) -> Tensor:
         relevant = right.clone()

@@ -73,6 +73,7 @@ class RagModule(QuestionModule):
         loss_weight = self._loss_weight(doc_scores, batch)
         loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, retrieved.mask, loss_weight)
         if self.teacher is not None and lesson is not None:
+            self.teacher.weigh(loss_weight)
             self.teacher.measure(token_logprobs, lesson, batch.weight)
             loss = loss + (lesson.nll * loss_weight).sum()
             self._log_teacher(self.teacher, lesson.nll.detach(), batch.weight * lesson.known)
