@@ -15,6 +15,7 @@ from openbook.metrics.prediction import Prediction
 from openbook.metrics.summary import HELD_OUT, summarize
 from openbook.reporting.panels import PANELS
 from openbook.reporting.run_plots import curve_svg, groups_svg
+from openbook.reporting.verdict import verdict
 from openbook.tracking.curves import Curves
 from openbook.tracking.run_contents import RunFiles, read_run
 from openbook.utils.atomic import write_text
@@ -173,7 +174,8 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Status, steps, times and index, as far as summary.json has them."""
     seconds, index = _dict(summary.get("seconds")).items(), _dict(summary.get("index")).items()
     return [
-        *((key, str(summary[key])) for key in ("status", "steps") if key in summary),
+        *((key, str(summary[key])) for key in ("status", "steps", "tested_step") if key in summary),
+        *((("what training was worth", told),) if (told := verdict(summary)) else ()),
         *((f"time, {part}", duration(n) if isinstance(n, int | float) else str(n)) for part, n in seconds),
         *((f"index, {key.removeprefix('n_')}", f"{n:,}" if isinstance(n, int) else str(n)) for key, n in index),
     ]
