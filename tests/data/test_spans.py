@@ -10,17 +10,9 @@ from pathlib import Path
 import pytest
 
 from openbook.batch import Passage
+from openbook.data.masking import Span, SpanOptions, question_of, spans_of, spans_of_passage
 from openbook.data.question_file import QuestionFile
-from openbook.data.spans import (
-    SPLITS,
-    Span,
-    SpanOptions,
-    build_spans,
-    mixed,
-    question_of,
-    spans_of,
-    spans_of_passage,
-)
+from openbook.data.spans import SPLITS, Limit, build_spans, mixed
 from openbook.errors import OpenBookError
 
 TEXT = (
@@ -100,6 +92,18 @@ def test_a_limit_keeps_an_even_sample(corpus: Path, tmp_path: Path) -> None:
     rows = [example.positive_ids[0] for split in SPLITS for example in QuestionFile(files.paths[split])]
     assert len(set(rows)) > 25
     assert any(int(row) < 30 for row in rows) and any(int(row) > 60 for row in rows)
+
+
+def test_questions_that_are_too_long_are_left_out_and_counted(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = build_spans(corpus, SpanOptions(), tmp_path)
+    short = Limit(lambda texts: [len(text) < 30 for text in texts], "under 30 signs")
+    some = build_spans(corpus, SpanOptions(), tmp_path, limit=short)
+    asked = [one.question for split in SPLITS for one in QuestionFile(some.paths[split])]
+    n_whole = sum(whole.kinds.values())
+    assert 0 < len(asked) < n_whole and max(map(len, asked)) < 30
+    assert f"{n_whole - len(asked)} of {n_whole} masked spans are left out" in capsys.readouterr().out
 
 
 def test_spans_are_mixed_with_questions_by_a_share(

@@ -14,7 +14,9 @@ from openbook.data.corpus_build import build_corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
-from openbook.data.spans import SpanFiles, SpanOptions, build_spans, mixed
+from openbook.data.inputs import token_ids
+from openbook.data.masking import SpanOptions
+from openbook.data.spans import Limit, SpanFiles, build_spans, mixed
 from openbook.models.encoders import load_tokenizer
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
@@ -62,11 +64,16 @@ def edition(words: FactbookConfig, folder: str) -> EditionFiles:
 
 
 @cache
-def spans(passages: Path, options: SpansConfig, folder: str) -> SpanFiles:
-    """Questions made of these passages alone, likewise."""
+def spans(passages: Path, options: SpansConfig, folder: str, models: tuple[str, ...], most_tokens: int) -> SpanFiles:
+    """Questions made of these passages alone, likewise; of at most so many tokens for the models' tokenizers."""
     asked = SpanOptions(options.per_passage, options.most, options.language)
+
+    def fits(texts: list[str]) -> list[bool]:
+        lengths = [map(len, token_ids(load_tokenizer(model), texts)) for model in models]
+        return [max(each) <= most_tokens for each in zip(*lengths, strict=True)]
+
     with progress("masking spans of the corpus", "passages") as done, in_turn(folder, "spans"):
-        return build_spans(passages, asked, Path(folder), done)
+        return build_spans(passages, asked, Path(folder), done, Limit(fits, f"{models} {most_tokens}"))
 
 
 def files(config: Config) -> Files:
@@ -88,7 +95,8 @@ def named_file(config: Config, key: str, name: str) -> Path | None:
     if name == SPANS:
         passages = named_file(config, "corpus", data.corpus)
         assert passages is not None
-        return spans(passages, data.spans, data.cache).paths[key]
+        models = (config.retriever.question_encoder,) + ((config.generator.model,) if config.objective != "dpr" else ())
+        return spans(passages, data.spans, data.cache, models, data.max_question_tokens).paths[key]
     if name == EMBEDDED:
         book = factbook(data.factbook, data.cache)
         return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]
