@@ -48,7 +48,7 @@ def main(words: Sequence[str]) -> int:
                 if run_command(["train", asked.experiment, *asked.overrides, *more]):
                     return 1
             rows.setdefault(str(len(QuestionFile(train))), []).append(run.read_summary())
-    text = table(asked.name, rows)
+    text = table(asked.name, figures(rows))
     print(text)
     if asked.docs:
         page, results = Path("docs/own-data.md"), Path("docs/own-data.json")
@@ -89,11 +89,11 @@ def figures(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def table(name: str, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown: one row for each number of questions, means over the seeds, the paired interval of the first."""
+def table(name: str, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Markdown of `figures`: one row for each number of questions, means over the seeds, the first one's interval."""
     titles = [f"{title}: before, after (95 % interval of the difference)" for title in COLUMNS.values()]
     lines = [f"| {name}: questions | {' | '.join(titles)} | seeds |", f"|{'---|' * (len(titles) + 2)}"]
-    for size, of_seeds in figures(rows).items():
+    for size, of_seeds in measured.items():
         cells = []
         for metric in COLUMNS:
             before, after = ([one[metric][when] for one in of_seeds] for when in ("before", "after"))

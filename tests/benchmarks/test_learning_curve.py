@@ -43,3 +43,12 @@ def test_runs_are_made_once_and_tabled(
     assert page.startswith("before\n") and page.endswith("after\n") and table[2] in page and "old" not in page
     figures = json.loads((tmp_path / "docs" / "own-data.json").read_text())["small"]["8"][0]
     assert (figures["recall_at_5"]["before"], figures["recall_at_5"]["after"]) == (before, after)
+
+
+def test_the_page_says_what_was_measured() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    page = (docs / "own-data.md").read_text(encoding="utf-8")
+    measured = json.loads((docs / "own-data.json").read_text(encoding="utf-8"))
+    assert measured
+    for name, of_sizes in measured.items():
+        assert learning_curve.table(name, of_sizes) in page
