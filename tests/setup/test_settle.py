@@ -71,6 +71,16 @@ def test_nothing_is_left_open_and_what_was_said_stays(corpus: Corpus, tmp_path: 
     assert load_resolved(tmp_path / "config.yaml") == config
 
 
+def test_a_run_of_before_these_settings_goes_on_as_it_was(tmp_path: Path) -> None:
+    old = {"experiment": "old", "data": {"corpus": "p.jsonl"}, "trainer": {"monitor": "auto", "max_steps": 9}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old), encoding="utf-8")
+    config = load_resolved(tmp_path / "config.yaml", training=False)
+    assert (config.retriever.teacher, config.warmup.spans, config.trainer.monitor) == ("generator", 0.0, "exact_match")
+    assert config.evaluate.checkpoint == "last"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | {"objective": "dpr"}), encoding="utf-8")
+    assert load_resolved(tmp_path / "config.yaml", training=False).trainer.monitor == "recall_at_1"
+
+
 @pytest.mark.parametrize(
     ("n_questions", "words", "steps"),
     [

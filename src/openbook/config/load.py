@@ -18,6 +18,9 @@ from openbook.errors import OpenBookError, raise_all
 
 EXPERIMENTS = Path("experiments")
 
+# What a run did that was started before there were these keys; its config.yaml does not have them.
+BEFORE = {"retriever.teacher": "generator", "warmup.spans": "0", "evaluate.checkpoint": "last"}
+
 # The section of an experiment's file that counts for the embedded data alone.
 FOR_EMBEDDED = "embedded"
 
@@ -52,8 +55,12 @@ def load_experiment(
 def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = True) -> Config:
     """The configuration that a run folder kept, with overrides on top; not for training: what only training needs is
     not asked for."""
-    name = str(_mapping(path).get("experiment", path.stem))
-    return load_experiment(str(path), [f"experiment={name}", *overrides], training=training)
+    kept = dict(_leaves(_mapping(path)))
+    older = [f"{key}={value}" for key, value in BEFORE.items() if key not in kept]
+    if older and kept.get("trainer.monitor", "auto") == "auto":
+        older.append(f"trainer.monitor={'recall_at_1' if kept.get('objective') == 'dpr' else 'exact_match'}")
+    name = str(kept.get("experiment", path.stem))
+    return load_experiment(str(path), [f"experiment={name}", *older, *overrides], training=training)
 
 
 def to_yaml(config: Config) -> str:
