@@ -9,7 +9,7 @@ import pytest
 
 from openbook.batch import MISSING_ROW
 from openbook.commands.evaluate import evaluate
-from openbook.commands.train import train
+from openbook.commands.train import resume, train
 from openbook.config.load import load_resolved
 from openbook.data.question_file import QuestionFile
 from openbook.setup.prepare import prepare
@@ -53,6 +53,15 @@ def test_the_better_checkpoint_is_tested(small_system: SmallSystem, tmp_path: Pa
     assert (config.evaluate.checkpoint, config.retriever.teacher) == ("best", "both")
     assert any("encoders also learned from passages" in str(text) for text in summary["disclosures"])
     assert column(run, "train/positive_nll").keys() == column(run, "train/gate").keys() == set(range(1, 7))
+
+
+def test_passes_over_the_questions_instead_of_steps(small_system: SmallSystem, tmp_path: Path) -> None:
+    words = ("trainer.max_epochs=0.5", "evaluate.before_training=false")
+    run = train(small_system.config(tmp_path / "run", *words))
+    assert summary_of(run)["steps"] == 3  # 23 questions, 4 a step
+    assert load_resolved(run / "config.yaml").trainer.max_steps == 3
+    assert summary_of(resume(str(run), ["trainer.max_steps=5"]))["steps"] == 5
+    assert summary_of(resume(str(run)))["steps"] == 5
 
 
 @pytest.fixture

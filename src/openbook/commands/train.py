@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -49,6 +50,8 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     """
     run = RunFolder.existing(str(folder))
     config, summary = run.load_config(list(overrides)), run.read_summary()
+    if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
+        config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)
     if not set(run.checkpoints.glob("*.ckpt")) - {run.best}:
         say(f"{run.path} has no checkpoint yet: starting from the beginning")

@@ -28,6 +28,8 @@ CPU_TOKENS, CPU_STEPS = 600_000, (60, 90)
 WARMUP_TOKENS, WARMUP_STEPS = 1_000_000, (150, 300)
 SPANS_SHARE = 0.5
 
+ENCODER_LR, SMALL_READER_LR, GENERATOR_LR = 1e-4, 3e-4, 3e-5
+
 # Passages that are encoded without a gradient in the time that one is encoded, read and learned from.
 ENCODED_PER_TRAINED = 12
 
@@ -100,10 +102,7 @@ def _training(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choi
         if not optim.lr_generator and config.objective != "dpr":
             small = config.generator.model == MINILM
             reason = "the small reader is young" if small else "a pretrained generator"
-            yield Choice("optim.lr_generator", 3e-4 if small else 3e-5, reason)
-
-
-ENCODER_LR = 1e-4
+            yield Choice("optim.lr_generator", SMALL_READER_LR if small else GENERATOR_LR, reason)
 
 
 def _steps(config: Config, corpus: Corpus, tokens: int, contexts: int, bounds: tuple[int, int]) -> int:

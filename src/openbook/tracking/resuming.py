@@ -12,7 +12,13 @@ CHANGEABLE = (
     *("shows", "run.", "wandb.", "hot_swap.", "data.cache", "data.workers"),
     *("optim.", "refresh.", "decode.", "evaluate.", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
     *("retriever.on_collapse", "retriever.tokens_per_backward", "generator.label_smoothing"),
-    *("trainer.max_steps", "trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every"),
+    *(
+        "trainer.max_steps",
+        "trainer.max_epochs",
+        "trainer.validate_every",
+        "trainer.checkpoint_every",
+        "trainer.log_every",
+    ),
     *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
     *("trainer.monitor", "trainer.patience"),
 )
