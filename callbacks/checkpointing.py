@@ -58,11 +58,10 @@ class Checkpointing(L.Callback):
         if self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
             epoch_loop = trainer.fit_loop.epoch_loop
             trainer.validating = True
-            if not trainer.global_step:  # of no step, and not of the first, for which Lightning would log it
-                epoch_loop._batches_that_stepped -= 1
+            ahead = int(not trainer.global_step)  # Lightning would log one of no step as one of the first
+            epoch_loop._batches_that_stepped -= ahead
             epoch_loop.val_loop.run()
-            if not trainer.global_step:
-                epoch_loop._batches_that_stepped += 1
+            epoch_loop._batches_that_stepped += ahead
             trainer.training = True
 
     def on_train_batch_end(

@@ -41,19 +41,21 @@ def main(words: Sequence[str]) -> int:
     rows: dict[str, list[dict[str, Any]]] = {}
     for size in map(int, asked.sizes.split()):
         train = subset(Path(config.data.train), size, Path(config.data.cache))
+        of_size = rows.setdefault(str(len(QuestionFile(train))), [])
         for seed in map(int, asked.seeds.split()):
             run = RunFolder(ROOT / asked.name / f"{size or 'all'}-seed{seed}")
             if run.read_summary().get("status") != "finished":
                 more = [f"data.train={train}", f"seed={seed}", f"run.dir={run.path}"]
                 if run_command(["train", asked.experiment, *asked.overrides, *more]):
                     return 1
-            rows.setdefault(str(len(QuestionFile(train))), []).append(run.read_summary())
-    text = table(asked.name, figures(rows))
+            of_size.append(run.read_summary())
+    measured = figures(rows)
+    text = table(asked.name, measured)
     print(text)
     if asked.docs:
         page, results = Path("docs/own-data.md"), Path("docs/own-data.json")
         write_text(page, between_marks(page, text, asked.name))
-        write_json(results, read_results(results) | {asked.name: figures(rows)})
+        write_json(results, read_results(results) | {asked.name: measured})
     return 0
 
 

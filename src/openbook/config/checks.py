@@ -149,7 +149,7 @@ def _source_checks(config: Config) -> list[Check]:
         return []
     return [
         Check(
-            data.corpus in BUILT_IN["corpus"] and config.objective != "closed_book",
+            data.is_embedded and config.objective != "closed_book",
             "questions of your own over the embedded corpus",
             "data.corpus",
             "a file of passages",

@@ -34,7 +34,7 @@ def dpr_checks(config: Config) -> list[Check]:
             "0 with objective=dpr",
         ),
         Check(
-            not (retriever.train_question_encoder or retriever.train_passage_encoder),
+            not retriever.trains,
             "both encoders are frozen and nothing else trains",
             "retriever.train_question_encoder",
             "true, or retriever.train_passage_encoder=true",
@@ -111,8 +111,7 @@ def checkpoint_checks(config: Config) -> list[Check]:
 def notes_of(config: Config) -> list[str]:
     """What a run of this configuration cannot learn, and may be meant that way."""
     retriever, own = config.retriever, config.objective in ("closed_book", "dpr")
-    trains = retriever.kind == "dense" and (retriever.train_question_encoder or retriever.train_passage_encoder)
-    if retriever.n_docs == 1 and trains and not own:
+    if retriever.n_docs == 1 and retriever.kind == "dense" and retriever.trains and not own:
         return [
             "retriever.n_docs=1: p(z|x) of a single passage is 1 whatever its score, so the encoders learn nothing; "
             "read more passages, or freeze them (retriever.train_question_encoder=false, train_passage_encoder=false)"
@@ -182,7 +181,6 @@ def answer_checks(config: Config) -> list[Check]:
 
 def objective_checks(config: Config) -> list[Check]:
     retriever, learns = config.retriever, config.objective in ("emdr2", "perplexity_distillation", "leave_one_out")
-    frozen = not (retriever.train_question_encoder or retriever.train_passage_encoder)
     return [
         Check(
             learns and retriever.n_docs == 1,
@@ -191,7 +189,7 @@ def objective_checks(config: Config) -> list[Check]:
             f"2 or more with {config.objective}",
         ),
         Check(
-            learns and retriever.kind == "dense" and frozen,
+            learns and retriever.kind == "dense" and not retriever.trains,
             "nothing would learn to retrieve",
             "objective",
             "rag_token or rag_sequence with frozen encoders",

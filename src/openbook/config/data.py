@@ -84,3 +84,8 @@ class DataConfig:
         "their count",
     )
     workers: int = unit(0, "loader processes per rank; 0 tokenises in the training process")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the corpus is an edition of the embedded book, and no file of the user's own."""
+        return self.corpus in BUILT_IN["corpus"]

@@ -62,6 +62,11 @@ class RetrieverConfig:
         "with n_docs and batch size; 0: all passages, encoded once",
     )
 
+    @property
+    def trains(self) -> bool:
+        """Whether an encoder trains."""
+        return self.train_question_encoder or self.train_passage_encoder
+
 
 @dataclass(frozen=True)
 class IndexConfig:

@@ -10,6 +10,7 @@ lower case, unstemmed, English stop words left out; where no spaces stand betwee
 import logging
 import sys
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from openbook.metrics.scripts import with_spaces
 from openbook.retrieval.base import Retriever
 
 
+@cache
 def _bm25s() -> Any:
     """The library, imported where BM25 is used only, and without jax: where that is installed bm25s imports it for its
     top-k, which is not used here, and jax takes three quarters of a GPU's memory when it starts."""

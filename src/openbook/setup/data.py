@@ -79,11 +79,9 @@ def spans(passages: Path, options: SpansConfig, folder: str, models: tuple[str, 
 def files(config: Config) -> Files:
     """The files that the data keys stand for."""
     paths = {key: named_file(config, key, getattr(config.data, key)) for key in BUILT_IN}
-    share, train, masked = config.data.spans.share, paths["train"], None
+    share, train = config.data.spans.share, paths["train"]
     if share and train and config.data.train != SPANS:
-        masked = named_file(config, "train", SPANS)
-    if masked and train:
-        paths["train"] = mixed(train, masked, share, Path(config.data.cache))
+        paths["train"] = mixed(train, masked_spans(config).paths["train"], share, Path(config.data.cache))
     return Files(**paths)  # type: ignore[arg-type]
 
 
@@ -93,10 +91,7 @@ def named_file(config: Config, key: str, name: str) -> Path | None:
         return Path(name) if name else None
     data = config.data
     if name == SPANS:
-        passages = named_file(config, "corpus", data.corpus)
-        assert passages is not None
-        models = (config.retriever.question_encoder,) + ((config.generator.model,) if config.objective != "dpr" else ())
-        return spans(passages, data.spans, data.cache, models, data.max_question_tokens).paths[key]
+        return masked_spans(config).paths[key]
     if name == EMBEDDED:
         book = factbook(data.factbook, data.cache)
         return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]
@@ -104,6 +99,15 @@ def named_file(config: Config, key: str, name: str) -> Path | None:
     if key == "corpus":
         return other.passages
     return other.changed_facts if name == CHANGED else other.original_facts
+
+
+def masked_spans(config: Config) -> SpanFiles:
+    """Questions made of the configuration's corpus alone."""
+    data = config.data
+    passages = named_file(config, "corpus", data.corpus)
+    assert passages is not None
+    models = (config.retriever.question_encoder,) + ((config.generator.model,) if config.objective != "dpr" else ())
+    return spans(passages, data.spans, data.cache, models, data.max_question_tokens)
 
 
 def parts(config: Config) -> Parts:

@@ -10,7 +10,6 @@ from torch import nn
 
 from openbook.config.checks import has_index
 from openbook.config.combinations import labels_of
-from openbook.config.data import BUILT_IN
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import DprConfig
@@ -132,22 +131,18 @@ def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) 
 
 def passage_teacher(config: Config, parts: Parts, questions: QuestionAnswerData | None) -> PassageTeacher | None:
     """What the encoders learn from besides the generator, where they do; without questions a stand-in for a plan."""
-    retriever, own = config.retriever, config.data.corpus not in BUILT_IN["corpus"]
-    learns = has_index(config) and (retriever.train_question_encoder or retriever.train_passage_encoder)
-    if not learns or retriever.teacher == "generator" or (retriever.teacher == "auto" and not own):
+    if config.retriever.teacher != "both" or not (has_index(config) and config.retriever.trains):
         return None
-    regex = config.evaluate.regex_answers
-    stand_in = RandomRows(parts.corpus.n_passages, config.seed) if questions is None else None
-    passages = TrainingPassages(parts.corpus, stand_in, DprConfig(), seed=config.seed, regex=regex)
-    if questions is not None:
-        passages.prepare(questions.questions["train"])
-    return PassageTeacher(passages)
+    # The index's passages are its negatives: BM25 is built only for questions that name no passage.
+    return PassageTeacher(training_passages(config, parts, questions, DprConfig(bm25_negatives=0)))
 
 
-def training_passages(config: Config, parts: Parts, questions: QuestionAnswerData | None) -> TrainingPassages:
+def training_passages(
+    config: Config, parts: Parts, questions: QuestionAnswerData | None, options: DprConfig
+) -> TrainingPassages:
     """Positives and hard negatives for the training questions, which are all looked through once; without questions,
     stand-ins of BM25's passages for a plan."""
-    options, regex, bm25 = config.dpr, config.evaluate.regex_answers, None
+    regex, bm25 = config.evaluate.regex_answers, None
     if questions is None:
         stand_in = RandomRows(parts.corpus.n_passages, config.seed)
         return TrainingPassages(parts.corpus, stand_in, options, seed=config.seed, regex=regex)

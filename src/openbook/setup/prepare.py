@@ -15,7 +15,7 @@ from openbook.config.combinations import notes_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
-from openbook.data.readers.checked_lines import file_fingerprint, read_lines
+from openbook.data.readers.checked_lines import file_fingerprint
 from openbook.errors import OpenBookError
 from openbook.index.faiss_factory import use_threads
 from openbook.index.plan import Plan
@@ -120,7 +120,7 @@ class Prepared:
         config, parts = self.config, self.parts
         if config.objective == "dpr":
             questions = None if planning else self.questions
-            passages = setup_models.training_passages(config, parts, questions) if training else None
+            passages = setup_models.training_passages(config, parts, questions, config.dpr) if training else None
             return setup_models.dpr_module(config, parts, passages)
         reader = setup_warmup.reader(config, self.on, self.autocast) if training and not planning else None
         own = self.own.retriever_over(parts.corpus)
@@ -156,14 +156,14 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     use_threads(set_threads(config.trainer.devices))
     L.seed_everything(config.seed, verbose=False)
     parts = setup_data.parts(config)
-    if stage is None:
-        if own.retriever is not None:  # only openbook's own two encoders can be taught directly
-            config = replace(config, retriever=replace(config.retriever, teacher="generator"))
-        config = settle(config, parts.corpus, sum(1 for _ in read_lines(parts.files.train)))
     check_corpus(config, parts.corpus)
     planning.check_early(config, parts.corpus)
     questions = setup_data.data(config, parts)
     questions.setup(stage)
+    if stage is None:
+        if own.retriever is not None:  # only openbook's own two encoders can be taught directly
+            config = replace(config, retriever=replace(config.retriever, teacher="generator"))
+        config = settle(config, parts.corpus, len(questions.questions["train"]))
     check_joins(config, parts, questions.questions, training=stage is None)
     for note in notes_of(config) if stage is None else ():
         say(f"warning: {note}")

@@ -9,7 +9,7 @@ import numpy as np
 
 from openbook.config.checks import has_index, value_of
 from openbook.config.combinations import monitored
-from openbook.config.data import BUILT_IN, SPANS
+from openbook.config.data import SPANS
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
@@ -116,13 +116,16 @@ def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Ch
     """A refresh costs about as much as n_passages / (ENCODED_PER_TRAINED * passages of a step) steps; it shall take at
     most a third of the time, and the run has at least two."""
     refresh, trainer = config.refresh, config.trainer
+    half = ceil(trainer.max_steps / 2)
     if refresh.every == AUTO:
         per_step = trainer.batch_size * trainer.accumulate * trainer.world_size * config.retriever.n_docs
         cost = corpus.n_passages / (ENCODED_PER_TRAINED * per_step)
-        every = max(1, min(max(30, ceil(2 * cost)), ceil(trainer.max_steps / 2)))
+        every = max(1, min(max(30, ceil(2 * cost)), half))
         yield Choice("refresh.every", str(every), f"a refresh costs about as much as {max(cost, 1):.0f} steps")
-    interval = int(refresh.every) if refresh.every.isdigit() and int(refresh.every) else ceil(trainer.max_steps / 2)
-    every = int(every) if refresh.every == AUTO else interval
+    elif refresh.every.isdigit() and int(refresh.every):
+        every = int(refresh.every)
+    else:
+        every = half
     if not trainer.checkpoint_every:
         yield Choice("trainer.checkpoint_every", every, "")
     if not trainer.validate_every:
@@ -130,7 +133,7 @@ def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Ch
 
 
 def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
-    warmup, own = config.warmup, config.data.corpus not in BUILT_IN["corpus"]
+    warmup, own = config.warmup, not config.data.is_embedded
     steps = warmup.steps
     if steps < 0:
         reads = config.objective != "dpr" and config.generator.model == MINILM
@@ -146,13 +149,13 @@ def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choic
 
 
 def _the_rest(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
-    retriever, own = config.retriever, config.data.corpus not in BUILT_IN["corpus"]
+    retriever = config.retriever
     if not retriever.temperature:
         cosine = retriever.kind == "dense" and retriever.normalize
         yield Choice("retriever.temperature", 0.05 if cosine else 1.0, "cosine scores" if cosine else "")
     if retriever.teacher == AUTO:
-        learns = has_index(config) and (retriever.train_question_encoder or retriever.train_passage_encoder)
-        both = own and learns and config.objective != "dpr"
+        learns = has_index(config) and retriever.trains and config.objective != "dpr"
+        both = learns and not config.data.is_embedded
         reason = "positive passages teach the encoders too, and the generator as far as it agrees with them"
         yield Choice("retriever.teacher", "both" if both else "generator", reason if both else "")
     if config.evaluate.checkpoint == AUTO:

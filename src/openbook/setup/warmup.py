@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
-from openbook.config.data import BUILT_IN, EMBEDDED, SPANS
+from openbook.config.data import EMBEDDED
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus_build import build_corpus
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
-from openbook.setup.data import corpus_turn, files, named_file
+from openbook.setup.data import corpus_turn, files, masked_spans
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 
@@ -25,7 +25,7 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
     corpus_file, train, held_out = warmup_files(config)
     data = replace(config.data, corpus=corpus_file, train=train, validation=held_out, test="", spans=unmixed)
     named = files(replace(config, data=data))
-    masked = named_file(replace(config, data=data), "train", SPANS) if warmup.spans else None
+    masked = masked_spans(replace(config, data=data)).paths["train"] if warmup.spans else None
     tokenizer = load_tokenizer(MINILM)
     with corpus_turn(config, named.corpus):
         corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
@@ -56,8 +56,8 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
 def warmup_files(config: Config) -> tuple[str, str, str]:
     """What warmup.passages, questions and held_out stand for: the run's own files, or those of the embedded book."""
     data, warmup = config.data, config.warmup
-    own = data.corpus not in BUILT_IN["corpus"]
-    corpus, train, validation = (data.corpus, data.train, data.validation) if own else (EMBEDDED,) * 3
+    own = (data.corpus, data.train, data.validation)
+    corpus, train, validation = (EMBEDDED,) * 3 if data.is_embedded else own
     return (
         corpus if warmup.passages == AUTO else warmup.passages,
         train if warmup.questions == AUTO else warmup.questions,
