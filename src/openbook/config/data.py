@@ -44,6 +44,7 @@ class FactbookConfig:
         False,
         "use the whole book in passages of passage_words; field_words, field_parts and sections are then ignored",
     )
+    varied: bool = unit(False, "ask training questions in 14 phrasings instead of 7; the test's stay the same")
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,12 @@ class Parts:
 def factbook(words: FactbookConfig, folder: str) -> FactbookFiles:
     """The embedded data in this size, built into the folder where it is not there yet; asked for and told of once."""
     if words.whole:
-        options = replace(WHOLE_BOOK, passage_words=words.passage_words)
+        options = replace(WHOLE_BOOK, passage_words=words.passage_words, varied=words.varied)
     else:
         sections = tuple(name.strip() for name in words.sections.split(",") if name.strip()) or MAIN_SECTIONS
-        options = FactbookOptions(words.passage_words, words.field_words, words.field_parts, sections)
+        options = FactbookOptions(
+            words.passage_words, words.field_words, words.field_parts, sections, varied=words.varied
+        )
     with in_turn(folder, "factbook"):
         return build_factbook(options, Path(folder), say)
 

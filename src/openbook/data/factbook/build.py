@@ -73,6 +73,7 @@ class FactbookOptions:
     validation_questions: int = 400  # at most; 0 keeps all
     test_questions: int = 1200  # at most; 0 keeps all
     max_answer_share: float = 0.12  # of one relation's facts that one answer may hold
+    varied: bool = False  # training questions in twice as many phrasings
 
 
 WHOLE_BOOK = FactbookOptions(passage_words=100, field_words=0, field_parts=0, sections=ALL_SECTIONS, left_out=())
@@ -167,7 +168,9 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> tuple[Fi
     facts, majority = thin(facts, options.max_answer_share, options.seed, dropped)
     split_of = split_countries(facts, options.validation_fraction, options.test_fraction, options.seed)
     limits = {"train": 0, "validation": options.validation_questions, "test": options.test_questions}
-    rows = {split: ask(facts, split, split_of, limits[split], options.seed, dropped) for split in SPLITS}
+    rows = {
+        split: ask(facts, split, split_of, limits[split], options.seed, dropped, options.varied) for split in SPLITS
+    }
     in_split = Counter(split_of.values())
     asked = {split: Counter(row["relation"] for row in rows[split]) for split in SPLITS}
     counts = {

@@ -75,11 +75,14 @@ def _answers(country: Country, relation: Relation, text: str) -> tuple[tuple[str
         answers = tuple(filter(good, answers))
         if not answers:
             return (), problem
-    phrasings = " | ".join((*relation.trained, relation.held_out))
-    questions = phrasings.replace("{country}", country.name_in_question).casefold()
-    if any(occurs(answer.casefold().removeprefix("the "), questions) for answer in answers):
+    if _names_an_answer(" | ".join((*relation.trained, relation.held_out)), country, answers):
         return (), "the question names the answer"
     return answers, ""
+
+
+def _names_an_answer(phrasing: str, country: Country, answers: Iterable[str]) -> bool:
+    question = phrasing.replace("{country}", country.name_in_question).casefold()
+    return any(occurs(answer.casefold().removeprefix("the "), question) for answer in answers)
 
 
 def thin(
@@ -116,12 +119,19 @@ def split_countries(
 
 
 def ask(
-    facts: Sequence[Fact], split: str, split_of: Mapping[str, str], limit: int, seed: int, dropped: Counter[str]
+    facts: Sequence[Fact],
+    split: str,
+    split_of: Mapping[str, str],
+    limit: int,
+    seed: int,
+    dropped: Counter[str],
+    varied: bool = False,
 ) -> list[dict[str, Any]]:
     """The questions of one split as rows of its file, at most `limit` of them (0: all).
 
-    Training asks every fact in all its trained phrasings. Validation and test ask each fact twice: in one trained
-    phrasing, chosen by a hash, and in the held-out one.
+    Training asks every fact in all its trained phrasings, and where `varied` in as many of its varied ones, chosen by a
+    hash, but in none that names the answer. Validation and test ask each fact twice: in one trained phrasing, chosen by
+    a hash, and in the held-out one.
     """
     here = [fact for fact in facts if split_of[fact.country.code] == split]
     if split != "train" and limit and 2 * len(here) > limit:
@@ -134,6 +144,10 @@ def ask(
         if split != "train":
             pick = int(hashed(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
             phrasings = [phrasings[pick], ("held_out", fact.relation.held_out)]
+        elif varied:
+            more = [(f"varied{number}", text) for number, text in enumerate(fact.relation.varied, 1)]
+            more = [one for one in more if not _names_an_answer(one[1], fact.country, fact.answers)]
+            phrasings += sorted(more, key=lambda one: hashed(f"{seed}-{fact.id}-{one[0]}"))[: len(phrasings)]
         rows += [
             {
                 "id": f"{fact.id}-{phrasing}",

@@ -33,6 +33,7 @@ class Relation:
     sub_fields: tuple[str, ...]
     read: Reading
     trained: tuple[str, ...]  # with {country}
+    varied: tuple[str, ...]  # for the training split only, with {country}
     held_out: str  # with {country}
 
     def reads(self, unit: Unit) -> bool:
@@ -126,6 +127,7 @@ def relations() -> tuple[Relation, ...]:
             sub_fields=tuple(row["field"].partition(" > ")[2].split("|")),
             read=matched(row["pattern"]) if "pattern" in row else READINGS[row["read"]],
             trained=tuple(row["trained"]),
+            varied=tuple(row["varied"]),
             held_out=row["held_out"],
         )
         for row in rows
