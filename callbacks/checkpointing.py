@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from openbook.tracking.checkpoint import keep_last
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
 from openbook.utils.distributed import any_rank
@@ -31,10 +32,20 @@ class Checkpointing(L.Callback):
     stepped. A second Ctrl-C stops at once without saving. Put it after the callbacks whose state must be saved.
     """
 
-    def __init__(self, path: Path, every: int, *, monitor: str = "", patience: int = 0, validate_every: int = 0):
-        """path: last.ckpt; every, validate_every: optimizer steps, 0 without validation; monitor: a metric of
-        `module.summary`, empty for no best checkpoint; patience: validations, 0 for no end."""
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        *,
+        keep: int = 1,
+        monitor: str = "",
+        patience: int = 0,
+        validate_every: int = 0,
+    ):
+        """path: last.ckpt; every, validate_every: optimizer steps, 0 without validation; keep: how many of the last
+        checkpoints; monitor: a metric of `module.summary`, empty for no best checkpoint; patience: validations, 0 for
+        no end."""
+        self.path, self.keep = Path(path), keep
         self.best_path = self.path.with_name("best.ckpt")
         self.every = every
         self.monitor, self.patience, self.validate_every = monitor, patience, validate_every
@@ -117,6 +128,8 @@ class Checkpointing(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._flush(trainer)
+        if trainer.is_global_zero:
+            keep_last(self.path, self.keep)
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved = trainer.global_step
 

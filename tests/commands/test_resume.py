@@ -166,6 +166,31 @@ def test_a_killed_and_resumed_run_has_the_curves_and_weights_of_a_straight_one(
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["trainer.checkpoint_every=2", "refresh.every=2", "evaluate.before_training=false"]
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    straight = train(small_system.config(tmp_path / "a" / "run", *words))
+    run = tmp_path / "b" / "run"
+    train_until(small_system.config(run, *words), 5)
+    last = run / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    weight = next(iter(read_checkpoint(last)["state_dict"].values()))
+    content[content.find(weight.numpy().tobytes()) + 3] ^= 64
+    last.write_bytes(content)
+    capsys.readouterr()
+    resume(run)
+    said = capsys.readouterr().out
+    assert f"{last} is damaged" in said and "from last-1.ckpt, step 2" in said
+    assert last.with_name("last.ckpt.damaged").read_bytes() == content
+    assert rows(run) == rows(straight)
+    first, second = (read_checkpoint(one / "checkpoints" / "last.ckpt")["state_dict"] for one in (straight, run))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    kept = sorted(path.name for path in last.parent.iterdir())
+    assert kept == ["best.ckpt", "last-1.ckpt", "last.ckpt", "last.ckpt.damaged"]
+
+
 def test_a_validation_that_a_signal_left_no_time_for_is_made_good(
     small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -82,7 +82,7 @@ class Stages:
                 write_json(run.before, per_question(self.module.predictions))
         self._write_summary("running")
 
-        trainer.fit(self.module, self.prepared.questions, ckpt_path=run.last if resumed else None, weights_only=True)
+        trainer.fit(self.module, self.prepared.questions, ckpt_path=run.newest if resumed else None, weights_only=True)
         self.clock.lap("train")
         if from_rank_zero(self.checkpointing.received is not None):
             self._write_summary("interrupted")

@@ -53,7 +53,7 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)
-    if not set(run.checkpoints.glob("*.ckpt")) - {run.best}:
+    if not run.newest.is_file():
         say(f"{run.path} has no checkpoint yet: starting from the beginning")
         return _run(config, run, own)
     changed = check_keys(run.load_config([], training=False), config, summary.get("data", {}))
@@ -61,9 +61,9 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     if summary.get("status") == "finished" and (steps >= config.trainer.max_steps or not longer):
         say(f"{run.path} is finished after {steps} steps: nothing was changed; trainer.max_steps=N trains on")
         return run.path
-    done = read_checkpoint(run.last)["global_step"]
+    done = read_checkpoint(run.newest)["global_step"]
     told = [f"{key} is {value!r} from here on, was {before!r}" for key, (before, value) in changed.items()]
-    say("\n  ".join([f"resuming {run.path} from {run.last.name}, step {done}", *told]))
+    say("\n  ".join([f"resuming {run.path} from {run.newest.name}, step {done}", *told]))
     return _run(config, run, own, resumed=True)
 
 
@@ -78,7 +78,7 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
     try:
         module = prepared.module()
         if resumed:
-            check_weights(module, run.last)
+            check_weights(module, run.newest)
             if rank_from_environment() == 0:
                 run.create(config)
         elif config.retriever.start_from and prepared.is_dense:
@@ -91,6 +91,7 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         checkpointing = Checkpointing(
             run.last,
             config.trainer.checkpoint_every,
+            keep=config.trainer.keep_checkpoints,
             monitor=monitored(config),
             patience=config.trainer.patience,
             validate_every=config.trainer.validate_every if config.data.validation else 0,
@@ -115,5 +116,5 @@ def _callbacks(config: Config, run: RunFolder, n_passages: int, refresh: IndexRe
 
 
 def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:
-    loggers: list[Logger] = [MetricsCsv(run.metrics, read_checkpoint(run.last)["global_step"] if resumed else 0)]
+    loggers: list[Logger] = [MetricsCsv(run.metrics, read_checkpoint(run.newest)["global_step"] if resumed else 0)]
     return loggers if config.wandb.mode == "disabled" else [*loggers, wandb_logger(config, run)]

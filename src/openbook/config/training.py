@@ -93,6 +93,9 @@ class TrainerConfig:
     )
     patience: int = unit(0, "validations in a row without a new best after which training ends; 0: never")
     checkpoint_every: int = unit(0, "optimizer steps between checkpoints; 0: as between refreshes")
+    keep_checkpoints: int = unit(
+        2, "last checkpoints kept, beside the best: where one is damaged, the one before it serves"
+    )
     log_every: int = unit(1, "optimizer steps between rows of metrics.csv")
 
     @property

@@ -74,7 +74,7 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
         models_on="gpu" if next(encoder.parameters()).is_cuda else "cpu",
         gpu_temp_memory=config.index.gpu_temp_memory,
         keep_vectors=config.index.keep_vectors,
-        checkpoints=2 if monitored(config) else 1,
+        checkpoints=config.trainer.keep_checkpoints + bool(monitored(config)),
         checkpoint_bytes=weights + 2 * trained + copies * _bytes_of(encoder.parameters()),
     )
 

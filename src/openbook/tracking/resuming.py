@@ -18,6 +18,7 @@ CHANGEABLE = (
         "trainer.validate_every",
         "trainer.checkpoint_every",
         "trainer.log_every",
+        "trainer.keep_checkpoints",
     ),
     *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
     *("trainer.monitor", "trainer.patience"),

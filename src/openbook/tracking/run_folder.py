@@ -7,12 +7,14 @@ import os
 import socket
 import time
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
+from openbook.tracking.checkpoint import newest_sound, set_aside_damaged
 from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
 from openbook.utils.json_lines import write_json_lines
@@ -115,6 +117,7 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         for left_over in self.checkpoints.glob(".*"):  # of a run that was killed while it saved
             left_over.unlink()
+        set_aside_damaged(self.last, self.newest)
         os.environ[SHARED] = str(self.path)
         write_text(self.config, to_yaml(config))
         write_json(self.path / "environment.json", describe())
@@ -135,9 +138,15 @@ class RunFolder:
             folder = cls(runs[0].parent)
         return folder
 
+    @cached_property
+    def newest(self) -> Path:
+        """The newest of the last checkpoints that is not damaged, from which the run resumes; last.ckpt where there is
+        none yet."""
+        return newest_sound(self.last)
+
     def weights(self, config: Config) -> Path:
         """The checkpoint whose weights are the run's result: what its tests, and runs that start from it, use."""
-        return self.best if config.evaluate.checkpoint == "best" else self.last
+        return self.best if config.evaluate.checkpoint == "best" else self.newest
 
     def load_config(self, overrides: list[str], training: bool = True) -> Config:
         """The configuration the run was started with, and overrides."""
