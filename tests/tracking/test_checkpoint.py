@@ -59,8 +59,7 @@ def test_damage_is_refused_or_without_effect(tmp_path: Path, spoil: Any, part: s
         (path := tmp_path / f"{number}.ckpt").write_bytes(content)
         try:
             loaded = read_checkpoint(path)
-        except OpenBookError as error:
-            assert "is damaged" in str(error) or "cannot be loaded" in str(error)
+        except OpenBookError:
             seen["refused"] += 1
         else:
             seen["equal" if equal(loaded) else "different"] += 1
@@ -102,9 +101,7 @@ def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [read_checkpoint(path)["global_step"] for path in (last, *older(last))] == [8, 7]
 
 
-def test_the_newest_sound_one_is_used_and_the_damaged_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_newest_sound_one_is_used_and_the_damaged_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = tmp_path / "last.ckpt"
     assert newest_sound(last) == last  # none yet
     for step in (1, 2, 3):

@@ -49,6 +49,16 @@ def test_it_is_made_once_and_decides_by_its_settings(small_data: Path, tmp_path:
     assert not list(tmp_path.glob(".reader*"))
 
 
+def test_a_damaged_one_is_made_again(small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = (first := warmed(small_data, tmp_path)) / "model.safetensors"
+    whole = weights.read_bytes()
+    for spoil in (lambda: weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1])), weights.unlink):
+        spoil()
+        capsys.readouterr()
+        assert warmed(small_data, tmp_path) == first and weights.read_bytes() == whole
+        assert "the warmed-up reader in" in capsys.readouterr().out
+
+
 def test_it_trains_the_reader(small_data: Path, tmp_path: Path) -> None:
     after = MiniLMReader.from_pretrained(warmed(small_data, tmp_path))
     before = MiniLMReader.from_minilm(model_folder("minilm"), seed=0)

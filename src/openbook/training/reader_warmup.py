@@ -33,6 +33,7 @@ from openbook.training.dpr_negatives import TrainingPassages
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
+from openbook.utils.signed import sign, sound
 from openbook.utils.turns import in_turn
 
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
@@ -78,7 +79,7 @@ def warm_up(
     inputs = json.dumps([VERSION, asdict(options), corpus.fingerprint, *map(file_fingerprint, files)])
     target = cache / f"reader-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
-        if not (target / "warmup.json").is_file():
+        if not sound(target, "the warmed-up reader"):
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
             gold = _GoldPassages(corpus, tokenizer, options)
             asked = gold.read(questions, weak=True) if options.spans < 1 else []
@@ -87,9 +88,10 @@ def warm_up(
             asked = gold.read(held_out) if held_out is not None else []
             if asked:
                 measured |= _measure(reader, gold, asked, options, device, autocast)
-            with replacing_folder(target) as new:
+            with replacing_folder(target, sound) as new:
                 reader.save_pretrained(new)
                 write_json(new / "warmup.json", measured)
+                sign(new)
     facts = json.loads((target / "warmup.json").read_text(encoding="utf-8"))
     say(
         f"small reader warmed up for {options.steps} steps in {facts['seconds']:.0f} s: "
