@@ -166,6 +166,15 @@ def test_a_killed_and_resumed_run_has_the_curves_and_weights_of_a_straight_one(
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+@pytest.mark.parametrize("n_lines", [1, 2, 30, -2])
+def test_a_configuration_that_was_cut_at_a_line_is_refused(stopped: Path, n_lines: int) -> None:
+    """Its missing keys would have their defaults: another experiment."""
+    config = stopped / "config.yaml"
+    config.write_text("".join(config.read_text().splitlines(keepends=True)[:n_lines]))
+    with pytest.raises(OpenBookError, match=r"config\.yaml"):
+        resume(stopped)
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
     small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,12 @@
 """Damage in a signed folder is seen, whichever byte or file it is."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from openbook.utils.signed import NAME, damage, sign, sound
+from openbook.errors import OpenBookError
+from openbook.utils.signed import NAME, check_text, damage, sign, signed_text, sound
 
 
 @pytest.fixture
@@ -48,3 +50,21 @@ def test_what_is_damaged_is_said_and_what_is_not_there_is_not(folder: Path, caps
     assert "the thing in" in (said := capsys.readouterr().out) and "weights is changed" in said
     assert not sound(folder / "nowhere", "the thing")
     assert capsys.readouterr().out == ""
+
+
+TEXT = "seed: 1\ndata:\n  corpus: a.jsonl\n  train: ü.jsonl\n"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda text: text[:-1], lambda text: "\n".join(text.split("\n")[:2]) + "\n", str.upper]
+)
+def test_a_signed_text_that_was_cut_or_changed_is_refused(tmp_path: Path, change: Callable[[str], str]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(signed_text(TEXT), encoding="utf-8")
+    check_text(path)
+    head, _, text = signed_text(TEXT).partition("\n")
+    path.write_text(f"{head}\n{change(text)}", encoding="utf-8")
+    with pytest.raises(OpenBookError, match="cut, damaged, or changed by hand"):
+        check_text(path)
+    path.write_text(change(TEXT), encoding="utf-8")  # of an older run, or on purpose
+    check_text(path)

@@ -18,6 +18,7 @@ from openbook.tracking.checkpoint import newest_sound, set_aside_damaged
 from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
 from openbook.utils.json_lines import write_json_lines
+from openbook.utils.signed import check_text, signed_text
 
 RUNS = Path("runs")
 # The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder.
@@ -119,7 +120,7 @@ class RunFolder:
             left_over.unlink()
         set_aside_damaged(self.last, self.newest)
         os.environ[SHARED] = str(self.path)
-        write_text(self.config, to_yaml(config))
+        write_text(self.config, signed_text(to_yaml(config)))
         write_json(self.path / "environment.json", describe())
 
     @classmethod
@@ -150,6 +151,7 @@ class RunFolder:
 
     def load_config(self, overrides: list[str], training: bool = True) -> Config:
         """The configuration the run was started with, and overrides."""
+        check_text(self.config)
         return load_resolved(self.config, overrides, training)
 
     def read_summary(self) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openbook.config.load import flat, load_resolved
+from openbook.config.load import flat
 from openbook.config.open_keys import agrees
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT
 from openbook.tracking.resuming import among
-from openbook.tracking.run_folder import read_json
+from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.utils.atomic import write_json
 from openbook.utils.json_lines import lines_of
 
@@ -57,7 +57,7 @@ def _experiment_of(start: str) -> str:
     if not start or not (folder / "config.yaml").is_file():  # a name, or the folder of a run that is gone
         return folder.parent.name if len(folder.parts) > 1 else start
     try:
-        return load_resolved(folder / "config.yaml", training=False).experiment
+        return RunFolder(folder).load_config([], training=False).experiment
     except OpenBookError:
         return folder.parent.name
 
@@ -214,7 +214,7 @@ class Runs:
 
     def _one(self, file: Path) -> FoundRun | None:
         try:
-            config = load_resolved(file, training=False)
+            config = RunFolder(file.parent).load_config([], training=False)
             return FoundRun(file.parent, config, identity_of(config), read_json(file.parent / "summary.json"))
         except (OpenBookError, OSError) as error:
             self.unreadable[file.parent] = str(error)

@@ -1,12 +1,14 @@
-"""Folders that know the sha256 of their files: flipped bits and missing files are seen before anything is read."""
+"""Folders and texts that know their sha256: flipped bits, missing files and lines are seen before anything is read."""
 
 import hashlib
 import json
 from pathlib import Path
 
+from openbook.errors import OpenBookError
 from openbook.utils.console import say
 
 NAME = "sha256.json"
+HEAD = "# sha256 of what is below: "
 
 
 def sign(folder: Path) -> None:
@@ -44,3 +46,23 @@ def _digests(folder: Path) -> dict[str, str]:
             with open(path, "rb") as file:
                 digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def signed_text(text: str) -> str:
+    """The text below a comment that knows its sha256."""
+    return f"{HEAD}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+
+
+def check_text(path: Path) -> None:
+    """OpenBookError where a signed file is not as it was written. A file that is not signed, as older runs have it, is
+    not checked."""
+    head, _, text = path.read_bytes().partition(b"\n")
+    if not head.startswith(HEAD.encode()):
+        return
+    if hashlib.sha256(text).hexdigest() != head.removeprefix(HEAD.encode()).decode(errors="replace"):
+        raise OpenBookError(
+            "the file is not as it was written: it was cut, damaged, or changed by hand",
+            where=path,
+            expected="the sha256 of its first line",
+            action="Copy it back from where it is kept. Where you changed it and mean it, remove the first line.",
+        )
