@@ -11,10 +11,10 @@ from openbook.tracking.checkpoint import keep_last
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
 from openbook.utils.distributed import any_rank
+from openbook.utils.signals import SIGNALS
 
 # What a resumed run goes on with.
 STATE = ("validated", "best", "best_step", "since_best")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Checkpointing(L.Callback):

@@ -8,10 +8,11 @@ from typing import Any
 
 from openbook.commands.parsers import parse, subject_of
 from openbook.errors import OpenBookError
+from openbook.utils.signals import Stopped, stopping
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 on bad input (the message says what to do)."""
+    """Run one command; 0 on success, 2 on bad input (the message says what to do), 128 + its number after a signal."""
     # Before torch is imported. Threads that wait without spinning cost little alone, and beside a busy process a third
     # of the time less (benchmarks/training/neighbour.py).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -20,16 +21,24 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        _run(parsed)
+        with stopping():
+            _run(parsed)
     except OpenBookError as error:
         if parsed.debug:
             raise
-        from openbook.utils.hardware import rank_from_environment
-
-        if rank_from_environment() == 0:
-            print(f"error: {error}", file=sys.stderr)
+        _tell(f"error: {error}")
         return 2
+    except Stopped as stopped:
+        _tell(f"stopped by {stopped}")
+        return stopped.code
     return 0
+
+
+def _tell(text: str) -> None:
+    from openbook.utils.hardware import rank_from_environment
+
+    if rank_from_environment() == 0:
+        print(text, file=sys.stderr)
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 from benchmarks.common.docs_results import main as write_docs
 from openbook.commands import compare as compare_module
-from openbook.commands.child_process import StoppedError, run_command
+from openbook.commands.child_process import run_command
 from openbook.commands.compare import compare as run_compare
 from openbook.commands.compare_request import Request
 from openbook.commands.parsers import parse
@@ -27,6 +27,7 @@ from openbook.reporting import comparison_files as compare_files
 from openbook.reporting import published as paper
 from openbook.reporting.comparison_table import METRICS, Row, Spread, measures, orderings, paired, shown, table
 from openbook.tracking.run_search import Runs, identity_of, unlike, without_effect
+from openbook.utils.signals import Stopped
 from tests.small_system import SmallSystem
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -458,10 +459,10 @@ def test_the_sweep_tests_the_same_checkpoints_once(root: Path, commands: list[li
 def test_a_stop_ends_it_at_once(root: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped(words: Sequence[str]) -> int:
         commands.append(list(words))
-        raise StoppedError(15)
+        raise Stopped(15)
 
     monkeypatch.setattr(compare_module, "run_command", stopped)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(Stopped) as ended:
         compare(["rag_token", "--seeds", "0 1"])
     assert ended.value.code == 143
     assert len(commands) == 1
@@ -644,7 +645,7 @@ def test_a_stop_is_handed_on_once_and_waited_for(tmp_path: Path, monkeypatch: py
     before = signal.getsignal(signal.SIGTERM)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
     timer.start()
-    with pytest.raises(StoppedError, match="SIGTERM"):
+    with pytest.raises(Stopped, match="SIGTERM"):
         run_command(["train"])
     assert (tmp_path / "said").read_text() == "stopped\n"
     assert signal.getsignal(signal.SIGTERM) is before

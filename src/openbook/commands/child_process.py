@@ -8,23 +8,14 @@ from collections.abc import Sequence
 from types import FrameType
 
 from openbook.tracking.run_folder import SHARED
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-class StoppedError(Exception):
-    """This process received a signal while it waited; the command has ended by then. number: the signal."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
+from openbook.utils.signals import SIGNALS, Stopped
 
 
 def run_command(words: Sequence[str]) -> int:
     """`python -m openbook WORDS`, its output on ours; returns its exit code (negative: the signal that ended it).
 
     The command runs in a session of its own, so that Ctrl-C only reaches it from here: a training run takes a second
-    one as a request to stop without saving. Raises StoppedError once the command has ended after a signal.
+    one as a request to stop without saving. Raises Stopped once the command has ended after a signal.
     """
     received: list[int] = []
     environment = {name: value for name, value in os.environ.items() if name != SHARED}
@@ -46,5 +37,5 @@ def run_command(words: Sequence[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
-        raise StoppedError(received[0])
+        raise Stopped(received[0])
     return code

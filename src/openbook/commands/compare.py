@@ -9,7 +9,7 @@ from functools import partial
 from rich.box import SIMPLE
 from rich.table import Column, Table
 
-from openbook.commands.child_process import StoppedError, run_command
+from openbook.commands.child_process import run_command
 from openbook.commands.compare_jobs import (
     Job,
     by_experiment,
@@ -27,6 +27,7 @@ from openbook.reporting.comparison_files import write_folder
 from openbook.reporting.comparison_table import Row, orderings, short_table, shown, sweep_table
 from openbook.tracking.run_search import Runs, total, unlike, without_effect
 from openbook.utils.console import console, duration, say
+from openbook.utils.signals import Stopped
 
 
 def compare(request: Request) -> None:
@@ -109,9 +110,9 @@ def _make(
         except OpenBookError as error:
             say(f"failed: {stage}: {error}")
             problems.append(f"{stage}: {error}")
-        except StoppedError as stopped:
-            say(f"stopped by {stopped}; repeat the same command to continue")
-            raise SystemExit(128 + stopped.number) from stopped
+        except Stopped:
+            say("repeat the same command to continue")
+            raise
     return problems
 
 

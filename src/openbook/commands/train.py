@@ -26,6 +26,7 @@ from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
 from openbook.utils.hardware import computing, rank_from_environment
+from openbook.utils.signals import Stopped
 
 
 def train(config: Config, own: OwnParts = NOTHING_OWN) -> Path:
@@ -102,6 +103,12 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         say(f"run folder {run.path}; {n_passages:,} passages; {how}")
         clock.lap("setup")
         return Stages(run, prepared, module, trainer, clock, checkpointing)(resumed)
+    except Stopped:
+        if rank_from_environment() == 0:
+            if (summary := run.read_summary()).get("status") == "running":
+                write_json(run.summary, summary | {"status": "interrupted"})
+            say(f"`make resume RUN={run.path}` continues the run")
+        raise
     finally:
         os.environ.pop(SHARED, None)
 

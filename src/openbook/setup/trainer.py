@@ -30,7 +30,7 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
     settings = config.trainer
     on = accelerator(settings.accelerator)
     validates = bool(config.data.validation)
-    return L.Trainer(
+    trainer = L.Trainer(
         accelerator=on,
         devices=settings.devices,
         num_nodes=settings.nodes,
@@ -53,6 +53,9 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
         enable_checkpointing=False,
         enable_model_summary=False,
     )
+    # Lightning's own handlers would swallow a signal outside of training, and on one rank alone hang the others.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def wandb_logger(config: Config, run: RunFolder) -> Logger:
