@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from openbook.data.inputs import SpecialIds
+from openbook.data.prompts import Prompt
 from openbook.errors import OpenBookError
+from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.encoders import TextEncoder
 from openbook.models.generator import Generator
 from openbook.utils.console import say
@@ -19,7 +21,7 @@ TOLERANCE = 1e-4
 
 
 def probe_generator(
-    generator: Generator, tokenizer: Any, special: SpecialIds, *, max_context: int, max_target: int
+    generator: Generator, tokenizer: Any, special: SpecialIds | Prompt, *, max_context: int, max_target: int
 ) -> None:
     """OpenBookError where the generator cannot do what training and decoding ask of it: know every token, end answers
     as they are written, give its own model's logits (alone, for two targets over one context, and token by token), and
@@ -51,12 +53,9 @@ def probe_generator(
             steps.append(generator.logits(hidden))
         _same(torch.cat(steps, 1), both, where, "decoding token by token gives other logits than all at once")
         if own is not None:
-            theirs = own(
-                input_ids=ids.repeat_interleave(2, 0),
-                attention_mask=mask.repeat_interleave(2, 0).long(),
-                decoder_input_ids=targets.repeat(2, 1),
-                use_cache=False,
-            ).logits
+            theirs = _own_logits(
+                generator, ids.repeat_interleave(2, 0), mask.repeat_interleave(2, 0), targets.repeat(2, 1)
+            )
             _same(both, theirs, where, "its logits are not a linear head's on its decoder, as trained here")
             with torch.enable_grad():
                 trained = generator.logits(generator.decode(targets, generator.encode(ids, mask), mask)[0])
@@ -65,7 +64,24 @@ def probe_generator(
         ids, mask = _padded(generator.head_weight.shape[0], (max_context,), special.pad, device)
         memory = generator.encode(ids, mask)
     with _trial(module, where, f"write answers of {max_target} tokens (data.max_target_tokens)"), torch.no_grad():
-        generator.decode(_ids(generator.head_weight.shape[0], max_target, device)[None], memory, mask)
+        targets = _ids(generator.head_weight.shape[0], max_target, device)[None]
+        written = generator.logits(generator.decode(targets, memory, mask)[0])
+        if isinstance(generator, DecoderOnlyGenerator):  # positions and windows of the longest texts
+            theirs = _own_logits(generator, ids, mask, targets)
+            _same(written, theirs, where, "behind the longest context it gives other logits than in one piece with it")
+
+
+def _own_logits(generator: Any, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+    """[n, target_len, vocab] of transformers' own forward pass; of a decoder-only model on each text without
+    padding."""
+    if not isinstance(generator, DecoderOnlyGenerator):
+        mask = mask.long()
+        return generator.model(input_ids=ids, attention_mask=mask, decoder_input_ids=targets, use_cache=False).logits
+    texts = [
+        torch.cat([row[there.bool()], answer])[None] for row, there, answer in zip(ids, mask, targets, strict=True)
+    ]
+    each = [generator.model(input_ids=text, use_cache=False).logits[0, -targets.shape[1] :] for text in texts]
+    return torch.stack(each)
 
 
 def probe_encoder(
