@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from openbook.batch import MISSING_ROW, Batch, Example
 from openbook.data.corpus_build import build_corpus
 from openbook.data.prompts import corpus_spaces
 from openbook.inference.likelihood import label_logprobs, target_logprobs
+from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.decoder_only.prompting import prompt_of
@@ -19,7 +21,7 @@ from openbook.models.encoders import load_tokenizer
 from openbook.models.seq2seq import load_generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.objectives.fused import fused_marginal_nll
-from tests.decoder_only import causal_folder
+from tests.decoder_only import FAMILIES, causal_folder
 
 QUESTIONS = ["what is the capital of alpha beta ?", "which river ?", "a river flows through gamma , is it the king ?"]
 ANSWERS = ["upsilon", "the river eta theta", ""]
@@ -143,3 +145,50 @@ def test_given_answers_and_labels_share_the_contexts(
         only_first = label_logprobs(generator, memory, mask, alone, first)
         torch.testing.assert_close(only_first[0].double(), logits.log_softmax(-1)[first], atol=1e-5, rtol=1e-5)
         assert not torch.allclose(labels, only_first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_learns(family: str, small_data: Path, tmp_path: Path) -> None:
+    """20 steps of RAG-Token on fixed passages, layers checkpointed: the likelihood of the answers rises."""
+    folder = causal_folder(tmp_path / family, small_data, family=family)
+    tokenizer, generator = load_tokenizer(str(folder)), load_generator(str(folder), 0.1, 0)
+    assert isinstance(generator, DecoderOnlyGenerator)
+    prompt = prompt_of(tokenizer, str(folder))
+    generator.follow(prompt)
+    checkpoint_layers(generator)
+    corpus = build_corpus(
+        small_data / "passages.jsonl", {"generator": tokenizer}, tmp_path / "cache", spaces=corpus_spaces(prompt)
+    )
+    contexts = ContextBuilder(corpus.tokens("generator"), prompt, 70)
+    labels = prompt.targets(tokenizer, ANSWERS, 9)
+    asked = tuple(map(tuple, prompt.questions(tokenizer, QUESTIONS)))
+    batch = Batch(labels, labels >= 0, asked, labels, torch.ones(3), (Example("", "", ("",)),) * 3)
+    doc_scores = torch.zeros(ROWS.shape).masked_fill(ROWS == MISSING_ROW, -torch.inf)
+    optimizer = torch.optim.AdamW(generator.parameters(), lr=3e-3)
+    generator.train()
+    losses = []
+    for _ in range(20):
+        hidden = answer_hidden(generator, batch, ROWS, contexts)
+        head = (generator.head_weight, generator.head_bias)
+        loss = fused_marginal_nll(hidden, *head, labels, doc_scores, OBJECTIVES["rag_token"]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_checkpointed_layers_change_no_gradient(system: tuple[DecoderOnlyGenerator, ContextBuilder, Batch]) -> None:
+    generator, contexts, batch = copy.deepcopy(system[0]), *system[1:]
+    found = []
+    for checkpointed in (False, True):
+        if checkpointed:
+            checkpoint_layers(generator)
+        generator.train()
+        generator.zero_grad()
+        answer_hidden(generator, batch, ROWS, contexts).square().sum().backward()
+        found.append(
+            {name: value.grad.clone() for name, value in generator.named_parameters() if value.grad is not None}
+        )
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])

@@ -46,7 +46,7 @@ def add_adapters(model: Any, settings: LoraConfig, where: str, seed: int) -> Non
     fingerprint = _fingerprint(model)
     config = PeftConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha or 2 * settings.rank,  # type: ignore[arg-type]  # any number will do
+        lora_alpha=settings.alpha or 2 * settings.rank,
         lora_dropout=settings.dropout,
         target_modules=ALL if ALL in targets else targets,
     )

@@ -32,6 +32,8 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, keys: Tensor, values: Tensor, room: int):
         super().__init__()
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.keys: Tensor
+        self.values: Tensor
         self.prefix = self.used = keys.shape[2]
         self._held = [keys, values]
         self._reserve(self.prefix + room)
@@ -77,7 +79,8 @@ class SharedPrefix:
         self.rows, self.steps = rows, 0
         self.past = DynamicCache()
         room = max(ROOM, target_len) * rows
-        self.past.layers.extend(GrowingLayer(*layer, room) for layer in prefix.layers)
+        self.layers = [GrowingLayer(*layer, room) for layer in prefix.layers]
+        self.past.layers.extend(self.layers)
 
     def positions(self, target_len: int) -> Tensor:
         """[n, target_len * rows] of the next tokens."""
@@ -106,6 +109,6 @@ class SharedPrefix:
         """Row i of all contexts goes on from row rows[i]; there may be more or fewer than before."""
         n = len(self.lengths)
         chosen = rows.view(n, -1) - self.rows * torch.arange(n, device=rows.device)[:, None]
-        for layer in self.past.layers:
+        for layer in self.layers:
             layer.reorder_rows(chosen, self.rows)
         self.rows = chosen.shape[1]
