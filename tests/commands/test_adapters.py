@@ -104,6 +104,7 @@ def test_what_is_not_installed(
         check(small_system.config(tmp_path / "run", *words))
     assert "peft is not installed (generator.lora.rank)" in str(problem.value)
     assert "bitsandbytes is not installed (generator.quantize)" in str(problem.value)
+    assert "weights of 4 bits change on a CPU" in str(problem.value)
 
 
 @pytest.mark.parametrize(

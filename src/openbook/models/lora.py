@@ -9,6 +9,7 @@ of other weights are refused. A fingerprint over the state_dict covers the weigh
 
 import copy
 import hashlib
+import logging
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ def quantization(kind: str) -> BitsAndBytesConfig | None:
     of NF4 that are multiplied in bf16 (Dettmers et al. 2023, QLoRA)."""
     if kind == "none":
         return None
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would tell of its types in every pass
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
@@ -91,6 +93,13 @@ def merged(model: Any) -> Any:
     itself where it has none."""
     if not has_adapters(model):
         return model
+    if getattr(model, "is_quantized", False):
+        raise OpenBookError(
+            "adapters cannot be merged into quantised weights without loss",
+            where="generator.quantize",
+            expected="weights that were loaded whole",
+            action="Load the run with generator.quantize=none, which answers a little differently.",
+        )
     whole = copy.deepcopy(model)
     whole._state_dict_hooks.clear()
     whole._load_state_dict_pre_hooks.clear()

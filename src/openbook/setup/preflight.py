@@ -32,6 +32,7 @@ def check(config: Config) -> None:
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),
         partial(_check_devices, config),
         partial(check_wandb, config.wandb.mode),
+        partial(_check_quantized, config),
         *(partial(check_installed, *one) for one in _optional(config)),
         *(partial(check_model_folder, str(value_of(config, key)), key) for key in generator + encoders),
     )
@@ -111,6 +112,18 @@ def _check_devices(config: Config) -> None:
         )
 
 
+def _check_quantized(config: Config) -> None:
+    """On a CPU bitsandbytes repacks weights of 4 bits when they are saved, and they do not come back as they were."""
+    if config.generator.quantize == "4bit" and accelerator(config.trainer.accelerator) == "cpu":
+        raise OpenBookError(
+            "weights of 4 bits change on a CPU whenever a checkpoint is written",
+            where="generator.quantize",
+            got="4bit",
+            expected="a GPU",
+            action="Set generator.quantize=8bit or none.",
+        )
+
+
 def _optional(config: Config) -> list[tuple[str, str, str]]:
     """(key, package, what pip calls it) of what this configuration needs beside openbook's own dependencies."""
     generator, lora = (
@@ -119,7 +132,7 @@ def _optional(config: Config) -> list[tuple[str, str, str]]:
     )
     needed = [one for one in lora if value_of(config, one[0])]
     if generator.quantize != "none":
-        needed.append(("generator.quantize", "bitsandbytes", "bitsandbytes"))
+        needed.append(("generator.quantize", "bitsandbytes", "openbook[quantized]"))
     return needed
 
 
