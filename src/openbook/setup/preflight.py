@@ -126,12 +126,9 @@ def _check_quantized(config: Config) -> None:
 
 def _optional(config: Config) -> list[tuple[str, str, str]]:
     """(key, package, what pip calls it) of what this configuration needs beside openbook's own dependencies."""
-    generator, lora = (
-        config.generator,
-        [("generator.lora.rank", "peft", "openbook[lora]"), ("retriever.lora.rank", "peft", "openbook[lora]")],
-    )
-    needed = [one for one in lora if value_of(config, one[0])]
-    if generator.quantize != "none":
+    adapters = [key for key in ("generator.lora.rank", "retriever.lora.rank") if value_of(config, key)]
+    needed = [(key, "peft", "openbook[lora]") for key in adapters]
+    if config.generator.quantize != "none":
         needed.append(("generator.quantize", "bitsandbytes", "openbook[quantized]"))
     return needed
 
