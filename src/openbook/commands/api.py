@@ -79,11 +79,11 @@ class Run(os.PathLike[str]):
         return [replace(one, answers=(), exact_match=None, f1=None, hits=(), answer_hits=()) for one in answers]
 
     def save_models(self, folder: str | Path) -> Path:
-        """The trained models as transformers' folders, adapters merged into the weights: generator, question_encoder and
-        passage_encoder, each with its tokenizer, as far as the run has them; returns `folder`."""
+        """The trained models as transformers' folders, adapters merged into the weights: generator, question_encoder
+        and passage_encoder, each with its tokenizer, as far as the run has them; returns `folder`."""
         module, _ = self._loaded
         parts, folder = self._prepared.parts, Path(folder)
-        models = {"generator": (module.generator, parts.generator_tokenizer)}
+        models: dict[str, tuple[Any, Any]] = {"generator": (module.generator, parts.generator_tokenizer)}
         if isinstance(module.retriever, DenseRetriever):
             retriever = module.retriever
             models["question_encoder"] = (merged(retriever.question_encoder.model), parts.question_tokenizer)

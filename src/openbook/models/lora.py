@@ -45,9 +45,10 @@ def add_adapters(model: Any, settings: LoraConfig, where: str, seed: int) -> Non
             expected=f"{ALL}, or some of {', '.join(linear)}",
         )
     fingerprint = _fingerprint(model)
+    alpha: Any = settings.alpha or 2 * settings.rank  # peft says int, and takes any number
     config = PeftConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha or 2 * settings.rank,
+        lora_alpha=alpha,
         lora_dropout=settings.dropout,
         target_modules=ALL if ALL in targets else targets,
     )

@@ -184,7 +184,8 @@ def dense_retriever(config: Config, parts: Parts) -> DenseRetriever:
         for folder in (folders[:1] if settings.tied else folders)
     ]
     for side, encoder in enumerate(encoders):
-        add_adapters(encoder.model, settings.lora, "retriever.lora", config.seed + side)
+        if (settings.train_question_encoder, settings.train_passage_encoder)[side]:
+            add_adapters(encoder.model, settings.lora, "retriever.lora", config.seed + side)
     for encoder, tokenizer, key, limit, more in (
         (encoders[0], parts.question_tokenizer, "retriever.question_encoder", "data.max_question_tokens", 1),
         (encoders[-1], parts.passage_tokenizer, "retriever.passage_encoder", "data.max_passage_tokens", 0),

@@ -71,8 +71,10 @@ def test_logits_are_the_models_own_in_training_and_decoding(family: str, left: b
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3_windowed", "gpt2"])
-def test_beams_share_a_context_and_change_places(family: str) -> None:
-    """One row, then three, then two of them crossed over, then five: each step's logits are those of its own text."""
+def test_beams_share_a_context_and_change_places(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row, then three, then two of them crossed over, then five: each step's logits are those of its own text.
+    Contexts are read in two pieces."""
+    monkeypatch.setattr("openbook.models.decoder_only.model.TOKENS_PER_PIECE", 26)
     generator = generator_of(family)
     ids, mask = contexts(False)
     n, draw = len(ids), torch.Generator().manual_seed(5)

@@ -69,6 +69,8 @@ def test_what_cannot_be_a_prompt(small_data: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
     with pytest.raises(OpenBookError, match=r"the tokenizer's chat template cannot be used \(generator\.prompt\)"):
         prompt_of(tokenizer, folder, "chat")
+    with pytest.raises(OpenBookError, match=r"only a chat has a system's message \(generator\.system\)"):
+        prompt_of(tokenizer, folder, "auto", "Be short.")
     tokenizer.chat_template = "{{ raise_exception('no system') }}"
     with pytest.raises(OpenBookError, match="no system"):
         prompt_of(tokenizer, folder, "chat", "Be short.")

@@ -91,12 +91,10 @@ class DecoderOnlyGenerator(nn.Module):
             for piece in ids.split(size)
         ]
         pieces = [[(layer.keys, layer.values) for layer in cache.layers] for cache in read]
-        layers = zip(*pieces, strict=True)
         if len(pieces) == 1:
             return Prefix(ids, lengths, tuple(pieces[0]))
-        return Prefix(
-            ids, lengths, tuple((torch.cat([k for k, _ in one]), torch.cat([v for _, v in one])) for one in layers)
-        )
+        layers = (zip(*of_layer, strict=True) for of_layer in zip(*pieces, strict=True))
+        return Prefix(ids, lengths, tuple((torch.cat(keys), torch.cat(values)) for keys, values in layers))
 
     def decode(
         self, decoder_input_ids: Tensor, memory: Prefix, context_mask: Tensor, cache: SharedPrefix | None = None

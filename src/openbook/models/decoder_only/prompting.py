@@ -25,6 +25,14 @@ def prompt_of(tokenizer: Any, name: str, setting: str = "auto", system: str = ""
     if setting == "auto":
         setting = "chat" if tokenizer.chat_template and _chat_end(tokenizer, system) in stated else "plain"
     chat = setting == "chat" or setting.startswith(CHAT)
+    if system and not chat:
+        raise OpenBookError(
+            "only a chat has a system's message",
+            where="generator.system",
+            got=f"{system!r} with generator.prompt={setting!r}",
+            expected="nothing",
+            action="Set generator.prompt=chat.",
+        )
     if chat:
         message = setting.removeprefix(CHAT) if setting != "chat" else CLOSED_MESSAGE if closed else MESSAGE
         words, fields, spaced, behind = _chat_words(tokenizer, message, system, needed)

@@ -52,12 +52,12 @@ class GrowingLayer(DynamicLayer):
     def reorder_rows(self, rows: Tensor, before: int) -> None:
         """rows [n, rows]: which of the `before` rows of its context each row continues."""
         steps = (self.used - self.prefix) // before
-        n, heads, _, dim = self._held[0].shape
-        chosen = rows[:, None, None, :, None].expand(n, heads, steps, rows.shape[1], dim)
-        written = [
-            held[:, :, self.prefix : self.used].unflatten(2, (steps, before)).gather(3, chosen).flatten(2, 3)
-            for held in self._held
-        ]
+        written = []
+        for held in self._held:
+            n, heads, _, dim = held.shape
+            chosen = rows[:, None, None, :, None].expand(n, heads, steps, rows.shape[1], dim)
+            own = held[:, :, self.prefix : self.used].unflatten(2, (steps, before))
+            written.append(own.gather(3, chosen).flatten(2, 3))
         self.used = self.prefix
         self.update(*written)
 
