@@ -12,6 +12,7 @@ from openbook.errors import OpenBookError
 from openbook.retrieval.bm25 import BM25Index
 from openbook.setup.joins import check_bm25
 from openbook.setup.prepare import prepare
+from tests.decoder_only import causal_folder
 from tests.small_system import SmallSystem
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -116,3 +117,27 @@ def test_one_passage_per_question_teaches_no_retriever(
         small_system.config(
             tmp_path / "run", "objective=dpr", "trainer.batch_size=1", "dpr.bm25_negatives=0", "generator.model=minilm"
         )
+
+
+def test_passages_cut_for_a_prompt(
+    small_system: SmallSystem, small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The prompt takes its part of a context: what is left for the passage is counted with it."""
+    folder = causal_folder(tmp_path / "causal", small_data)
+    words = [f"generator.model={folder}", "data.max_question_tokens=40"]
+    parts = prepare(small_system.config(tmp_path / "run", *words, "data.max_context_tokens=90")).parts
+    assert parts.prompt is not None
+    capsys.readouterr()
+    longest = int(parts.corpus.tokens("generator").lengths.max())
+    most = 90 - parts.prompt.n_in_context - 16
+    tight = 90 - max(0, most - longest) - 1
+    prepare(small_system.config(tmp_path / "run", *words, f"data.max_context_tokens={tight}"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"cut for the generator, which reads {tight - parts.prompt.n_in_context - 16} of at most {longest}" in said
+    with pytest.raises(OpenBookError, match=r"no room for a passage .*\(data\.max_context_tokens\): got 49 tokens"):
+        prepare(small_system.config(tmp_path / "run", *words, "data.max_context_tokens=49"))
+
+
+def test_a_prompt_for_a_generator_that_reads_none(small_system: SmallSystem, tmp_path: Path) -> None:
+    with pytest.raises(OpenBookError, match=r"only a decoder-only generator reads a prompt \(generator\.prompt\)"):
+        prepare(small_system.config(tmp_path / "run", "generator.prompt=chat"))

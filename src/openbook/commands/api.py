@@ -17,8 +17,10 @@ from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
+from openbook.models.lora import merged
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
+from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.prepare import NOTHING_OWN, OwnParts
 from openbook.setup.trainer import quiet
 from openbook.tracking.run_contents import read_run
@@ -76,12 +78,28 @@ class Run(os.PathLike[str]):
             answers += answering(batch, module.retriever, module.retriever.index_is_exact())
         return [replace(one, answers=(), exact_match=None, f1=None, hits=(), answer_hits=()) for one in answers]
 
+    def save_models(self, folder: str | Path) -> Path:
+        """The trained models as transformers' folders, adapters merged into the weights: generator, question_encoder
+        and passage_encoder, each with its tokenizer, as far as the run has them; returns `folder`."""
+        module, _ = self._loaded
+        parts, folder = self._prepared.parts, Path(folder)
+        models: dict[str, tuple[Any, Any]] = {"generator": (module.generator, parts.generator_tokenizer)}
+        if isinstance(module.retriever, DenseRetriever):
+            retriever = module.retriever
+            models["question_encoder"] = (merged(retriever.question_encoder.model), parts.question_tokenizer)
+            models["passage_encoder"] = (merged(retriever.passage_encoder.model), parts.passage_tokenizer)
+        for name, (model, tokenizer) in models.items():
+            model.save_pretrained(folder / name)
+            tokenizer.save_pretrained(folder / name)
+        return folder
+
     @cached_property
     def _loaded(self) -> tuple[RagModule, Callable[[Sequence[Example]], Any]]:
         quiet()
         if self.config.objective == "dpr":
             raise OpenBookError("the run trained no generator", where=self.path, got="objective dpr")
         module, prepared, refresh = evaluating.load_trained(self._folder, self.config, self._own)
+        self._prepared = prepared
         assert isinstance(module, RagModule)
         module.eval().to(torch.device("cuda" if prepared.on == "gpu" else "cpu"))
         if refresh is not None:

@@ -35,13 +35,15 @@ NOT_NEGATIVE = """
     data.workers optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
-    dpr.index_negatives
+    dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha
 """.split()
 FRACTIONS = (
     "refresh.share",
     "retriever.dropout",
     "generator.dropout",
     "generator.label_smoothing",
+    "generator.lora.dropout",
+    "retriever.lora.dropout",
     "optim.final_lr",
 )
 
@@ -116,7 +118,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     checks = [*answer_checks(config), *objective_checks(config)]
     if training:
         checks += [*_source_checks(config), *checkpoint_checks(config)]
-    checks += _model_checks(config)
+    checks += [*_model_checks(config), *_adapter_checks(config)]
     if config.retriever.kind == "bm25" and config.objective != "closed_book":
         checks += bm25_checks(config)
     if config.objective == "dpr":
@@ -208,5 +210,30 @@ def _model_checks(config: Config) -> list[Check]:
             "no passage is encoded with a gradient, so there is none to compute in parts",
             "retriever.tokens_per_backward",
             "0 without a passage encoder that trains",
+        ),
+    ]
+
+
+def _adapter_checks(config: Config) -> list[Check]:
+    generator, retriever = config.generator, config.retriever
+    return [
+        Check(
+            generator.lora.rank and generator.model == MINILM,
+            "the small reader has no adapters",
+            "generator.lora.rank",
+            "0, or a transformers model as generator.model",
+        ),
+        Check(
+            generator.quantize != "none" and not generator.lora.rank,
+            "quantised weights cannot be trained",
+            "generator.quantize",
+            "none without adapters",
+            "Set generator.lora.rank=16.",
+        ),
+        Check(
+            retriever.lora.rank and not (has_index(config) and retriever.trains),
+            "no encoder is trained that could have adapters",
+            "retriever.lora.rank",
+            "0 without encoders that train",
         ),
     ]

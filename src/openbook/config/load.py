@@ -184,7 +184,8 @@ def _checked(leaves: list[tuple[str, Any, str]], problems: list[OpenBookError], 
     known = list(keys_of())
     merged = OmegaConf.structured(Config)
     sections = [merged, *(merged[key] for key in merged if OmegaConf.is_config(merged[key]))]
-    for section in [*sections, merged.data.factbook, merged.data.spans]:
+    inner = [section[key] for section in sections[1:] for key in section if OmegaConf.is_config(section[key])]
+    for section in [*sections, *inner]:
         OmegaConf.set_readonly(section, False)  # frozen is for the result, not while it is put together
     texts: dict[str, str] = {}
     for key, value, where in leaves:

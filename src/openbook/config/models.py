@@ -1,6 +1,7 @@
-"""Settings of the generator."""
+"""Settings of the generator, and of adapters on any model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 from openbook.config.unit import unit
 
@@ -9,10 +10,30 @@ MINILM = "minilm"
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021); the weights under them are frozen."""
+
+    rank: int = unit(0, "rank of the adapters; 0: none, all weights are trained")
+    alpha: float = unit(0.0, "adapters are scaled by alpha / rank; 0: twice the rank")
+    dropout: float = unit(0.0, "dropout probability of what the adapters read, in training")
+    targets: str = unit("all-linear", "layers that get adapters, by the ends of their names, comma-separated")
+
+
+@dataclass(frozen=True)
 class GeneratorConfig:
     model: str = unit(
         MINILM,
-        "folder of a transformers sequence-to-sequence model; 'minilm' is the small reader made of MiniLM layers",
+        "folder of a transformers sequence-to-sequence or decoder-only model; 'minilm' is the small reader made of "
+        "MiniLM layers",
     )
+    prompt: str = unit(
+        "auto",
+        "of a decoder-only model: a template with {title} {passage} {question} {answer}; plain; chat, the tokenizer's "
+        "own, or chat:TEMPLATE of the user's message; auto: chat where the model's answers end as its chat's do, else "
+        "plain",
+    )
+    system: str = unit("", "of a chat: the system's message")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    quantize: Literal["none", "8bit", "4bit"] = unit("none", "weights under adapters, by bitsandbytes")
     dropout: float = unit(0.0, "dropout probability of a transformers model during training; the small reader has none")
     label_smoothing: float = unit(0.0, "share of each target's probability that is spread over the vocabulary")

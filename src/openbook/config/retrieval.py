@@ -1,10 +1,10 @@
 """Settings of the retriever, its index and how the index is refreshed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from openbook.config.data import CHANGED, ORIGINAL_FACTS
-from openbook.config.models import MINILM
+from openbook.config.models import MINILM, LoraConfig
 from openbook.config.unit import unit
 
 RefreshMode = Literal["blocking", "amortized", "rolling", "hot"]
@@ -55,6 +55,7 @@ class RetrieverConfig:
     )
     train_word_embeddings: bool = unit(True, "train the encoders' word embeddings (half of a small encoder's weights)")
     dropout: float = unit(0.0, "dropout probability in both encoders during training")
+    lora: LoraConfig = field(default_factory=LoraConfig)
     tokens_per_backward: int = unit(
         0,
         "maximum passage tokens, padding included, whose activations are held at once for the passage "

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from openbook.batch import Batch, Example
 from openbook.data.inputs import question_inputs, special_ids, targets, token_ids
+from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, sampled_answer
 
@@ -47,7 +48,9 @@ class PlannedExamples(Dataset[Planned]):
 
 @dataclass(frozen=True, kw_only=True)
 class Collate:
-    """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes."""
+    """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes.
+
+    prompt: of a decoder-only generator."""
 
     question_tokenizer: Tokenizer
     generator_tokenizer: Tokenizer
@@ -55,6 +58,7 @@ class Collate:
     max_target_tokens: int
     seed: int
     sample_answers: bool
+    prompt: Prompt | None = None
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
@@ -62,16 +66,18 @@ class Collate:
         questions = [example.question for example in examples]
         asked = token_ids(self.question_tokenizer, questions)
         ids, mask = question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
-        context_questions = tuple(map(tuple, token_ids(self.generator_tokenizer, questions)))
+        write = token_ids if self.prompt is None else self.prompt.questions
+        context_questions = tuple(map(tuple, write(self.generator_tokenizer, questions)))
         if self.sample_answers:
             answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]
         else:
             answers = [example.answers[0] for example in examples]
+        labelled = targets if self.prompt is None else self.prompt.targets
         return Batch(
             question_ids=ids,
             question_mask=mask,
             context_questions=context_questions,
-            labels=targets(self.generator_tokenizer, answers, self.max_target_tokens),
+            labels=labelled(self.generator_tokenizer, answers, self.max_target_tokens),
             weight=torch.tensor([0.0 if index is None else 1.0 for index in plan.indices]),
             examples=tuple(examples),
             cursor=plan.cursor,

@@ -37,13 +37,22 @@ _log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 
+# What stands before the title and before the text of a passage where they are tokenised.
+SPACES = ("", " ")
+
+
 def build_corpus(
-    passages: str | Path, tokenizers: Mapping[str, Tokenizer], cache: str | Path, progress: Progress | None = None
+    passages: str | Path,
+    tokenizers: Mapping[str, Tokenizer],
+    cache: str | Path,
+    progress: Progress | None = None,
+    spaces: Mapping[str, tuple[str, str]] | None = None,
 ) -> Corpus:
     """The corpus of a passage file: opened where the cache holds it, otherwise checked, written and tokenised first.
 
-    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. Of several ranks
-    one should call this first; the others find the result. Raises OpenBookError on bad input (see formats).
+    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. spaces: of roles
+    whose titles and texts do not have SPACES before them. Of several ranks one should call this first; the others find
+    the result. Raises OpenBookError on bad input (see formats).
     """
     content = file_fingerprint(passages)
     folder = Path(cache) / f"corpus-{content[:12]}"
@@ -51,14 +60,15 @@ def build_corpus(
         n_passages = check_passages(passages)
         with _new_folder(folder / "texts", content=content, n_passages=n_passages) as new:
             _write_texts(new, passages, n_passages)
-    fingerprints = {role: tokenizer_fingerprint(tokenizer) for role, tokenizer in tokenizers.items()}
+    before = {role: (spaces or {}).get(role, SPACES) for role in tokenizers}
+    fingerprints = {role: _named(tokenizer, before[role]) for role, tokenizer in tokenizers.items()}
     corpus = Corpus(folder, {role: fingerprint[:12] for role, fingerprint in fingerprints.items()})
-    distinct = {fingerprints[role]: tokenizer for role, tokenizer in tokenizers.items()}
-    missing = {name: tokenizer for name, tokenizer in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
-    for nth, (fingerprint, tokenizer) in enumerate(missing.items()):
+    distinct = {fingerprints[role]: (tokenizer, before[role]) for role, tokenizer in tokenizers.items()}
+    missing = {name: how for name, how in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
+    for nth, (fingerprint, (tokenizer, own)) in enumerate(missing.items()):
         target = folder / f"tokens-{fingerprint[:12]}"
         with _new_folder(target, tokenizer=fingerprint, n_passages=corpus.n_passages) as new:
-            for done in _write_tokens(new, corpus, tokenizer):
+            for done in _write_tokens(new, corpus, tokenizer, own):
                 if progress:
                     progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
     return corpus
@@ -73,6 +83,12 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     else:
         described = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _named(tokenizer: Tokenizer, spaces: tuple[str, str]) -> str:
+    """The fingerprint of a store of token ids: the tokenizer's, and of spaces where they are not the usual ones."""
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    return fingerprint if spaces == SPACES else hashlib.sha256(f"{fingerprint} {spaces}".encode()).hexdigest()
 
 
 def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
@@ -91,7 +107,7 @@ def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
     np.save(folder / "id_rows.npy", order)
 
 
-def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[int]:
+def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer, spaces: tuple[str, str]) -> Iterator[int]:
     """Writes the arrays, giving after each chunk how many passages are done."""
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
     offsets = np.zeros(corpus.n_passages + 1, dtype=np.int64)
@@ -100,7 +116,8 @@ def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterato
         for start in range(0, corpus.n_passages, _CHUNK):
             rows = range(start, min(start + _CHUNK, corpus.n_passages))
             chunk = corpus.passages(rows)
-            ids = token_ids(tokenizer, [passage.title for passage in chunk] + [f" {passage.text}" for passage in chunk])
+            titles = [spaces[0] + passage.title if passage.title else "" for passage in chunk]
+            ids = token_ids(tokenizer, titles + [spaces[1] + passage.text for passage in chunk])
             for row, title, text in zip(rows, ids[: len(chunk)], ids[len(chunk) :], strict=True):
                 title_lengths[row] = len(title)
                 offsets[row + 1] = len(title) + len(text)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from openbook.batch import Batch, Example
 from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker
 from openbook.data.inputs import question_inputs, special_ids, target_start, token_ids
+from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError
@@ -49,7 +50,7 @@ class QuestionAnswerData(LightningDataModule):
     Training batches sample one of the gold answers per visit, by (seed, epoch, example id); the others label the
     first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
 
-    limits: {split: questions used}, spread evenly over the file; 0 or absent: all.
+    limits: {split: questions used}, spread evenly over the file; 0 or absent: all. prompt: of a decoder-only generator.
 
     The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
     step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own
@@ -73,8 +74,10 @@ class QuestionAnswerData(LightningDataModule):
         strict: bool = False,
         cache: str | Path | None = None,
         limits: Mapping[str, int] | None = None,
+        prompt: Prompt | None = None,
     ):
         super().__init__()
+        self.prompt = prompt
         self.limits = dict(limits or {})
         self.paths = {"train": train, "validation": validation, "test": test}
         self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
@@ -180,6 +183,7 @@ class QuestionAnswerData(LightningDataModule):
             max_target_tokens=self.max_target_tokens,
             seed=self.seed,
             sample_answers=sample_answers,
+            prompt=self.prompt,
         )
 
     def batch_of(self, examples: Sequence[Example]) -> Batch:
@@ -197,7 +201,8 @@ class QuestionAnswerData(LightningDataModule):
         return self._collate(sample_answers=False)((plan, list(examples)))
 
     def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
-        room = self.max_target_tokens - 1 - (target_start(self.generator_tokenizer) is not None)
+        started = self.prompt is None and target_start(self.generator_tokenizer) is not None
+        room = self.max_target_tokens - 1 - started
         long_questions: list[tuple[int, int]] = []
         long_answers: list[tuple[int, int]] = []
         for start in range(0, len(questions), _CHUNK):

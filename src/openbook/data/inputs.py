@@ -80,7 +80,7 @@ def question_inputs(questions: Sequence[TokenIds], special: SpecialIds, max_leng
     max_length (special tokens included) is cut and keeps its end token."""
     start = [] if special.start is None else [special.start]
     room = max_length - len(start) - 1
-    return _padded([[*start, *ids[:room], special.end] for ids in questions], special.pad)
+    return padded([[*start, *ids[:room], special.end] for ids in questions], special.pad)
 
 
 def passage_inputs(
@@ -101,8 +101,8 @@ def passage_inputs(
     kept_texts = np.minimum(lengths - titles, room - kept_titles)
     n_start = special.n_in_context - 2
     ids, mask = _blank(n_start + kept_titles + 1 + kept_texts + 1, special)
-    _copy(ids, np.full_like(rows, n_start), tokens.flat, starts, kept_titles)
-    _copy(ids, n_start + kept_titles + 1, tokens.flat, starts + titles, kept_texts)
+    copy_runs(ids, np.full_like(rows, n_start), tokens.flat, starts, kept_titles)
+    copy_runs(ids, n_start + kept_titles + 1, tokens.flat, starts + titles, kept_texts)
     ids[np.arange(len(rows)), n_start + kept_titles] = special.sep
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
@@ -138,8 +138,8 @@ def context_inputs(
     ids, mask = _blank(n_start + asked + 1 + kept + 1, special)
     every_question = np.fromiter((i for ids in question_ids for i in ids), np.int64, count=int(question_lengths.sum()))
     question_starts = np.repeat(np.cumsum(question_lengths) - question_lengths, n_docs)
-    _copy(ids, np.full_like(flat_rows, n_start), every_question, question_starts, asked)
-    _copy(ids, n_start + asked + 1, tokens.flat, tokens.offsets[readable], kept)  # title and text lie side by side
+    copy_runs(ids, np.full_like(flat_rows, n_start), every_question, question_starts, asked)
+    copy_runs(ids, n_start + asked + 1, tokens.flat, tokens.offsets[readable], kept)  # title and text lie side by side
     ids[np.arange(len(flat_rows)), n_start + asked] = special.sep
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
@@ -170,7 +170,7 @@ def targets(tokenizer: Tokenizer, answers: Sequence[str], max_length: int) -> Te
     end, first = special_ids(tokenizer).end, target_start(tokenizer)
     start = [] if first is None else [first]
     rows = [[*start, *ids[: max_length - 1 - len(start)], end] for ids in token_ids(tokenizer, answers)]
-    return _padded(rows, IGNORED_LABEL)[0]
+    return padded(rows, IGNORED_LABEL)[0]
 
 
 def decoder_inputs(labels: Tensor, start_id: int, pad_id: int) -> Tensor:
@@ -191,7 +191,7 @@ def _blank(lengths: np.ndarray, special: SpecialIds) -> tuple[np.ndarray, np.nda
     return ids, mask
 
 
-def _copy(ids: np.ndarray, columns: np.ndarray, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+def copy_runs(ids: np.ndarray, columns: np.ndarray, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
     """ids[i, columns[i] : columns[i] + lengths[i]] = flat[starts[i] : starts[i] + lengths[i]] for all i at once."""
     first = np.cumsum(lengths) - lengths
     source = np.arange(int(lengths.sum()))
@@ -200,7 +200,7 @@ def _copy(ids: np.ndarray, columns: np.ndarray, flat: np.ndarray, starts: np.nda
     ids.reshape(-1)[target] = flat[source]  # one index each: half the time of rows and columns
 
 
-def _padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
+def padded(rows: Sequence[Sequence[int]], padding: int) -> tuple[Tensor, Tensor]:
     """(ids int64, mask bool), both [n, longest]."""
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     mask = np.arange(lengths.max(initial=0)) < lengths[:, None]

@@ -11,16 +11,18 @@ from openbook.batch import NULL_ROW, Batch, to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
+from openbook.data.prompts import Prompt
 from openbook.models.generator import Generator
 
 
 @dataclass(frozen=True)
 class ContextBuilder:
-    """Contexts for one generator over one corpus. max_length: tokens; the passage is cut, never the
-    question. tokens_per_pass: context tokens of one forward pass of the generator, padding included."""
+    """Contexts for one generator over one corpus. special: special tokens, or a decoder-only model's prompt.
+    max_length: tokens; the passage is cut, never question or prompt. tokens_per_pass: context tokens of one forward
+    pass of the generator, padding included."""
 
     tokens: PassageTokens
-    special: SpecialIds
+    special: SpecialIds | Prompt
     max_length: int
     tokens_per_pass: int = 65536
 
@@ -30,6 +32,8 @@ class ContextBuilder:
 
         A missing row gives a context of the question alone; its doc_logprob is -inf, so nothing it says counts.
         """
+        if isinstance(self.special, Prompt):
+            return self.special.inputs(questions, self.tokens, rows, self.max_length)
         return context_inputs(questions, self.tokens, rows, self.special, self.max_length)
 
 

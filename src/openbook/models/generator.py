@@ -1,4 +1,4 @@
-"""The generator: a sequence-to-sequence model as a few calls, so that objectives and decoding need not know which.
+"""The generator: any model that writes answers, as a few calls, so that objectives and decoding need not know which.
 
     encode(context_ids, context_mask)                        -> memory, once per context
     decode(decoder_input_ids, memory, context_mask, cache)   -> hidden [n * beams, target_len, dim], cache
@@ -7,8 +7,8 @@
     head_weight, head_bias                                   logits = hidden @ head_weight.T + head_bias
 
 beams, the rows of decoder_input_ids for each of n contexts, follows from the shapes: row i reads context i // beams.
-`cache` is None to begin with; while gradients are recorded none is kept. The small reader (small_reader) has the
-same calls; `load_generator` gives either.
+`cache` is None to begin with; while gradients are recorded none is kept. Encoder-decoders (seq2seq), decoder-only
+models (decoder_only) and the small reader (small_reader) have these calls; `load_generator` gives each.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Generator(Protocol):
-    """What training, decoding and saving ask of a generator; both implementations are nn.Modules. memory and cache are
+    """What training, decoding and saving ask of a generator; all implementations are nn.Modules. memory and cache are
     the generator's own: whoever calls it only hands them back. With a cache, decode is given the newest token only.
 
     reorder: row i of the new cache continues row rows[i] of the old one, which is used up. Rows stay with their

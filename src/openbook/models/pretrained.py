@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoConfig, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from openbook.config.models import MINILM
@@ -42,7 +43,8 @@ def positions_of(name: str, side: str = "encoder") -> int | None:
     """The longest input in tokens of a model with learned positions; None for others and for a name on the hub. RoBERTa
     and its kin count theirs from the padding token's number on."""
     facts = model_facts(name)
-    positions = facts.get(f"max_{side}_position_embeddings") or facts.get("max_position_embeddings")
+    names = (f"max_{side}_position_embeddings", "max_position_embeddings", "n_positions")
+    positions = next((facts[name] for name in names if facts.get(name)), None)
     if facts.get("model_type") in OFFSET_POSITIONS and positions:
         positions -= facts.get("pad_token_id", 1) + 1
     return positions
@@ -110,6 +112,34 @@ def model_facts(name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
+def model_config(name: str) -> Any:
+    """A model's configuration by transformers; of a hub name it is loaded."""
+    with loading("model's configuration", name, "generator.model"):
+        return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
+
+
+def eos_ids(name: str) -> tuple[int, ...]:
+    """The tokens that a generator's config.json or generation_config.json says its answers end with."""
+    try:
+        said: list[Any] = [GenerationConfig.from_pretrained(model_folder(name)).eos_token_id]
+    except OSError:  # there is none
+        said = []
+    said.append(getattr(model_config(name), "eos_token_id", None))
+    flat = [one for eos in said for one in (eos if isinstance(eos, list) else [eos]) if one is not None]
+    return tuple(dict.fromkeys(flat))
+
+
+def is_decoder_only(name: str) -> bool:
+    """Whether a generator's folder or hub name holds a causal language model."""
+    facts = model_facts(name)
+    if name == MINILM or facts.get("model_type") == "minilm_reader":
+        return False
+    if not facts:
+        facts = model_config(name).to_dict()
+    kinds = facts.get("architectures") or []
+    return not facts.get("is_encoder_decoder") and any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
+
+
 @contextmanager
 def loading(what: str, name: str, where: str) -> Iterator[None]:
     """Whatever transformers raises while it reads a folder is one OpenBookError."""
@@ -144,9 +174,12 @@ def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "
         say(f"{where}: {len(unexpected)} weights of {name} have no place in the model, the first is {unexpected[0]}")
 
 
-def load_weights(loader: Any, what: str, name: str, where: str, config: Any, ignored: str = "") -> Any:
+def load_weights(
+    loader: Any, what: str, name: str, where: str, config: Any, ignored: str = "", quantized: Any = None
+) -> Any:
     """A model by one of transformers' classes (safetensors only; nothing is executed from the folder), in fp32 whatever
-    the file holds: a step of 1e-5 is lost on weights in bf16. OpenBookError where it cannot be read or lacks some."""
+    the file holds: a step of 1e-5 is lost on weights in bf16. quantized: transformers' settings of weights in fewer
+    bits. OpenBookError where it cannot be read or lacks some."""
     with loading(what, name, where):
         model, loaded = loader.from_pretrained(
             model_folder(name),
@@ -156,6 +189,7 @@ def load_weights(loader: Any, what: str, name: str, where: str, config: Any, ign
             output_loading_info=True,
             attn_implementation="eager",
             trust_remote_code=False,
+            **({} if quantized is None else {"quantization_config": quantized}),
         )
     check_loaded(loaded, name, where, ignored)
     return model

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSeq2SeqLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from openbook.config.models import MINILM
+from openbook.config.models import MINILM, GeneratorConfig
 from openbook.errors import OpenBookError
 from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
-from openbook.models.pretrained import load_weights, model_facts, model_folder
+from openbook.models.decoder_only.model import DecoderOnlyGenerator
+from openbook.models.lora import add_adapters, merged, quantization
+from openbook.models.pretrained import is_decoder_only, load_weights, model_facts, model_folder
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -109,13 +111,23 @@ class Seq2SeqGenerator(nn.Module):
         return nn.functional.linear(hidden, self.head_weight, self.head_bias)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        self.model.save_pretrained(folder)
+        """A folder as transformers writes it, adapters merged into the weights."""
+        merged(self.model).save_pretrained(folder)
 
 
-def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | MiniLMReader:
+DROPOUTS = (
+    *("dropout", "dropout_rate", "attention_dropout", "activation_dropout"),
+    *("attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"),  # of decoder-only models
+)
+
+
+def load_generator(
+    name: str, dropout: float, seed: int, settings: GeneratorConfig | None = None
+) -> Seq2SeqGenerator | DecoderOnlyGenerator | MiniLMReader:
     """A generator from a folder (safetensors only) or a hub name; 'minilm' makes the small reader, not yet warmed up.
 
-    The folder's config.json tells a saved small reader from a transformers model.
+    The folder's config.json tells a saved small reader from a transformers model, and a decoder-only one from others.
+    settings: adapters and the precision of the weights under them.
     """
     path = Path(model_folder(name))
     if name == MINILM:
@@ -123,16 +135,22 @@ def load_generator(name: str, dropout: float, seed: int) -> Seq2SeqGenerator | M
     written = model_facts(name)
     if written.get("model_type") == "minilm_reader":
         return MiniLMReader.from_pretrained(path)
-    if path.exists() and not written.get("is_encoder_decoder"):
+    decoder_only = is_decoder_only(name)
+    if path.exists() and not (decoder_only or written.get("is_encoder_decoder")):
         raise OpenBookError(
-            "not a sequence-to-sequence model",
+            "not a model that writes answers",
             where="generator.model",
-            got=f"{path} of type {written.get('model_type')}",
-            expected="BART, T5 or the like",
+            got=f"{path} of type {written.get('model_type')}, architectures {written.get('architectures')}",
+            expected="an encoder-decoder (BART, T5) or a causal language model (Llama, Qwen) with its head",
         )
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    names = ("dropout", "dropout_rate", "attention_dropout", "activation_dropout")
-    config.update({name: dropout for name in names if hasattr(config, name)})
-    model = load_weights(AutoModelForSeq2SeqLM, "generator", name, "generator.model", config)
+    config.update({name: dropout for name in DROPOUTS if hasattr(config, name)})
+    kind = AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM
+    settings = settings or GeneratorConfig()
+    quantized = quantization(settings.quantize)
+    model = load_weights(kind, "generator", name, "generator.model", config, quantized=quantized)
+    add_adapters(model, settings.lora, "generator.lora", seed)
+    if decoder_only:
+        return DecoderOnlyGenerator(model)
     use_implementation(model)
     return Seq2SeqGenerator(model)

@@ -14,10 +14,14 @@ from openbook.data.corpus_build import build_corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
-from openbook.data.inputs import token_ids
+from openbook.data.inputs import SpecialIds, special_ids, token_ids
 from openbook.data.masking import SpanOptions
+from openbook.data.prompts import Prompt, corpus_spaces
 from openbook.data.spans import Limit, SpanFiles, build_spans, mixed
+from openbook.errors import OpenBookError
+from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
+from openbook.models.pretrained import is_decoder_only
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
@@ -34,13 +38,19 @@ class Files:
 
 @dataclass(frozen=True)
 class Parts:
-    """Data parts to be read: no model among them yet."""
+    """Data parts to be read: no model among them yet. prompt: of a decoder-only generator."""
 
     files: Files
     corpus: Corpus
     question_tokenizer: Any
     passage_tokenizer: Any
     generator_tokenizer: Any
+    prompt: Prompt | None = None
+
+    @property
+    def in_context(self) -> SpecialIds | Prompt:
+        """What stands in the generator's contexts beside question and passage."""
+        return special_ids(self.generator_tokenizer) if self.prompt is None else self.prompt
 
 
 @cache
@@ -118,14 +128,31 @@ def parts(config: Config) -> Parts:
     question_tokenizer = load_tokenizer(config.retriever.question_encoder)
     generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
     passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
+    prompt = prompt_for(config, generator_tokenizer)
     with progress("tokenising the corpus", "passages") as done, corpus_turn(config, named.corpus):
         corpus = build_corpus(
             named.corpus,
             {"encoder": passage_tokenizer, "generator": generator_tokenizer},
             Path(config.data.cache),
             done,
+            corpus_spaces(prompt),
         )
-    return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer)
+    return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer, prompt)
+
+
+def prompt_for(config: Config, tokenizer: Any) -> Prompt | None:
+    """What a decoder-only generator reads; None for any other."""
+    settings, reads = config.generator, config.objective != "dpr"
+    if reads and is_decoder_only(settings.model):
+        return prompt_of(tokenizer, settings.model, settings.prompt, settings.system, config.objective == "closed_book")
+    if reads and (settings.prompt != "auto" or settings.system):
+        raise OpenBookError(
+            "only a decoder-only generator reads a prompt",
+            where="generator.prompt" if settings.prompt != "auto" else "generator.system",
+            got=f"{settings.prompt or settings.system!r} with {settings.model}",
+            expected="auto, and nothing as generator.system",
+        )
+    return None
 
 
 def corpus_turn(config: Config, passages: Path) -> AbstractContextManager[None]:
@@ -149,5 +176,6 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         num_workers=config.data.workers,
         strict=config.data.strict_targets,
         cache=config.data.cache,
+        prompt=parts.prompt,
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
     )

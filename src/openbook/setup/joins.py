@@ -112,7 +112,7 @@ def _passages_cut(config: Config, corpus: Corpus, parts: Parts) -> None:
         readers.append(("encoder", "the passage encoder", room, "data.max_passage_tokens"))
     if config.objective != "dpr":
         asked = 16  # tokens of a usual question beside the passage
-        room = config.data.max_context_tokens - special_ids(parts.generator_tokenizer).n_in_context - asked
+        room = config.data.max_context_tokens - parts.in_context.n_in_context - asked
         readers.append(("generator", "the generator", room, "data.max_context_tokens"))
     for role, who, room, key in readers:
         lengths = np.diff(corpus.tokens(role).offsets)
@@ -129,7 +129,7 @@ def _answers_cut(config: Config, parts: Parts, examples: Sequence[Example]) -> t
     """(questions whose answer stands in their gold passage, but not in what the generator reads of it; questions whose
     answer stands there)."""
     tokens, tokenizer = parts.corpus.tokens("generator"), parts.generator_tokenizer
-    room = config.data.max_context_tokens - special_ids(tokenizer).n_in_context
+    room = config.data.max_context_tokens - parts.in_context.n_in_context
     decode: Callable[[list[int]], str] = tokenizer.decode
     n_cut = n_there = 0
     for example in examples:

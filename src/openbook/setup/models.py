@@ -19,8 +19,10 @@ from openbook.data.inputs import special_ids, target_start, targets
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder
+from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.encoders import load_encoder
 from openbook.models.generator import Generator
+from openbook.models.lora import add_adapters
 from openbook.models.probe import freeze_unreached, probe_encoder, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
@@ -51,17 +53,21 @@ def rag_module(
     """The LightningModule with its models loaded. reader_folder: the warmed-up small reader, where there was a warm-up.
     retriever, loss: the caller's own, instead of those of the configuration."""
     retriever = retriever if retriever is not None else retriever_of(config, parts)
-    generator = load_generator(str(reader_folder or config.generator.model), config.generator.dropout, config.seed)
+    name, dropout = str(reader_folder or config.generator.model), config.generator.dropout
+    generator = load_generator(name, dropout, config.seed, config.generator)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
-    generator.first_token_id = target_start(parts.generator_tokenizer)
+    if parts.prompt is None:
+        generator.first_token_id = target_start(parts.generator_tokenizer)
+    elif isinstance(generator, DecoderOnlyGenerator):
+        generator.follow(parts.prompt)
     if generator.first_token_id is not None:
         first = parts.generator_tokenizer.convert_ids_to_tokens(generator.first_token_id)
         say(f"answers begin with {first}, as the generator's tokenizer writes targets")
     probe_generator(
         generator,
         parts.generator_tokenizer,
-        special_ids(parts.generator_tokenizer),
+        parts.in_context,
         max_context=config.data.max_context_tokens,
         max_target=config.data.max_target_tokens,
     )
@@ -69,7 +75,7 @@ def rag_module(
         freeze_unreached(generator, "generator.model")
     contexts = ContextBuilder(
         parts.corpus.tokens("generator"),
-        special_ids(parts.generator_tokenizer),
+        parts.in_context,
         config.data.max_context_tokens,
         tokens_per_pass(config),
     )
@@ -95,11 +101,12 @@ def rag_module(
 def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:
     """How answers are decoded and what is measured of them."""
     evaluation, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
+    labelled = targets if parts.prompt is None else parts.prompt.targets
     answers = Answering(
         generator=generator,
         contexts=contexts,
         corpus=parts.corpus,
-        targets=lambda texts: targets(parts.generator_tokenizer, texts, config.data.max_target_tokens),
+        targets=lambda texts: labelled(parts.generator_tokenizer, texts, config.data.max_target_tokens),
         detokenize=detokenizer(config, parts),
         likelihood=LIKELIHOOD_OF[config.objective],
         n_docs=evaluation.n_docs or config.retriever.n_docs,
@@ -176,6 +183,9 @@ def dense_retriever(config: Config, parts: Parts) -> DenseRetriever:
         load_encoder(folder, settings.pooling, settings.normalize, settings.dropout)
         for folder in (folders[:1] if settings.tied else folders)
     ]
+    for side, encoder in enumerate(encoders):
+        if (settings.train_question_encoder, settings.train_passage_encoder)[side]:
+            add_adapters(encoder.model, settings.lora, "retriever.lora", config.seed + side)
     for encoder, tokenizer, key, limit, more in (
         (encoders[0], parts.question_tokenizer, "retriever.question_encoder", "data.max_question_tokens", 1),
         (encoders[-1], parts.passage_tokenizer, "retriever.passage_encoder", "data.max_passage_tokens", 0),

@@ -14,10 +14,10 @@ from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
-from openbook.models.pretrained import check_model_folder, model_facts, positions_of, stated_pooling
+from openbook.models.pretrained import check_model_folder, is_decoder_only, model_facts, positions_of, stated_pooling
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, n_cores
-from openbook.utils.outside import check_wandb
+from openbook.utils.outside import check_installed, check_wandb
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
@@ -32,6 +32,8 @@ def check(config: Config) -> None:
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),
         partial(_check_devices, config),
         partial(check_wandb, config.wandb.mode),
+        partial(_check_quantized, config),
+        *(partial(check_installed, *one) for one in _optional(config)),
         *(partial(check_model_folder, str(value_of(config, key)), key) for key in generator + encoders),
     )
     limits = {"data.max_question_tokens": 2, "data.max_passage_tokens": 0}
@@ -110,10 +112,34 @@ def _check_devices(config: Config) -> None:
         )
 
 
+def _check_quantized(config: Config) -> None:
+    """On a CPU bitsandbytes repacks weights of 4 bits when they are saved, and they do not come back as they were."""
+    if config.generator.quantize == "4bit" and accelerator(config.trainer.accelerator) == "cpu":
+        raise OpenBookError(
+            "weights of 4 bits change on a CPU whenever a checkpoint is written",
+            where="generator.quantize",
+            got="4bit",
+            expected="a GPU",
+            action="Set generator.quantize=8bit or none.",
+        )
+
+
+def _optional(config: Config) -> list[tuple[str, str, str]]:
+    """(key, package, what pip calls it) of what this configuration needs beside openbook's own dependencies."""
+    adapters = [key for key in ("generator.lora.rank", "retriever.lora.rank") if value_of(config, key)]
+    needed = [(key, "peft", "openbook[lora]") for key in adapters]
+    if config.generator.quantize != "none":
+        needed.append(("generator.quantize", "bitsandbytes", "openbook[quantized]"))
+    return needed
+
+
 def _check_positions(config: Config, model: str, limit: str, special: int, side: str = "encoder") -> None:
     """A model with learned positions cannot read longer inputs than it has positions."""
-    positions = positions_of(str(value_of(config, model)), side)
+    name = str(value_of(config, model))
+    positions = positions_of(name, side)
     asked = int(str(value_of(config, limit))) + special
+    if positions and model == "generator.model" and side == "decoder" and is_decoder_only(name):
+        asked += config.data.max_context_tokens  # the answer stands behind the context
     if positions and asked > positions:
         raise OpenBookError(
             "the limit is longer than the model reads",

@@ -163,7 +163,12 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     if stage is None:
         if own.retriever is not None:  # only openbook's own two encoders can be taught directly
             config = replace(config, retriever=replace(config.retriever, teacher="generator"))
-        config = settle(config, parts.corpus, len(questions.questions["train"]))
+        prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
+        config = settle(config, parts.corpus, len(questions.questions["train"]), prompt)
+    if parts.prompt is not None:
+        least = 0 if config.objective == "closed_book" else 8
+        limits = (config.data.max_question_tokens, config.data.max_context_tokens)
+        parts.prompt.check_room(*limits, least, "data.max_context_tokens")
     check_joins(config, parts, questions.questions, training=stage is None)
     for note in notes_of(config) if stage is None else ():
         say(f"warning: {note}")

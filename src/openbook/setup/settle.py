@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ CPU_TOKENS, CPU_STEPS = 600_000, (60, 90)
 WARMUP_TOKENS, WARMUP_STEPS = 1_000_000, (150, 300)
 SPANS_SHARE = 0.5
 
-ENCODER_LR, SMALL_READER_LR, GENERATOR_LR = 1e-4, 3e-4, 3e-5
+ENCODER_LR, SMALL_READER_LR, GENERATOR_LR, ADAPTER_LR = 1e-4, 3e-4, 3e-5, 2e-4
 
 # Passages that are encoded without a gradient in the time that one is encoded, read and learned from.
 ENCODED_PER_TRAINED = 12
@@ -40,11 +41,11 @@ class Choice(NamedTuple):
     reason: str
 
 
-def settle(config: Config, corpus: Corpus, n_questions: int) -> Config:
+def settle(config: Config, corpus: Corpus, n_questions: int, n_prompt: int = 0) -> Config:
     """The configuration without an open value: what is 0, -1 or `auto` and means "from the data" is chosen by rule, and
-    said. n_questions: of training."""
+    said. n_questions: of training. n_prompt: tokens of a decoder-only generator's prompt."""
     chosen: list[Choice] = []
-    for rule in (_lengths, _training, _refreshing, _warm_up, _the_rest):
+    for rule in (partial(_lengths, n_prompt), _training, _refreshing, _warm_up, _the_rest):
         for choice in rule(config, corpus, n_questions):
             if value_of(config, choice.key) != choice.value:
                 config = _with(config, choice.key, choice.value)
@@ -60,7 +61,7 @@ def _with(config: Config, key: str, value: Any) -> Config:
     return replace(config, **{section: replace(getattr(config, section), **{name: value})})
 
 
-def _lengths(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
+def _lengths(n_prompt: int, config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     """Passages as long as nearly all are, as far as the models read."""
     data = config.data
     if not data.max_passage_tokens:
@@ -69,8 +70,11 @@ def _lengths(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choic
         value = min(needed, most or needed)
         yield Choice("data.max_passage_tokens", value, "99 % of the passages" + _cut(needed, value))
     if not data.max_context_tokens:
-        needed = _room(corpus, "generator") + data.max_question_tokens
-        value = min(needed, positions_of(config.generator.model) or needed)
+        needed = _room(corpus, "generator") + data.max_question_tokens + n_prompt
+        positions = positions_of(config.generator.model)
+        if n_prompt and positions:  # the answer stands behind the context
+            positions -= data.max_target_tokens
+        value = min(needed, positions or needed)
         yield Choice("data.max_context_tokens", value, "99 % of the passages beside a question" + _cut(needed, value))
 
 
@@ -100,9 +104,12 @@ def _training(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choi
     if not optim.lr:
         yield Choice("optim.lr", ENCODER_LR, "encoders that come trained")
         if not optim.lr_generator and config.objective != "dpr":
-            small = config.generator.model == MINILM
-            reason = "the small reader is young" if small else "a pretrained generator"
-            yield Choice("optim.lr_generator", SMALL_READER_LR if small else GENERATOR_LR, reason)
+            lr, reason = GENERATOR_LR, "a pretrained generator"
+            if config.generator.model == MINILM:
+                lr, reason = SMALL_READER_LR, "the small reader is young"
+            elif config.generator.lora.rank:
+                lr, reason = ADAPTER_LR, "adapters start from nothing"
+            yield Choice("optim.lr_generator", lr, reason)
 
 
 def _steps(config: Config, corpus: Corpus, tokens: int, contexts: int, bounds: tuple[int, int]) -> int:

@@ -1,5 +1,6 @@
 """What a run needs from outside this machine, found out in a second and without importing what is slow to import."""
 
+import importlib.util
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,6 +34,17 @@ def check_hub(name: str, key: str) -> None:
             expected="a folder with config.json, or a name on the hub and a connection to it",
             action=f"Download it where there is one, or set {key}=FOLDER.",
         ) from error
+
+
+def check_installed(key: str, package: str, what: str) -> None:
+    """Whether a package is there that only some settings need. what: to be installed by pip."""
+    if importlib.util.find_spec(package) is None:
+        raise OpenBookError(
+            f"{package} is not installed",
+            where=key,
+            expected=f"{package}, which this setting needs",
+            action=f"Run `pip install '{what}'`.",
+        )
 
 
 def check_wandb(mode: str) -> None:
