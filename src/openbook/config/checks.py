@@ -35,7 +35,7 @@ NOT_NEGATIVE = """
     data.workers optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
-    dpr.index_negatives
+    dpr.index_negatives retriever.dim retriever.projection
 """.split()
 FRACTIONS = (
     "refresh.share",
@@ -202,6 +202,18 @@ def _model_checks(config: Config) -> list[Check]:
             "tied encoders have one learning rate",
             "optim.lr_passage_encoder",
             optim.lr_question_encoder,
+        ),
+        Check(
+            retriever.projection and not (has_index(config) and retriever.trains),
+            "a new projection that nothing trains",
+            "retriever.projection",
+            "0 with frozen encoders",
+        ),
+        Check(
+            retriever.projection and retriever.dim,
+            "a projection has the dim that it is made with",
+            "retriever.dim",
+            "0 with retriever.projection",
         ),
         Check(
             retriever.tokens_per_backward and not (has_index(config) and retriever.train_passage_encoder),

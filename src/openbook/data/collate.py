@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from openbook.batch import Batch, Example
-from openbook.data.inputs import question_inputs, special_ids, targets, token_ids
+from openbook.data.encoder_inputs import EncoderFormat, question_inputs
+from openbook.data.inputs import targets, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, sampled_answer
 
@@ -50,6 +51,7 @@ class Collate:
     """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes."""
 
     question_tokenizer: Tokenizer
+    question_format: EncoderFormat
     generator_tokenizer: Tokenizer
     max_question_tokens: int
     max_target_tokens: int
@@ -58,10 +60,10 @@ class Collate:
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
-        special = special_ids(self.question_tokenizer)
         questions = [example.question for example in examples]
-        asked = token_ids(self.question_tokenizer, questions)
-        ids, mask = question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
+        style = self.question_format
+        asked = style.question_ids(self.question_tokenizer, questions)
+        ids, mask = question_inputs(asked, style, self.max_question_tokens + style.n_around)
         context_questions = tuple(map(tuple, token_ids(self.generator_tokenizer, questions)))
         if self.sample_answers:
             answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]

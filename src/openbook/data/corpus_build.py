@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openbook.data.corpus import Corpus
+from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.inputs import token_ids
 from openbook.data.readers.checked_lines import file_fingerprint, id_hash
 from openbook.data.readers.formats import check_passages, read_passages
@@ -32,18 +33,26 @@ LAYOUT = 1
 _CHUNK = 1024  # passages tokenised at once: enough to keep the tokenizer's threads busy, a few MB of memory
 _log = logging.getLogger(__name__)
 
+# How the generator's tokens are written: of a format only layout and prefix count here.
+_PLAIN = EncoderFormat((), (), (), 0, layout="separated")
+
 
 # Called with (passages tokenised so far, passages to tokenise in all); each distinct tokenizer counts its own.
 Progress = Callable[[int, int], None]
 
 
 def build_corpus(
-    passages: str | Path, tokenizers: Mapping[str, Tokenizer], cache: str | Path, progress: Progress | None = None
+    passages: str | Path,
+    tokenizers: Mapping[str, Tokenizer],
+    cache: str | Path,
+    progress: Progress | None = None,
+    formats: Mapping[str, EncoderFormat] | None = None,
 ) -> Corpus:
     """The corpus of a passage file: opened where the cache holds it, otherwise checked, written and tokenised first.
 
-    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. Of several ranks
-    one should call this first; the others find the result. Raises OpenBookError on bad input (see formats).
+    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. formats: how a role
+    writes title and text; one without is given both apart, with a space before the text. Of several ranks one should
+    call this first; the others find the result. Raises OpenBookError on bad input (see readers).
     """
     content = file_fingerprint(passages)
     folder = Path(cache) / f"corpus-{content[:12]}"
@@ -51,14 +60,15 @@ def build_corpus(
         n_passages = check_passages(passages)
         with _new_folder(folder / "texts", content=content, n_passages=n_passages) as new:
             _write_texts(new, passages, n_passages)
-    fingerprints = {role: tokenizer_fingerprint(tokenizer) for role, tokenizer in tokenizers.items()}
-    corpus = Corpus(folder, {role: fingerprint[:12] for role, fingerprint in fingerprints.items()})
-    distinct = {fingerprints[role]: tokenizer for role, tokenizer in tokenizers.items()}
-    missing = {name: tokenizer for name, tokenizer in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
-    for nth, (fingerprint, tokenizer) in enumerate(missing.items()):
-        target = folder / f"tokens-{fingerprint[:12]}"
-        with _new_folder(target, tokenizer=fingerprint, n_passages=corpus.n_passages) as new:
-            for done in _write_tokens(new, corpus, tokenizer):
+    formats = formats or {}
+    written = {role: (tokenizer, formats.get(role, _PLAIN)) for role, tokenizer in tokenizers.items()}
+    names = {role: tokens_fingerprint(*how) for role, how in written.items()}
+    corpus = Corpus(folder, {role: name[:12] for role, name in names.items()})
+    distinct = {names[role]: how for role, how in written.items()}
+    missing = {name: how for name, how in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
+    for nth, (name, how) in enumerate(missing.items()):
+        with _new_folder(folder / f"tokens-{name[:12]}", tokenizer=name, n_passages=corpus.n_passages) as new:
+            for done in _write_tokens(new, corpus, *how):
                 if progress:
                     progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
     return corpus
@@ -73,6 +83,16 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     else:
         described = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def tokens_fingerprint(tokenizer: Tokenizer, style: EncoderFormat) -> str:
+    """The sha256 of what decides a passage's ids: the tokenizer, and how title and text are written where that is not
+    as for the generator. A pair is as there for a tokenizer to which a space before a text is nothing."""
+    fingerprint = tokenizer_fingerprint(tokenizer)
+    apart, after_space = token_ids(tokenizer, ["a", " a"])
+    if style.is_plain or (style.layout == "pair" and not style.prefix and apart == after_space):
+        return fingerprint
+    return hashlib.sha256(json.dumps([fingerprint, style.layout, style.prefix]).encode()).hexdigest()
 
 
 def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
@@ -91,7 +111,7 @@ def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
     np.save(folder / "id_rows.npy", order)
 
 
-def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterator[int]:
+def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer, style: EncoderFormat) -> Iterator[int]:
     """Writes the arrays, giving after each chunk how many passages are done."""
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
     offsets = np.zeros(corpus.n_passages + 1, dtype=np.int64)
@@ -99,9 +119,7 @@ def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer) -> Iterato
     with _parallel_tokenizers(), open(folder / "flat.raw", "wb") as flat:
         for start in range(0, corpus.n_passages, _CHUNK):
             rows = range(start, min(start + _CHUNK, corpus.n_passages))
-            chunk = corpus.passages(rows)
-            ids = token_ids(tokenizer, [passage.title for passage in chunk] + [f" {passage.text}" for passage in chunk])
-            for row, title, text in zip(rows, ids[: len(chunk)], ids[len(chunk) :], strict=True):
+            for row, (title, text) in zip(rows, style.passage_ids(tokenizer, corpus.passages(rows)), strict=True):
                 title_lengths[row] = len(title)
                 offsets[row + 1] = len(title) + len(text)
                 np.asarray(title + text, dtype=dtype).tofile(flat)

@@ -108,7 +108,7 @@ def _passages_cut(config: Config, corpus: Corpus, parts: Parts) -> None:
     """Passages longer than the models read, and how much of the corpus that is."""
     readers: list[tuple[str, str, int, str]] = []
     if config.retriever.kind == "dense":
-        room = config.data.max_passage_tokens - special_ids(parts.passage_tokenizer).n_in_context
+        room = config.data.max_passage_tokens - parts.passage_format.n_special
         readers.append(("encoder", "the passage encoder", room, "data.max_passage_tokens"))
     if config.objective != "dpr":
         asked = 16  # tokens of a usual question beside the passage

@@ -15,6 +15,7 @@ from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
 from openbook.models.pretrained import positions_of
+from openbook.setup.encoders import sides
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator
 
@@ -151,7 +152,7 @@ def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choic
 def _the_rest(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     retriever = config.retriever
     if not retriever.temperature:
-        cosine = retriever.kind == "dense" and retriever.normalize
+        cosine = retriever.kind == "dense" and (not has_index(config) or all(side.normalize for side in sides(config)))
         yield Choice("retriever.temperature", 0.05 if cosine else 1.0, "cosine scores" if cosine else "")
     if retriever.teacher == AUTO:
         learns = has_index(config) and retriever.trains and config.objective != "dpr"
