@@ -107,7 +107,7 @@ _T5 = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3, "d
 
 FAMILIES = (
     Family(
-        *("BERT, cls", "BAAI/bge-base-en-v1.5", "BertModel", "BertConfig", "BertTokenizer"),
+        *("BERT, cls", "Snowflake/snowflake-arctic-embed-m", "BertModel", "BertConfig", "BertTokenizer"),
         pooling="cls",
         normalize=True,
         prompts={"query": "represent this sentence for searching : "},
@@ -129,7 +129,7 @@ FAMILIES = (
         sizes={"max_position_embeddings": 134},
         pooling="mean",
         normalize=True,
-        prompts={"query": "query: ", "passage": "passage: "},
+        yaml={"question_prefix": "query: ", "passage_prefix": "passage: "},
     ),
     Family(
         *("MPNet", "sentence-transformers/multi-qa-mpnet-base-dot-v1", "MPNetModel", "MPNetConfig"),
@@ -170,6 +170,15 @@ FAMILIES = (
         pooling="lasttoken",
         normalize=True,
         prompts={"query": INSTRUCTION, "document": ""},
+    ),
+    Family(
+        *("Gemma3", "google/embeddinggemma-300m", "Gemma3TextModel", "Gemma3TextConfig"),
+        byte_level("<bos>", "<eos>", "<pad>"),
+        sizes={**_ROTARY, "sliding_window": 8, "use_bidirectional_attention": True, "query_pre_attn_scalar": 12},
+        pooling="mean",
+        normalize=True,
+        dense=20,
+        prompts={"query": "search query: ", "passage": "passage: "},
     ),
     Family(
         *("Llama", "a decoder without sentence-transformers' files", "LlamaModel", "LlamaConfig"),

@@ -222,7 +222,7 @@ def test_the_first_numbers_of_an_embedding(small_system: SmallSystem, folders: d
     stated = modules(folders["BERT, cls"], tmp_path / "m", {"truncate_dim": 11}, "config_sentence_transformers.json")
     assert follow_folders(small_system.config(tmp_path / "run", *both(stated))).retriever.dim == 11
     with pytest.raises(
-        OpenBookError, match=r"more numbers than an embedding has \(retriever.dim\): got 25, expected 24"
+        OpenBookError, match=r"more numbers than an embedding has \(retriever.dim\): got 25, expected at most 24"
     ):
         check(small_system.config(tmp_path / "run", *both(folders["BERT, cls"], "retriever.dim=25")))
 
@@ -340,3 +340,19 @@ def test_the_retriever_reads_what_was_settled(
     assert torch.equal(
         retriever.passage_encoder.model.layers[0].mlp.up_proj.weight, weights["layers.0.mlp.up_proj.weight"]
     )
+
+
+def test_a_name_on_the_hub_is_followed_by_the_same_code(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the hub would give of each file, without a hub."""
+
+    def downloaded(name: str, file: str, **_: object) -> str | None:
+        path = folders[name.removeprefix("somebody/")] / file
+        return str(path) if path.is_file() else None
+
+    monkeypatch.setattr("openbook.models.pretrained.cached_file", downloaded)
+    for name in ("Qwen3", "T5, Dense", "DPR, projection"):
+        assert read_folder(f"somebody/{name}") == read_folder(str(folders[name]))
+    config = small_system.config(tmp_path / "run", *both(Path("somebody/Qwen3")))
+    assert follow_folders(config).retriever.question_prefix == INSTRUCTION

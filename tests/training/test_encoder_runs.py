@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from openbook.commands.evaluate import evaluate
-from openbook.commands.train import resume
+from openbook.commands.train import resume, train
 from openbook.config.load import load_resolved
 from openbook.errors import OpenBookError
 from openbook.models.encoders import load_encoder
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.encoder_families import FAMILIES, Family, texts_of
-from tests.small_system import SmallSystem, column, train_until
+from tests.small_system import SmallSystem, column, on_two_ranks, train_until
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 20
@@ -90,3 +90,19 @@ def test_what_a_resumed_run_may_not_change(small_system: SmallSystem, small_data
     ):
         with pytest.raises(OpenBookError, match=rf"goes on with what it was started with \(retriever.{key}\)"):
             resume(tmp_path / "run", [f"retriever.{key}={value}"])
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(small_system: SmallSystem, small_data: Path, tmp_path: Path) -> None:
+    """A decoder padded on the left and a T5 with Dense, each with a new projection: every weight gets its gradient."""
+    by_name = {family.name: family for family in FAMILIES}
+    texts = texts_of(small_data)
+    sides = (("question", "Qwen3"), ("passage", "T5, Dense"))
+    words = [f"retriever.{side}_encoder={by_name[name].made(tmp_path / side, texts)}" for side, name in sides]
+    words += ["retriever.projection=12", "evaluate.before_training=false", "trainer.max_steps=3", "refresh.every=2"]
+    alone = train(small_system.config(tmp_path / "one", *words, "trainer.batch_size=4"))
+    halves = [*words, "trainer.batch_size=2", "trainer.devices=2"]
+    on_two_ranks([["train", *small_system.words(tmp_path / "two", *halves)]])
+    one, two = (column(run, "train/nll") for run in (alone, tmp_path / "two"))
+    assert one.keys() == two.keys() and len(one) == 3
+    assert list(two.values()) == pytest.approx(list(one.values()), rel=1e-4)

@@ -29,9 +29,9 @@ PASSAGE_PROMPTS = ("document", "passage", "corpus")
 @dataclass(frozen=True)
 class EncoderFolder:
     """How the embeddings of a folder are made. pooling: "cls", "mean" or "last", or the folder's own word for one that
-    is not known here. dense: folders of the linear layers after the pooling. dim: of an embedding, all of it; None for
-    a name on the hub. truncate: the first numbers of it that are used, 0 for all. prompts: by name. max_tokens: that
-    the encoder was made for, where it is stated."""
+    is not known here. dense: folders of the linear layers after the pooling. dim: of an embedding, all of it; None
+    where config.json does not say. truncate: the first numbers of it that are used, 0 for all. prompts: by name.
+    max_tokens: that the encoder was made for, where it is stated."""
 
     kind: str
     pooling: str
@@ -62,7 +62,7 @@ class EncoderFolder:
 
 def read_folder(name: str, key: str = "retriever") -> EncoderFolder:
     """What the folder (or hub name) at a config key states. Raises OpenBookError for what cannot be computed here."""
-    facts = model_facts(name)
+    facts = model_facts(name) or folder_json(name, "config.json") or {}
     modules = folder_json(name, "modules.json")
     if modules is None:
         return _without_modules(facts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -13,12 +13,11 @@ from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
 
+from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
-from openbook.models.encoder_folder import is_dpr, lower_cases, read_folder
+from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder
 from openbook.models.linear import Linear, new_projection, read_dense
 from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, model_folder
-
-Pooling = Literal["cls", "mean", "last"]
 
 # What configurations call the dropout of their layers.
 _DROPOUT = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout dropout_rate embedding_dropout
@@ -29,14 +28,15 @@ class TextEncoder(nn.Module):
     """Token ids to one embedding. DPR (Karpukhin et al. 2020) pools the first token, MiniLM the mean, Qwen3-Embedding
     the last.
 
-    head: linear layers after the pooling. dim: the first numbers of the embedding that are used (Matryoshka, Kusupati
-    et al. 2022), 0 for all; with normalize they are made to length 1 again. pads_left: masks hide the start of a row.
+    pooling: "cls", "mean" or "last". head: linear layers after it. dim: the first numbers of the embedding that are
+    used (Matryoshka, Kusupati et al. 2022), 0 for all; with normalize they are made to length 1 again. pads_left:
+    masks hide the start of a row.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        pooling: Pooling,
+        pooling: str,
         normalize: bool,
         *,
         head: list[Linear] | None = None,
@@ -44,6 +44,8 @@ class TextEncoder(nn.Module):
         pads_left: bool = False,
     ):
         super().__init__()
+        if pooling not in POOLINGS.values():
+            raise OpenBookError("not a pooling that is known here", got=pooling, expected="cls, mean or last")
         self.model, self.head = model, nn.Sequential(*(head or []))
         self.pooling, self.normalize, self.dimensions, self.pads_left = pooling, normalize, dim, pads_left
         model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
@@ -56,7 +58,8 @@ class TextEncoder(nn.Module):
     def dim(self) -> int:
         """Of an embedding."""
         hidden = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        return self.dimensions or (self.head[-1].weight.shape[0] if len(self.head) else hidden)  # type: ignore[union-attr, return-value]
+        widths: list[Any] = [part.weight.shape[0] for part in self.head]  # type: ignore[index, union-attr]
+        return self.dimensions or [hidden, *widths][-1]
 
     @property
     def trains(self) -> bool:
@@ -125,7 +128,7 @@ class TextEncoder(nn.Module):
 
 def load_encoder(
     folder: str,
-    pooling: Pooling | None,
+    pooling: str | None,
     normalize: bool | None,
     dropout: float,
     *,
@@ -146,23 +149,22 @@ def load_encoder(
     config.use_cache = False  # a decoder would keep keys and values for tokens that never come
     head = []
     if is_dpr(config.to_dict()):
-        kind = {"DPRQuestionEncoder": DPRQuestionEncoder}.get(config.architectures[0], DPRContextEncoder)
-        dpr = load_weights(kind, "encoder", folder, "retriever", config, ignored="pooler")
+        sort: Any = {"DPRQuestionEncoder": DPRQuestionEncoder}.get(config.architectures[0], DPRContextEncoder)
+        dpr = load_weights(sort, "encoder", folder, "retriever", config, ignored="pooler")
         inner = getattr(dpr, dpr.base_model_prefix)
         model, head = inner.bert_model, [Linear.of(inner.encode_proj)] if config.projection_dim else []
     else:
         name = (config.architectures or [""])[0]
         half = name if name.endswith("EncoderModel") and hasattr(transformers, name) else ""  # T5's encoder alone
-        kind = getattr(transformers, half) if half else AutoModel
+        kind: Any = getattr(transformers, half) if half else AutoModel
         model = load_weights(kind, "encoder", folder, "retriever", config, ignored="pooler")
         model = model.get_encoder() if config.is_encoder_decoder or half else model
         head = [read_dense(folder, path) for path in stated.dense]
     if projection:
         head.append(new_projection(head[-1].weight.shape[0] if head else config.hidden_size, projection, seed))
     use_implementation(model)
-    pooling = pooling or stated.pooling  # type: ignore[assignment]  # an unknown word was refused by setup/encoders.py
     normalize = stated.normalize if normalize is None else normalize
-    return TextEncoder(model, pooling, normalize, head=head, dim=dim, pads_left=pads_left)  # type: ignore[arg-type]
+    return TextEncoder(model, pooling or stated.pooling, normalize, head=head, dim=dim, pads_left=pads_left)
 
 
 def load_tokenizer(folder: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openbook.config.checks import has_index
+from openbook.config.retrieval import RetrieverConfig
 from openbook.config.schema import Config
 from openbook.data.encoder_inputs import EncoderFormat
 from openbook.errors import OpenBookError, raise_all
@@ -33,7 +34,7 @@ class Side:
 
     @property
     def final_dim(self) -> int | None:
-        """Of an embedding; None for a name on the hub, where it shows when the model is loaded."""
+        """Of an embedding; None where it shows only when the model is loaded."""
         return self.dim or self.folder.dim
 
     def __str__(self) -> str:
@@ -58,47 +59,47 @@ def sides(config: Config) -> tuple[Side, Side]:
         key = f"retriever.{which}_encoder"
         name = settings.question_encoder if settings.tied else getattr(settings, f"{which}_encoder")
         folder = read_folder(name, key)
-        stated = {"pooling": folder.pooling, "normalize": folder.normalize}
-        asked = {"pooling": settings.pooling, "normalize": flag(settings.normalize)}
-        for setting, value in asked.items():
-            if value in (None, AUTO) or value == stated[setting] or not folder.states or settings.override_folder:
-                continue
-            known = setting == "normalize" or stated[setting] in POOLINGS.values()
-            word = str(stated[setting]).lower()
-            problems.append(
-                OpenBookError(
-                    f"the encoder was trained with another {setting}, which its folder states",
-                    where=f"retriever.{setting}",
-                    got=str(value).lower(),
-                    expected=f"{word}, as in {name}",
-                    action=(f"Set retriever.{setting}={word}, or" if known else "Such a pooling cannot be read;")
-                    + " retriever.override_folder=true reads it your way.",
-                )
-            )
-        pooling = folder.pooling if settings.pooling == AUTO else settings.pooling
-        if pooling not in POOLINGS.values():
-            problems.append(
-                OpenBookError(
-                    "the encoder's pooling cannot be computed here",
-                    where=key,
-                    got=f"{pooling}, as {name} states",
-                    expected=f"one of {', '.join(sorted(set(POOLINGS.values())))}",
-                )
-            )
-        normalize = folder.normalize if asked["normalize"] is None else bool(asked["normalize"])
-        prefix = getattr(settings, f"{which}_prefix")
-        prefix = folder.prompt(prompts) if prefix == AUTO else prefix
-        dim = settings.dim or (0 if settings.projection else folder.truncate)
-        full = settings.projection or folder.dim
-        if dim and full and dim > full:
-            problems.append(
-                OpenBookError("more numbers than an embedding has", where="retriever.dim", got=dim, expected=f"{full}")
-            )
-        if settings.projection:
-            folder = replace(folder, dim=settings.projection)
-        made.append(Side(key, name, folder, pooling, normalize, prefix, dim))
-    raise_all(problems)
+        prefix, asked = getattr(settings, f"{which}_prefix"), flag(settings.normalize)
+        side = Side(
+            key,
+            name,
+            replace(folder, dim=settings.projection) if settings.projection else folder,
+            folder.pooling if settings.pooling == AUTO else settings.pooling,
+            folder.normalize if asked is None else asked,
+            folder.prompt(prompts) if prefix == AUTO else prefix,
+            settings.dim or (0 if settings.projection else folder.truncate),
+        )
+        problems += _problems(settings, side)
+        made.append(side)
+    raise_all(list({str(problem): problem for problem in problems}.values()))  # one folder on both sides has each once
     return made[0], made[1]
+
+
+def _problems(settings: RetrieverConfig, side: Side) -> Iterator[OpenBookError]:
+    folder, known = side.folder, set(POOLINGS.values())
+    for setting in ("pooling", "normalize"):
+        stated, used = (str(getattr(one, setting)).lower() for one in (folder, side))
+        if stated != used and folder.states and not settings.override_folder:
+            readable = setting == "normalize" or stated in known
+            yield OpenBookError(
+                f"the encoder was trained with another {setting}, which its folder states",
+                where=f"retriever.{setting}",
+                got=used,
+                expected=f"{stated}, as in {side.name}",
+                action=(f"Set retriever.{setting}={stated}, or" if readable else "Such a pooling cannot be read;")
+                + " retriever.override_folder=true reads it your way.",
+            )
+    if side.pooling not in known:
+        yield OpenBookError(
+            "the encoder's pooling cannot be computed here",
+            where=side.key,
+            got=f"{side.pooling}, as {side.name} states",
+            expected=f"one of {', '.join(sorted(known))}",
+        )
+    if folder.dim and side.dim > folder.dim:
+        yield OpenBookError(
+            "more numbers than an embedding has", where="retriever.dim", got=side.dim, expected=f"at most {folder.dim}"
+        )
 
 
 def flag(normalize: str) -> bool | None:
@@ -149,9 +150,13 @@ def _notes(config: Config, both: tuple[Side, Side]) -> Iterator[str]:
             yield f"data.{limit} is {asked}, more than the {most} tokens that {side.name} states"
 
 
+def scores_are_cosines(config: Config) -> bool:
+    """Whether both encoders' embeddings are of length 1."""
+    return config.retriever.kind == "dense" and (not has_index(config) or all(side.normalize for side in sides(config)))
+
+
 def encoder_dim(config: Config) -> int | None:
-    """The embedding dimension from the passage encoder's folder; None for a name on the hub, which is only known once
-    loaded."""
+    """The embedding dimension from the passage encoder's folder; None where it is only known once loaded."""
     return sides(config)[1].final_dim
 
 
@@ -172,7 +177,7 @@ def load_encoders(config: Config, tokenizers: Sequence[Any], formats: Sequence[E
         )
         for side, style in zip(both[: 1 if settings.tied else 2], formats, strict=False)
     ]
-    if encoders[0].dim != encoders[-1].dim:  # names on the hub, of which it shows only now
+    if encoders[0].dim != encoders[-1].dim:  # of folders that do not say, it shows only now
         raise dimensions_differ(encoders[0].dim, encoders[-1].dim)
     longest = {
         "data.max_question_tokens": data.max_question_tokens + formats[0].n_around,
