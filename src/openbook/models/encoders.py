@@ -50,15 +50,14 @@ class TextEncoder(nn.Module):
         self.pooling, self.normalize, self.dimensions, self.pads_left = pooling, normalize, dim, pads_left
         model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
         # Learned positions count from the first token that is read. RoBERTa's kin see to it by themselves.
-        kind = getattr(model.config, "model_type", "")
         takes = "position_ids" in inspect.signature(model.forward).parameters
-        self._positions = pads_left and takes and kind not in OFFSET_POSITIONS
+        self._positions = pads_left and takes and model.config.model_type not in OFFSET_POSITIONS  # type: ignore[union-attr]
 
     @property
     def dim(self) -> int:
         """Of an embedding."""
         hidden = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        widths: list[Any] = [part.weight.shape[0] for part in self.head]  # type: ignore[index, union-attr]
+        widths: list[Any] = [part.weight.shape[0] for part in self.head]  # type: ignore[index]
         return self.dimensions or [hidden, *widths][-1]
 
     @property
