@@ -50,8 +50,9 @@ class TextEncoder(nn.Module):
         self.pooling, self.normalize, self.dimensions, self.pads_left = pooling, normalize, dim, pads_left
         model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
         # Learned positions count from the first token that is read. RoBERTa's kin see to it by themselves.
+        config: Any = model.config if pads_left else None
         takes = "position_ids" in inspect.signature(model.forward).parameters
-        self._positions = pads_left and takes and model.config.model_type not in OFFSET_POSITIONS  # type: ignore[union-attr]
+        self._positions = pads_left and takes and config.model_type not in OFFSET_POSITIONS
 
     @property
     def dim(self) -> int:
