@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from openbook.callbacks import Throughput
 from transformers import BertConfig, BertModel
 
+from openbook.callbacks import Throughput
 from openbook.commands.train import train
 from openbook.config.load import load_experiment
 from openbook.config.schema import Config
 from openbook.data.corpus import PassageTokens
+from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
 from openbook.models.encoders import TextEncoder
 from openbook.retrieval.corpus_encoder import CorpusOptions
@@ -207,11 +208,13 @@ def tiny_tokens(n: int, seed: int = 0) -> PassageTokens:
 
 
 def tiny_corpus(n: int = 41, tokens_per_pass: int = 64, seed: int = 0) -> CorpusOptions:
-    return CorpusOptions(tiny_tokens(n), SpecialIds(1, 2, 3, 0), 17, f"corpus of {n}", tokens_per_pass, seed=seed)
+    return CorpusOptions(
+        tiny_tokens(n), separated(SpecialIds(1, 2, 3, 0)), 17, f"corpus of {n}", tokens_per_pass, seed=seed
+    )
 
 
 def tiny_retriever(corpus: CorpusOptions, dropout: float = 0.0, rerank: int = 0) -> DenseRetriever:
-    passages = PassageEmbedder(tiny_encoder(2, dropout), corpus.tokens, corpus.special, corpus.max_length)
+    passages = PassageEmbedder(tiny_encoder(2, dropout), corpus.tokens, corpus.style, corpus.max_length)
     return DenseRetriever(tiny_encoder(1), passages, temperature=0.5, rerank=rerank)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import SpecialIds
+from openbook.data.encoder_inputs import EncoderFormat
 from openbook.index.shard_index import IndexOptions
 from openbook.models.encoders import TextEncoder
 from openbook.refresh.manager import RefreshManager, RefreshOptions
@@ -22,7 +22,7 @@ from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 
-SPECIAL = SpecialIds(start=0, sep=0, end=0, pad=0)
+STYLE = EncoderFormat((0,), (0,), (0,), pad=0)
 CENTRES, OFFSETS = 1024, 4096
 _HIGH, _LOW = 1 << 8, 1 << 12  # a passage's number is spelt in digits of these sizes, most significant first
 SPREAD = 0.8
@@ -70,11 +70,11 @@ def system(
 ) -> tuple[DenseRetriever, RefreshManager]:
     """A retriever over n passages and the manager of its index; nothing is indexed yet."""
     tokens, passages = corpus(n), encoder(dim)
-    retriever = DenseRetriever(passages, PassageEmbedder(passages, tokens, SPECIAL, 8), temperature=0.05)
+    retriever = DenseRetriever(passages, PassageEmbedder(passages, tokens, STYLE, 8), temperature=0.05)
     options = RefreshOptions(RefreshSchedule.read(str(every)), mode, spread)  # type: ignore[arg-type]
     probes = torch.from_numpy(questions(n, 32)), torch.ones(32, 6, dtype=torch.bool)
     return retriever, RefreshManager(
-        options=options, index=index, corpus=CorpusOptions(tokens, SPECIAL, 8, f"synthetic {n}"), probes=probes
+        options=options, index=index, corpus=CorpusOptions(tokens, STYLE, 8, f"synthetic {n}"), probes=probes
     )
 
 

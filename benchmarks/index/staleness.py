@@ -24,7 +24,7 @@ from benchmarks.common.figures import record
 from openbook.batch import Retrieved
 from openbook.config.load import load_experiment
 from openbook.config.schema import Config
-from openbook.data.inputs import question_inputs, special_ids
+from openbook.data.encoder_inputs import question_inputs
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.refresh.manager import HOT_DEPTH
@@ -194,7 +194,7 @@ def questions_of(
     found = {}
     for name, questions in sets.items():
         encoded = tokenizer([question["question"] for question in questions], add_special_tokens=False)["input_ids"]
-        ids, mask = question_inputs(encoded, special_ids(tokenizer), config.data.max_question_tokens + 3)
+        ids, mask = question_inputs(encoded, ready.question_format, config.data.max_question_tokens + 3)
         positives = [{ready.corpus.row_of(identity) for identity in question["positive_ids"]} for question in questions]
         found[name] = ids, mask, positives
     return found  # type: ignore[return-value]

@@ -30,7 +30,8 @@ from benchmarks.common.system import now, prepare_machine
 from benchmarks.index.search import blas_from
 from openbook.config.load import load_experiment
 from openbook.data.collate import token_ids
-from openbook.data.inputs import question_inputs, special_ids
+from openbook.data.encoder_inputs import encoder_format, question_inputs
+from openbook.data.inputs import special_ids
 from openbook.data.question_file import QuestionFile
 from openbook.index.shard_index import ShardIndex, shipped_blas_threshold
 from openbook.index.snapshot import Snapshot
@@ -92,7 +93,7 @@ class Host:
         ids = token_ids(self.tokenizer, strings)
         noise = random.standard_normal((n, DIM)) * QUESTION_NOISE / DIM**0.5
         near = self.snapshot.index.vectors(random.integers(len(self.texts), size=n)) + noise
-        return Asked(question_inputs(ids, special_ids(self.tokenizer), 64)[0], ids, torch.from_numpy(near).float())
+        return Asked(question_inputs(ids, encoder_format(self.tokenizer), 64)[0], ids, torch.from_numpy(near).float())
 
 
 def host(quick: bool) -> Host:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import prepare_machine
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import special_ids
+from openbook.data.encoder_inputs import encoder_format
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.encoders import load_encoder, load_tokenizer
 from openbook.retrieval.dense import DenseRetriever
@@ -76,11 +76,11 @@ def step(system: DenseRetriever, rows: Tensor, autocast: torch.dtype | None) -> 
 def ways(tokens: PassageTokens) -> dict[str, Callable[[Tensor, torch.dtype | None], None]]:
     encoder = load_encoder("minilm", "mean", True, 0.0)
     encoder.freeze_word_embeddings()
-    special = special_ids(load_tokenizer("minilm"))
+    style = encoder_format(load_tokenizer("minilm"))
 
     def system(tokens_per_backward: int) -> DenseRetriever:
         passages = PassageEmbedder(
-            encoder, tokens, special, 128, tokens_per_pass=4096, tokens_per_backward=tokens_per_backward
+            encoder, tokens, style, 128, tokens_per_pass=4096, tokens_per_backward=tokens_per_backward
         )
         return DenseRetriever(encoder, passages, temperature=0.05).train()
 
@@ -88,7 +88,7 @@ def ways(tokens: PassageTokens) -> dict[str, Callable[[Tensor, torch.dtype | Non
     other = load_encoder("minilm", "mean", True, 0.0)
     other.freeze_word_embeddings()
     checkpoint_layers(other)
-    embedder = PassageEmbedder(other, tokens, special, 128, tokens_per_pass=4096)
+    embedder = PassageEmbedder(other, tokens, style, 128, tokens_per_pass=4096)
     layered = DenseRetriever(other, embedder, temperature=0.05).train()
 
     return {

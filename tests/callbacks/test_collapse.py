@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from openbook.callbacks import CollapseWatch
 
+from openbook.callbacks import CollapseWatch
 from openbook.commands.train import train
 from openbook.errors import OpenBookError
 from tests.small_system import SmallSystem, column

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from openbook.callbacks import IndexRefresh
 
+from openbook.callbacks import IndexRefresh
 from openbook.commands.evaluate import evaluate
 from openbook.commands.train import train
 from openbook.data.datamodule import QuestionAnswerData

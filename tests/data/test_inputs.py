@@ -17,8 +17,6 @@ from openbook.data.inputs import (
     check_question_length,
     context_inputs,
     decoder_inputs,
-    passage_inputs,
-    question_inputs,
     special_ids,
     targets,
 )
@@ -56,20 +54,6 @@ def unpadded(ids: torch.Tensor, mask: torch.Tensor, pad: int) -> list[list[int]]
 
 
 @pytest.mark.parametrize("special", [BERT, T5])
-@pytest.mark.parametrize("max_length", [5, 7, 11, 29])
-def test_passage_inputs_equal_the_layout(store: PassageTokens, special: SpecialIds, max_length: int) -> None:
-    rows = [3, 0, 4, 1, 2, 3, 0]
-    start = [] if special.start is None else [special.start]
-    room = max_length - len(start) - 2
-    expected = []
-    for row in rows:
-        title = TITLES[row][:room]
-        text = TEXTS[row][: room - len(title)]
-        expected.append([*start, *title, special.sep, *text, special.end])
-    assert unpadded(*passage_inputs(store, rows, special, max_length), special.pad) == expected
-
-
-@pytest.mark.parametrize("special", [BERT, T5])
 @pytest.mark.parametrize("max_length", [8, 11, 13, 41])
 def test_context_inputs_equal_the_layout(store: PassageTokens, special: SpecialIds, max_length: int) -> None:
     rows = np.asarray([[0, 3], [4, 2], [1, 0]])
@@ -96,28 +80,12 @@ def test_the_null_document_is_read_like_a_missing_row_and_counts(store: PassageT
     (null, missing), _ = context_inputs(QUESTIONS[:1], store, rows, BERT, 17)
     assert null.tolist() == missing.tolist()
     assert Retrieved(torch.from_numpy(rows), torch.zeros(1, 2)).mask.tolist() == [[True, False]]
-    with pytest.raises(IndexError, match="not in the corpus"):
-        passage_inputs(store, [0, NULL_ROW], BERT, 17)
 
 
 @pytest.mark.parametrize("row", [-3, 5, 99])
 def test_rows_outside_the_corpus_raise(store: PassageTokens, row: int) -> None:
     with pytest.raises(IndexError, match=rf"rows \[{row}\] are not in the corpus of 5 passages"):
         context_inputs(QUESTIONS[:1], store, np.asarray([[0, row]]), BERT, 17)
-    with pytest.raises(IndexError, match="not in the corpus"):
-        passage_inputs(store, [0, row], BERT, 17)
-
-
-def test_a_missing_row_is_no_passage_to_encode(store: PassageTokens) -> None:
-    with pytest.raises(IndexError, match="missing hit"):
-        passage_inputs(store, [0, -1], BERT, 17)
-
-
-def test_no_rows_and_no_passages(store: PassageTokens) -> None:
-    ids, mask = passage_inputs(store, [], BERT, 17)
-    assert ids.shape == mask.shape == (0, 0)
-    empty = PassageTokens(np.zeros(0, np.uint16), np.zeros(2, np.int64), np.zeros(1, np.int32))
-    assert passage_inputs(empty, [0], BERT, 17)[0].tolist() == [[1, 2, 2]]
 
 
 def test_a_question_longer_than_a_context_is_refused(store: PassageTokens) -> None:
@@ -127,12 +95,6 @@ def test_a_question_longer_than_a_context_is_refused(store: PassageTokens) -> No
         check_question_length(6, BERT, 8, "q.jsonl:7")
     with pytest.raises(OpenBookError, match="at most 7 in all"):
         context_inputs(QUESTIONS, store, np.zeros((3, 2), np.int64), BERT, 7)
-
-
-def test_question_inputs_are_cut_with_their_end_kept() -> None:
-    ids, mask = question_inputs(QUESTIONS, BERT, 5)
-    assert unpadded(ids, mask, 0) == [[1, 61, 62, 63, 2], [1, 64, 2], [1, 65, 66, 67, 2]]
-    assert question_inputs([[]], T5, 5)[0].tolist() == [[3]]
 
 
 def tokenizer(**special: str) -> PreTrainedTokenizerFast:

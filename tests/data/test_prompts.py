@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from openbook.batch import IGNORED_LABEL
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
-from openbook.data.prompts import PLAIN, Prompt, corpus_spaces, make_prompt, read_template
+from openbook.data.prompts import PLAIN, Prompt, make_prompt, read_template
 from openbook.errors import OpenBookError
 from tests.decoder_only import bpe_tokenizer
 
@@ -37,7 +37,7 @@ def corpus_of(tokenizer: Any, prompt: Prompt, folder: Path) -> Corpus:
     lines = [json.dumps({"id": str(n), "title": t, "text": x}) for n, (t, x) in enumerate(PASSAGES)]
     (folder / "passages.jsonl").write_text("\n".join(lines))
     return build_corpus(
-        folder / "passages.jsonl", {"generator": tokenizer}, folder / "cache", spaces=corpus_spaces(prompt)
+        folder / "passages.jsonl", {"generator": tokenizer}, folder / "cache", formats={"generator": prompt}
     )
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from openbook.data.corpus import PassageTokens
+from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
 from openbook.errors import OpenBookError
 from openbook.index.plan import Plan, lines
@@ -282,7 +283,7 @@ def tokens_of(lengths: np.ndarray) -> PassageTokens:
     return PassageTokens(np.zeros(offsets[-1], dtype=np.uint16), offsets, np.ones(len(lengths), dtype=np.int32))
 
 
-SPECIAL = SpecialIds(start=1, sep=2, end=3, pad=0)
+SPECIAL = separated(SpecialIds(start=1, sep=2, end=3, pad=0))
 
 
 def coder(clock: Clock, tokens: PassageTokens, seen: list[int]) -> Callable[[np.ndarray], None]:

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import SpecialIds
+from openbook.data.encoder_inputs import EncoderFormat
 from openbook.index.passage_keys import passage_keys, store_name
 from openbook.index.vector_store import VectorStore
 
@@ -131,16 +132,19 @@ def test_a_row_outside_the_corpus_has_no_key(row: int) -> None:
 
 
 def test_all_that_decides_an_embedding_is_in_the_name() -> None:
-    special = SpecialIds(101, 102, 102, 0)
-    base = store_name("f" * 64, 113, special, torch.float32)
-    assert base == store_name("f" * 64, 113, SpecialIds(101, 102, 102, 0), torch.float32)
+    style = EncoderFormat((101,), (102,), (102,), 0)
+    base = store_name("f" * 64, 113, style, torch.float32)
+    assert base == store_name("f" * 64, 113, EncoderFormat((101,), (102,), (102,), 0), torch.float32)
     others = [
-        store_name("e" * 64, 113, special, torch.float32),
-        store_name("f" * 64, 127, special, torch.float32),
-        store_name("f" * 64, 113, SpecialIds(None, 102, 102, 0), torch.float32),
-        store_name("f" * 64, 113, special, torch.bfloat16),
+        store_name("e" * 64, 113, style, torch.float32),
+        store_name("f" * 64, 127, style, torch.float32),
+        store_name("f" * 64, 113, replace(style, before=()), torch.float32),
+        store_name("f" * 64, 113, replace(style, pads_left=True), torch.float32),
+        store_name("f" * 64, 113, replace(style, layout="separated"), torch.float32),
+        store_name("f" * 64, 113, replace(style, prefix="passage: "), torch.float32),
+        store_name("f" * 64, 113, style, torch.bfloat16),
     ]
-    assert len({base, *others}) == 5 and len(base) == 64
+    assert len({base, *others}) == 8 and len(base) == 64
 
 
 # Round trips

@@ -45,7 +45,7 @@ def retriever(tokens_per_backward: int, dropout: float = 0.0, tied: bool = False
     embedder = PassageEmbedder(
         questions if tied else passages,
         corpus.tokens,
-        corpus.special,
+        corpus.style,
         corpus.max_length,
         tokens_per_pass=64,
         tokens_per_backward=tokens_per_backward,

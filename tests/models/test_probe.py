@@ -35,6 +35,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids
 from openbook.errors import OpenBookError
 from openbook.models.encoders import load_encoder, load_tokenizer
@@ -191,27 +192,12 @@ def test_positions_that_begin_behind_the_padding(
     check(small_system.config(tmp_path / "run", *words, "data.max_passage_tokens=39", "data.max_question_tokens=37"))
     tokenizer = load_tokenizer(str(folder))
     encoder = load_encoder(str(folder), "mean", True, 0.0)
-    probe = partial(probe_encoder, encoder, tokenizer, special_ids(tokenizer), "retriever.passage_encoder", limit="key")
+    probe = partial(
+        probe_encoder, encoder, tokenizer, encoder_format(tokenizer), "retriever.passage_encoder", limit="key"
+    )
     probe(longest=39)
     with pytest.raises(OpenBookError, match=r"cannot read 40 tokens \(key\)"):
         probe(longest=40)
-
-
-def test_a_pooling_that_the_folder_contradicts(
-    small_system: SmallSystem, encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = shutil.copytree(encoder_folder, tmp_path / "says_cls")
-    (folder / "1_Pooling").mkdir()
-    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    (folder / "modules.json").write_text(
-        json.dumps([{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds])
-    )
-    words = [f"retriever.question_encoder={folder}", f"retriever.passage_encoder={folder}"]
-    with pytest.raises(OpenBookError, match=r"another pooling.*\(retriever\.pooling\): got mean, expected cls"):
-        check(small_system.config(tmp_path / "run", *words))
-    check(small_system.config(tmp_path / "run", *words, "retriever.pooling=cls"))
-    assert "are not made to length 1" in " ".join(capsys.readouterr().out.split())
 
 
 def test_weights_in_0_transformer(encoder_folder: Path, tmp_path: Path) -> None:
@@ -285,4 +271,4 @@ def test_the_encoder_of_a_sequence_to_sequence_folder(tokenizer_folder: Path, tm
     BertTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
     encoder, tokenizer = load_encoder(str(tmp_path), "mean", True, 0.0), load_tokenizer(str(tmp_path))
     assert encoder.dim == 16
-    probe_encoder(encoder, tokenizer, special_ids(tokenizer), "retriever.passage_encoder", limit="key", longest=40)
+    probe_encoder(encoder, tokenizer, encoder_format(tokenizer), "retriever.passage_encoder", limit="key", longest=40)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from openbook.config.refresh_schedule import RefreshSchedule
-from openbook.data.inputs import passage_inputs
+from openbook.data.encoder_inputs import passage_inputs
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore
@@ -54,7 +54,7 @@ def kept(
 def fresh_vectors(retriever: DenseRetriever) -> np.ndarray:
     """[N, DIM] of today's weights, by the encoder itself."""
     with torch.no_grad():
-        return retriever.passage_encoder(*passage_inputs(CORPUS.tokens, range(N), CORPUS.special, 17)).numpy()
+        return retriever.passage_encoder(*passage_inputs(CORPUS.tokens, range(N), CORPUS.style, 17)).numpy()
 
 
 def stored(retriever: DenseRetriever) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 
 from openbook.batch import MISSING_ROW, Retrieved
 from openbook.config.refresh_schedule import RefreshSchedule
-from openbook.data.inputs import passage_inputs
+from openbook.data.encoder_inputs import passage_inputs
 from openbook.index.shard_index import IndexOptions
 from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.refresh.measure import IndexMeasure, Sample
@@ -46,7 +46,7 @@ def encoded(retriever: DenseRetriever, corpus: CorpusOptions = CORPUS) -> np.nda
     mode = retriever.passage_encoder.training
     retriever.passage_encoder.eval()
     with torch.no_grad():
-        found = retriever.passage_encoder(*passage_inputs(corpus.tokens, rows, corpus.special, corpus.max_length))
+        found = retriever.passage_encoder(*passage_inputs(corpus.tokens, rows, corpus.style, corpus.max_length))
     retriever.passage_encoder.train(mode)
     return found.numpy()
 

@@ -18,7 +18,7 @@ CORPUS = tiny_corpus(N)
 
 
 def coder_of(encoder: TextEncoder, dtype: torch.dtype = torch.float32) -> PassageCoder:
-    return PassageCoder(encoder, CORPUS.tokens, CORPUS.special, CORPUS.max_length, dtype=dtype)
+    return PassageCoder(encoder, CORPUS.tokens, CORPUS.style, CORPUS.max_length, dtype=dtype)
 
 
 def encoded(coder: PassageCoder, tokens_per_pass: int = 64, seed: int = 0) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers import DPRConfig, DPRContextEncoder, DPRQuestionEncoder
 
 from openbook.batch import Retrieved
 from openbook.data.corpus_build import build_corpus
-from openbook.data.inputs import passage_inputs, special_ids
+from openbook.data.encoder_inputs import encoder_format, passage_inputs
 from openbook.errors import OpenBookError
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
@@ -32,13 +32,13 @@ def retriever(
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer}, cache)
     encoders = [load_encoder(str(encoder_folder), "mean", True, dropout) for _ in range(2)]
-    passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), special_ids(tokenizer), 31)
+    passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), encoder_format(tokenizer), 31)
     return DenseRetriever(encoders[0], passages, temperature=0.1, **settings)
 
 
 def encode(system: DenseRetriever, tokens_per_pass: int = 200, rows: range = range(37)) -> torch.Tensor:
     """[n, dim] as an index would be made of, in the order of the rows."""
-    coder = PassageCoder(system.passage_encoder, system.passages.tokens, system.passages.special, 31)
+    coder = PassageCoder(system.passage_encoder, system.passages.tokens, system.passages.style, 31)
     found = torch.empty(len(rows), 24)
     for chosen, embeddings in encode_passes(coder, coder.passes(rows, tokens_per_pass)):
         found[torch.from_numpy(chosen) - rows.start] = embeddings
@@ -187,7 +187,7 @@ def test_passages_are_read_as_the_tokenizer_would_write_them(
     encoder_folder: Path, small_data: Path, tmp_path: Path
 ) -> None:
     system = retriever(encoder_folder, small_data, tmp_path)
-    ids, mask = passage_inputs(system.passages.tokens, [0], system.passages.special, 31)
+    ids, mask = passage_inputs(system.passages.tokens, [0], system.passages.style, 31)
     tokenizer = load_tokenizer(str(encoder_folder))
     assert tokenizer.decode(ids[0][mask[0]]).startswith("[CLS] beta alpha [SEP] the capital of beta alpha is")
 

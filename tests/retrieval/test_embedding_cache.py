@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from openbook.batch import Retrieved
-from openbook.data.inputs import passage_inputs
+from openbook.data.encoder_inputs import passage_inputs
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.retrieval import embedding_cache as fresh
@@ -115,7 +115,7 @@ def encoded(retriever: DenseRetriever) -> torch.Tensor:
     mode = retriever.passage_encoder.training
     retriever.passage_encoder.eval()
     with torch.no_grad():
-        found = retriever.passage_encoder(*passage_inputs(CORPUS.tokens, range(N), CORPUS.special, 17))
+        found = retriever.passage_encoder(*passage_inputs(CORPUS.tokens, range(N), CORPUS.style, 17))
     retriever.passage_encoder.train(mode)
     return found
 
@@ -183,7 +183,7 @@ def test_under_dropout_only_what_was_encoded_without_it_is_kept() -> None:
 
 
 def test_a_frozen_passage_encoders_passages_are_encoded_once() -> None:
-    passages = PassageEmbedder(tiny_encoder(2), CORPUS.tokens, CORPUS.special, 17)
+    passages = PassageEmbedder(tiny_encoder(2), CORPUS.tokens, CORPUS.style, 17)
     retriever = DenseRetriever(tiny_encoder(1), passages, temperature=0.5, train_passage_encoder=False)
     retriever.train()
     with counted(retriever) as seen:

@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from openbook.config.load import flat, load_experiment, load_resolved, to_yaml
-from openbook.config.open_keys import OPEN, agrees
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
 from openbook.models.encoders import load_tokenizer
+from openbook.setup.encoders import follow_folders
 from openbook.setup.settle import settle
+from openbook.tracking.open_keys import OPEN, agrees
 from tests.small_system import SmallSystem
 
 OWN = "data.corpus=p.jsonl data.train=t.jsonl data.validation=v.jsonl data.test=e.jsonl trainer.accelerator=cpu".split()
@@ -43,10 +44,12 @@ def test_the_embedded_values_are_for_the_embedded_data_alone(corpus: Corpus) -> 
 
 def test_every_open_setting_is_chosen_and_a_run_is_found_by_what_was_asked(corpus: Corpus) -> None:
     asked = load_experiment("rag_token", OWN)
-    before, after = flat(asked), flat(settle(asked, corpus, 900))
+    before, after = flat(asked), flat(settle(follow_folders(asked), corpus, 900))
     assert {key for key, value in OPEN.items() if before[key] != value} == set()
-    assert {key for key, value in OPEN.items() if after[key] == value} == set()
-    assert {key for key in before if before[key] != after[key]} == set(OPEN)
+    assert {key for key, value in OPEN.items() if after[key] == value} == {
+        "retriever.dim"
+    }  # all, as this folder has it
+    assert {key for key in before if before[key] != after[key]} == set(OPEN) - {"retriever.dim"}
     assert agrees(after, before) and not agrees(after, before | {"optim.lr": 5e-4})
     assert not agrees(after, before | {"seed": 1})
 
@@ -100,7 +103,7 @@ def test_steps_follow_from_the_questions(corpus: Corpus, n_questions: int, words
     ("words", "key", "value"),
     [
         (("retriever.kind=bm25",), "retriever.temperature", 1.0),
-        (("retriever.normalize=false",), "retriever.temperature", 1.0),
+        (("retriever.normalize=false", "retriever.override_folder=true"), "retriever.temperature", 1.0),
         ((), "retriever.temperature", 0.05),
         (("data.validation=",), "evaluate.checkpoint", "last"),
         (("refresh.fresh_test=false",), "evaluate.checkpoint", "last"),

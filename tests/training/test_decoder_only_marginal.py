@@ -11,7 +11,6 @@ from torch import Tensor
 
 from openbook.batch import MISSING_ROW, Batch, Example
 from openbook.data.corpus_build import build_corpus
-from openbook.data.prompts import corpus_spaces
 from openbook.inference.likelihood import label_logprobs, target_logprobs
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder, answer_hidden
@@ -41,7 +40,7 @@ def system(
         small_data / "passages.jsonl",
         {"generator": tokenizer},
         tmp_path_factory.mktemp("cache"),
-        spaces=corpus_spaces(prompt),
+        formats={"generator": prompt},
     )
     labels = prompt.targets(tokenizer, ANSWERS, 9)
     asked = tuple(map(tuple, prompt.questions(tokenizer, QUESTIONS)))
@@ -157,7 +156,7 @@ def test_every_family_learns(family: str, small_data: Path, tmp_path: Path) -> N
     generator.follow(prompt)
     checkpoint_layers(generator)
     corpus = build_corpus(
-        small_data / "passages.jsonl", {"generator": tokenizer}, tmp_path / "cache", spaces=corpus_spaces(prompt)
+        small_data / "passages.jsonl", {"generator": tokenizer}, tmp_path / "cache", formats={"generator": prompt}
     )
     contexts = ContextBuilder(corpus.tokens("generator"), prompt, 70)
     labels = prompt.targets(tokenizer, ANSWERS, 9)

@@ -266,7 +266,7 @@ def test_what_cannot_be_started_from_is_refused(
     refused(source("b", "retriever:\n  kind: bm25"), r"no encoders to start from .*BM25")
     refused(source("c", "objective: dpr", checkpoint=False), r"has no checkpoint .*make resume RUN=.*c` trains it")
     refused(
-        source("d", "retriever:\n  pooling: cls"), r"read differently \(retriever.pooling\): got mean, expected cls"
+        source("d", "retriever:\n  pooling: cls"), r"read differently \(retriever.pooling\): got 'mean', expected 'cls'"
     )
     refused(
         source("e", "objective: dpr"), r"tied encoders cannot start from two \(retriever.tied\)", "retriever.tied=true"

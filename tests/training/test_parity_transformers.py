@@ -18,6 +18,7 @@ from transformers import (
 
 from openbook.batch import IGNORED_LABEL, Batch, Example, Retrieved
 from openbook.data.corpus_build import build_corpus
+from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids
 from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.encoders import load_encoder, load_tokenizer
@@ -44,7 +45,7 @@ def system(
     tokenizer = load_tokenizer(str(encoder_folder))
     corpus = build_corpus(small_data / "passages.jsonl", {"encoder": tokenizer, "generator": tokenizer}, cache)
     encoders = [load_encoder(str(encoder_folder), pooling, False, 0.0) for pooling in ("mean", "cls")]
-    passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), special_ids(tokenizer), 31)
+    passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), encoder_format(tokenizer), 31)
     retriever = DenseRetriever(encoders[0], passages, temperature=2.0)
     generator = load_generator(str(generator_folder), 0.0, 0)
     assert isinstance(generator, Seq2SeqGenerator)

@@ -12,14 +12,15 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from openbook.callbacks import CollapseWatch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from openbook.batch import IGNORED_LABEL, MISSING_ROW, Batch, Example
+from openbook.callbacks import CollapseWatch
 from openbook.config.training import OptimConfig
 from openbook.data.corpus_build import build_corpus
+from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids
 from openbook.index.shard_index import ShardIndex
 from openbook.index.snapshot import Snapshot
@@ -110,7 +111,7 @@ def system(
         retriever = BM25Retriever(BM25Index(passage_texts(corpus)), corpus.n_passages)
     elif kind != "closed book":
         encoders = [load_encoder(str(encoder_folder), pooling, False, 0.0) for pooling in ("mean", "cls")]
-        passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), special_ids(tokenizer), 31)
+        passages = PassageEmbedder(encoders[1], corpus.tokens("encoder"), encoder_format(tokenizer), 31)
         retriever = DenseRetriever(encoders[0], passages, temperature=20.0, train_passage_encoder=kind != "frozen")
         n_indexed = 4 if kind == "few passages" else corpus.n_passages
         vectors = retriever.passages.encode_once(torch.arange(n_indexed)).numpy()

@@ -10,10 +10,12 @@ from openbook.config.combinations import (
     bm25_checks,
     checkpoint_checks,
     dpr_checks,
+    has_index,
     objective_checks,
     refresh_checks,
 )
 from openbook.config.data import BUILT_IN, SPANS
+from openbook.config.model_checks import adapter_checks, model_checks
 from openbook.config.models import MINILM
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.config.schema import Config
@@ -35,7 +37,8 @@ NOT_NEGATIVE = """
     data.workers optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
-    dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha
+    dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
+    retriever.projection
 """.split()
 FRACTIONS = (
     "refresh.share",
@@ -65,11 +68,6 @@ def value_of(config: object, key: str) -> object:
     for part in key.split("."):
         config = getattr(config, part)
     return config
-
-
-def has_index(config: Config) -> bool:
-    """Whether there are passage embeddings, and so an index that is built, refreshed and planned for."""
-    return config.objective != "closed_book" and config.retriever.kind == "dense"
 
 
 def encoder_keys(config: Config) -> list[str]:
@@ -118,7 +116,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     checks = [*answer_checks(config), *objective_checks(config)]
     if training:
         checks += [*_source_checks(config), *checkpoint_checks(config)]
-    checks += [*_model_checks(config), *_adapter_checks(config)]
+    checks += [*model_checks(config), *adapter_checks(config)]
     if config.retriever.kind == "bm25" and config.objective != "closed_book":
         checks += bm25_checks(config)
     if config.objective == "dpr":
@@ -166,74 +164,5 @@ def _source_checks(config: Config) -> list[Check]:
                 f"Set it to a file of questions{'' if key == 'train' else ', or to nothing to do without'}.",
             )
             for key in ("train", "validation", "test")
-        ),
-    ]
-
-
-def _model_checks(config: Config) -> list[Check]:
-    data, retriever, optim = config.data, config.retriever, config.optim
-    question_trains = retriever.train_question_encoder
-    return [
-        Check(not data.train, "no training questions", "data.train", "a file of questions or 'factbook'"),
-        Check(
-            0 < data.max_context_tokens < data.max_question_tokens + 8,
-            "contexts would hold no passage",
-            "data.max_context_tokens",
-            f"at least data.max_question_tokens + 8 = {data.max_question_tokens + 8}",
-        ),
-        Check(
-            retriever.rerank < -1 or 0 < retriever.rerank < retriever.n_docs,
-            "value out of range",
-            "retriever.rerank",
-            f"-1, 0, or at least retriever.n_docs = {retriever.n_docs}",
-        ),
-        Check(
-            retriever.tied and question_trains != retriever.train_passage_encoder,
-            "tied encoders train together or not at all",
-            "retriever.train_passage_encoder",
-            f"retriever.train_question_encoder's value, {question_trains}",
-        ),
-        Check(
-            retriever.tied and retriever.question_encoder != retriever.passage_encoder,
-            "tied encoders are one model",
-            "retriever.passage_encoder",
-            repr(retriever.question_encoder),
-        ),
-        Check(
-            retriever.tied and optim.lr_question_encoder != optim.lr_passage_encoder,
-            "tied encoders have one learning rate",
-            "optim.lr_passage_encoder",
-            optim.lr_question_encoder,
-        ),
-        Check(
-            retriever.tokens_per_backward and not (has_index(config) and retriever.train_passage_encoder),
-            "no passage is encoded with a gradient, so there is none to compute in parts",
-            "retriever.tokens_per_backward",
-            "0 without a passage encoder that trains",
-        ),
-    ]
-
-
-def _adapter_checks(config: Config) -> list[Check]:
-    generator, retriever = config.generator, config.retriever
-    return [
-        Check(
-            generator.lora.rank and generator.model == MINILM,
-            "the small reader has no adapters",
-            "generator.lora.rank",
-            "0, or a transformers model as generator.model",
-        ),
-        Check(
-            generator.quantize != "none" and not generator.lora.rank,
-            "quantised weights cannot be trained",
-            "generator.quantize",
-            "none without adapters",
-            "Set generator.lora.rank=16.",
-        ),
-        Check(
-            retriever.lora.rank and not (has_index(config) and retriever.trains),
-            "no encoder is trained that could have adapters",
-            "retriever.lora.rank",
-            "0 without encoders that train",
         ),
     ]

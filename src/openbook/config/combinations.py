@@ -228,3 +228,8 @@ def refresh_checks(config: Config, schedule: RefreshSchedule) -> list[Check]:
             f"at most {shortest}, the fewest steps between refreshes",
         ),
     ]
+
+
+def has_index(config: Config) -> bool:
+    """Whether there are passage embeddings, and so an index that is built, refreshed and planned for."""
+    return config.objective != "closed_book" and config.retriever.kind == "dense"

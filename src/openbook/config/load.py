@@ -19,7 +19,11 @@ from openbook.errors import OpenBookError, raise_all
 EXPERIMENTS = Path("experiments")
 
 # What a run did that was started before there were these keys; its config.yaml does not have them.
-BEFORE = {"retriever.teacher": "generator", "warmup.spans": "0", "evaluate.checkpoint": "last"}
+BEFORE = {
+    **{"retriever.teacher": "generator", "warmup.spans": "0", "evaluate.checkpoint": "last"},
+    **{"retriever.question_prefix": "", "retriever.passage_prefix": "", "retriever.passage_layout": "separated"},
+    "retriever.override_folder": "true",  # normalize could contradict a folder
+}
 
 # The section of an experiment's file that counts for the embedded data alone.
 FOR_EMBEDDED = "embedded"
@@ -57,7 +61,7 @@ def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = Tr
     not asked for."""
     kept = dict(_leaves(_mapping(path)))
     older = [f"{key}={value}" for key, value in BEFORE.items() if key not in kept]
-    if older and kept.get("trainer.monitor", "auto") == "auto":
+    if "evaluate.checkpoint" not in kept and kept.get("trainer.monitor", "auto") == "auto":
         older.append(f"trainer.monitor={'recall_at_1' if kept.get('objective') == 'dpr' else 'exact_match'}")
     name = str(kept.get("experiment", path.stem))
     return load_experiment(str(path), [f"experiment={name}", *older, *overrides], training=training)

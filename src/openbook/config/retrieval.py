@@ -27,8 +27,33 @@ class RetrieverConfig:
     question_encoder: str = unit(MINILM, "folder of a transformers encoder (config.json, model.safetensors, tokenizer)")
     passage_encoder: str = unit(MINILM, "folder of the passage encoder; separate weights even if it is the same folder")
     tied: bool = unit(False, "share one encoder for questions and passages")
-    pooling: Literal["mean", "cls"] = unit("mean", "how token states become one embedding")
-    normalize: bool = unit(True, "true: cosine scores; false: plain inner product (DPR)")
+    pooling: Literal["auto", "cls", "mean", "last"] = unit(
+        "auto",
+        "how token states become one embedding: the first token's, their mean, or the last token's; auto: as each "
+        "encoder's folder states (modules.json, DPR), else last for decoders and mean for all others",
+    )
+    normalize: Literal["auto", "true", "false"] = unit(
+        "auto", "true: cosine scores; false: plain inner product; auto: as each encoder's folder states, else true"
+    )
+    override_folder: bool = unit(
+        False, "true: pooling and normalize may contradict what an encoder's folder states; false: that is refused"
+    )
+    question_prefix: str = unit(
+        "auto", "text before every question for its encoder, 'query: ' or an instruction; auto: the folder's prompt"
+    )
+    passage_prefix: str = unit("auto", "text before every passage for its encoder; auto: the folder's prompt")
+    passage_layout: Literal["auto", "pair", "joined", "separated"] = unit(
+        "auto",
+        "title and text for the passage encoder: pair: by its tokenizer's template for two texts (DPR); joined: one "
+        "text, a space between; separated: one separator between, which is what older runs read; auto: joined for "
+        "decoders and sentence-transformers folders, pair for all others and the packaged MiniLM",
+    )
+    dim: int = unit(
+        0, "first numbers of an embedding that are used (Matryoshka); 0: all, or as many as the folder states"
+    )
+    projection: int = unit(
+        0, "dim of a new linear layer on each encoder, trained with it, into one shared space; 0: none"
+    )
     temperature: float = unit(
         0.0, "doc_scores = inner product / temperature; 0: 0.05 for cosine scores, 1 for BM25 and plain inner products"
     )

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from openbook.batch import Batch, Example
-from openbook.data.inputs import question_inputs, special_ids, targets, token_ids
+from openbook.data.encoder_inputs import EncoderFormat, question_inputs
+from openbook.data.inputs import targets, token_ids
 from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, sampled_answer
@@ -53,6 +54,7 @@ class Collate:
     prompt: of a decoder-only generator."""
 
     question_tokenizer: Tokenizer
+    question_format: EncoderFormat
     generator_tokenizer: Tokenizer
     max_question_tokens: int
     max_target_tokens: int
@@ -62,10 +64,10 @@ class Collate:
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
-        special = special_ids(self.question_tokenizer)
         questions = [example.question for example in examples]
-        asked = token_ids(self.question_tokenizer, questions)
-        ids, mask = question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
+        style = self.question_format
+        asked = style.question_ids(self.question_tokenizer, questions)
+        ids, mask = question_inputs(asked, style, self.max_question_tokens + style.n_around)
         write = token_ids if self.prompt is None else self.prompt.questions
         context_questions = tuple(map(tuple, write(self.generator_tokenizer, questions)))
         if self.sample_answers:

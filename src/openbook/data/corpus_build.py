@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openbook.data.corpus import Corpus
+from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.inputs import token_ids
+from openbook.data.prompts import Prompt
 from openbook.data.readers.checked_lines import file_fingerprint, id_hash
 from openbook.data.readers.formats import check_passages, read_passages
 from openbook.errors import OpenBookError
@@ -32,13 +34,12 @@ LAYOUT = 1
 _CHUNK = 1024  # passages tokenised at once: enough to keep the tokenizer's threads busy, a few MB of memory
 _log = logging.getLogger(__name__)
 
+# How the generator's tokens are written: of a format only layout and prefix count here.
+_PLAIN = EncoderFormat((), (), (), 0, layout="separated")
+
 
 # Called with (passages tokenised so far, passages to tokenise in all); each distinct tokenizer counts its own.
 Progress = Callable[[int, int], None]
-
-
-# What stands before the title and before the text of a passage where they are tokenised.
-SPACES = ("", " ")
 
 
 def build_corpus(
@@ -46,13 +47,13 @@ def build_corpus(
     tokenizers: Mapping[str, Tokenizer],
     cache: str | Path,
     progress: Progress | None = None,
-    spaces: Mapping[str, tuple[str, str]] | None = None,
+    formats: Mapping[str, EncoderFormat | Prompt] | None = None,
 ) -> Corpus:
     """The corpus of a passage file: opened where the cache holds it, otherwise checked, written and tokenised first.
 
-    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. spaces: of roles
-    whose titles and texts do not have SPACES before them. Of several ranks one should call this first; the others find
-    the result. Raises OpenBookError on bad input (see formats).
+    tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. formats: how a role
+    writes title and text; one without is given both apart, with a space before the text. Of several ranks one should
+    call this first; the others find the result. Raises OpenBookError on bad input (see readers).
     """
     content = file_fingerprint(passages)
     folder = Path(cache) / f"corpus-{content[:12]}"
@@ -60,15 +61,15 @@ def build_corpus(
         n_passages = check_passages(passages)
         with _new_folder(folder / "texts", content=content, n_passages=n_passages) as new:
             _write_texts(new, passages, n_passages)
-    before = {role: (spaces or {}).get(role, SPACES) for role in tokenizers}
-    fingerprints = {role: _named(tokenizer, before[role]) for role, tokenizer in tokenizers.items()}
-    corpus = Corpus(folder, {role: fingerprint[:12] for role, fingerprint in fingerprints.items()})
-    distinct = {fingerprints[role]: (tokenizer, before[role]) for role, tokenizer in tokenizers.items()}
+    formats = formats or {}
+    written = {role: (tokenizer, formats.get(role, _PLAIN)) for role, tokenizer in tokenizers.items()}
+    names = {role: tokens_fingerprint(*how) for role, how in written.items()}
+    corpus = Corpus(folder, {role: name[:12] for role, name in names.items()})
+    distinct = {names[role]: how for role, how in written.items()}
     missing = {name: how for name, how in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
-    for nth, (fingerprint, (tokenizer, own)) in enumerate(missing.items()):
-        target = folder / f"tokens-{fingerprint[:12]}"
-        with _new_folder(target, tokenizer=fingerprint, n_passages=corpus.n_passages) as new:
-            for done in _write_tokens(new, corpus, tokenizer, own):
+    for nth, (name, how) in enumerate(missing.items()):
+        with _new_folder(folder / f"tokens-{name[:12]}", tokenizer=name, n_passages=corpus.n_passages) as new:
+            for done in _write_tokens(new, corpus, *how):
                 if progress:
                     progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
     return corpus
@@ -85,10 +86,16 @@ def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _named(tokenizer: Tokenizer, spaces: tuple[str, str]) -> str:
-    """The fingerprint of a store of token ids: the tokenizer's, and of spaces where they are not the usual ones."""
+def tokens_fingerprint(tokenizer: Tokenizer, style: EncoderFormat | Prompt) -> str:
+    """The sha256 of what decides a passage's ids: the tokenizer, and how title and text are written where that is not
+    apart, with a space before the text; a pair is so too for a tokenizer to which that space is nothing."""
     fingerprint = tokenizer_fingerprint(tokenizer)
-    return fingerprint if spaces == SPACES else hashlib.sha256(f"{fingerprint} {spaces}".encode()).hexdigest()
+    if isinstance(style, Prompt):
+        return fingerprint if style.is_plain else hashlib.sha256(f"{fingerprint} {style.spaces}".encode()).hexdigest()
+    apart, after_space = token_ids(tokenizer, ["a", " a"])
+    if style.is_plain or (style.layout == "pair" and not style.prefix and apart == after_space):
+        return fingerprint
+    return hashlib.sha256(json.dumps([fingerprint, style.layout, style.prefix]).encode()).hexdigest()
 
 
 def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
@@ -107,7 +114,7 @@ def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
     np.save(folder / "id_rows.npy", order)
 
 
-def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer, spaces: tuple[str, str]) -> Iterator[int]:
+def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer, style: EncoderFormat | Prompt) -> Iterator[int]:
     """Writes the arrays, giving after each chunk how many passages are done."""
     dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
     offsets = np.zeros(corpus.n_passages + 1, dtype=np.int64)
@@ -115,10 +122,7 @@ def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer, spaces: tu
     with _parallel_tokenizers(), open(folder / "flat.raw", "wb") as flat:
         for start in range(0, corpus.n_passages, _CHUNK):
             rows = range(start, min(start + _CHUNK, corpus.n_passages))
-            chunk = corpus.passages(rows)
-            titles = [spaces[0] + passage.title if passage.title else "" for passage in chunk]
-            ids = token_ids(tokenizer, titles + [spaces[1] + passage.text for passage in chunk])
-            for row, title, text in zip(rows, ids[: len(chunk)], ids[len(chunk) :], strict=True):
+            for row, (title, text) in zip(rows, style.passage_ids(tokenizer, corpus.passages(rows)), strict=True):
                 title_lengths[row] = len(title)
                 offsets[row + 1] = len(title) + len(text)
                 np.asarray(title + text, dtype=dtype).tofile(flat)

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader
 
 from openbook.batch import Batch, Example
 from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker
-from openbook.data.inputs import question_inputs, special_ids, target_start, token_ids
+from openbook.data.encoder_inputs import EncoderFormat, encoder_format, question_inputs
+from openbook.data.inputs import over_limit, target_start
 from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
@@ -43,9 +44,9 @@ class QuestionAnswerData(LightningDataModule):
     """Training, validation and test questions as batches of this rank.
 
     Files are `.jsonl` questions (see formats); a file of None has no loader. max_question_tokens counts a question
-    without special tokens, under either tokenizer: a longer one is an error when the data is set up, because questions
-    are never cut in a context. max_target_tokens counts the end-of-sequence: longer answers are cut, with one
-    warning that says how many, or with `strict` an error.
+    without special tokens, under either tokenizer and for the encoder with its prefix (question_format): a longer one
+    is an error when the data is set up, because questions are never cut in a context. max_target_tokens counts the
+    end-of-sequence: longer answers are cut, with one warning that says how many, or with `strict` an error.
 
     Training batches sample one of the gold answers per visit, by (seed, epoch, example id); the others label the
     first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
@@ -64,6 +65,7 @@ class QuestionAnswerData(LightningDataModule):
         validation: str | Path | None = None,
         test: str | Path | None = None,
         question_tokenizer: Tokenizer,
+        question_format: EncoderFormat | None = None,
         generator_tokenizer: Tokenizer,
         batch_size: int,
         evaluation_batch_size: int | None = None,
@@ -81,6 +83,7 @@ class QuestionAnswerData(LightningDataModule):
         self.limits = dict(limits or {})
         self.paths = {"train": train, "validation": validation, "test": test}
         self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
+        self.question_format = question_format or encoder_format(question_tokenizer, "joined")
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or batch_size
         self.max_question_tokens, self.max_target_tokens = max_question_tokens, max_target_tokens
         self.seed, self.num_workers, self.strict, self.cache = seed, num_workers, strict, cache
@@ -151,9 +154,9 @@ class QuestionAnswerData(LightningDataModule):
         if split not in self.questions:
             return None
         chosen = PlannedExamples(self.questions[split], n)
-        special = special_ids(self.question_tokenizer)
-        asked = token_ids(self.question_tokenizer, [chosen.example(index).question for index in range(len(chosen))])
-        return question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
+        style, asked = self.question_format, [chosen.example(index).question for index in range(len(chosen))]
+        ids = style.question_ids(self.question_tokenizer, asked)
+        return question_inputs(ids, style, self.max_question_tokens + style.n_around)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Called for each batch right before it is trained on: whatever is saved later in this step knows of it."""
@@ -178,6 +181,7 @@ class QuestionAnswerData(LightningDataModule):
     def _collate(self, sample_answers: bool) -> Collate:
         return Collate(
             question_tokenizer=self.question_tokenizer,
+            question_format=self.question_format,
             generator_tokenizer=self.generator_tokenizer,
             max_question_tokens=self.max_question_tokens,
             max_target_tokens=self.max_target_tokens,
@@ -189,16 +193,25 @@ class QuestionAnswerData(LightningDataModule):
     def batch_of(self, examples: Sequence[Example]) -> Batch:
         """Examples that are in no file as one batch; OpenBookError for a question that is too long."""
         asked = list(enumerate((example.question for example in examples), 1))
-        for tokenizer in (self.question_tokenizer, self.generator_tokenizer):
-            for number, n_tokens in _over(tokenizer, asked, self.max_question_tokens):
-                raise OpenBookError(
-                    "a question is longer than the limit",
-                    where=f"question {number}",
-                    got=f"{n_tokens} tokens",
-                    expected=f"at most {self.max_question_tokens}, because questions are never cut",
-                )
+        for number, n_tokens in self._too_long(asked):
+            raise OpenBookError(
+                "a question is longer than the limit",
+                where=f"question {number}",
+                got=self._tokens(n_tokens),
+                expected=f"at most {self.max_question_tokens}, because questions are never cut",
+            )
         plan = BatchPlan(tuple(range(len(examples))), filler=0, epoch=0, cursor=0)
         return self._collate(sample_answers=False)((plan, list(examples)))
+
+    def _too_long(self, asked: list[tuple[int, str]]) -> list[tuple[int, int]]:
+        """(line, tokens) of the questions over the limit, for each of the tokenizers that read them."""
+        read = [(number, self.question_format.prefix + question) for number, question in asked]
+        return over_limit(self.question_tokenizer, read, self.max_question_tokens) + over_limit(
+            self.generator_tokenizer, asked, self.max_question_tokens
+        )
+
+    def _tokens(self, n: int) -> str:
+        return f"{n} tokens" + (", retriever.question_prefix included" if self.question_format.prefix else "")
 
     def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
         started = self.prompt is None and target_start(self.generator_tokenizer) is not None
@@ -209,17 +222,16 @@ class QuestionAnswerData(LightningDataModule):
             places = range(start, min(start + _CHUNK, len(questions)))
             lines = [(questions.line_number(place), questions[place]) for place in places]
             asked = [(number, example.question) for number, example in lines]
-            for tokenizer in (self.question_tokenizer, self.generator_tokenizer):
-                long_questions += _over(tokenizer, asked, self.max_question_tokens)
+            long_questions += self._too_long(asked)
             if with_answers:
                 answers = [(number, answer) for number, example in lines for answer in example.answers]
-                long_answers += _over(self.generator_tokenizer, answers, room)
+                long_answers += over_limit(self.generator_tokenizer, answers, room)
         if long_questions:
             longest, number = max((n_tokens, -number) for number, n_tokens in long_questions)
             raise OpenBookError(
                 "a question is longer than the limit",
                 where=f"{questions.path}:{-number}",
-                got=f"{longest} tokens",
+                got=self._tokens(longest),
                 expected=f"at most {self.max_question_tokens}, because questions are never cut",
                 action=f"{len({number for number, _ in long_questions})} of {len(questions)} questions are too long; "
                 "this is the longest. Raise the limit for question tokens, or shorten or remove them.",
@@ -235,11 +247,3 @@ class QuestionAnswerData(LightningDataModule):
             if self.strict:
                 raise problem
             warnings.warn(str(problem), stacklevel=2)
-
-
-def _over(tokenizer: Tokenizer, numbered: list[tuple[int, str]], limit: int) -> list[tuple[int, int]]:
-    """(line, tokens) of the texts with more than `limit` tokens. A text of fewer bytes than that has fewer tokens:
-    most are passed over without being tokenised."""
-    suspects = [(number, text) for number, text in numbered if len(text.encode()) > limit]
-    ids = token_ids(tokenizer, [text for _, text in suspects])
-    return [(number, len(found)) for (number, _), found in zip(suspects, ids, strict=True) if len(found) > limit]

@@ -1,7 +1,6 @@
-"""From token ids to the padded inputs of the models. No strings here: passages come from the corpus store as ids.
+"""From token ids to the padded inputs of the generator (data/encoder_inputs.py: of the encoders). No strings here:
+passages come from the corpus store as ids.
 
-    passage   start title sep text end                as the passage encoder reads it
-    question  start question end                      as the question encoder reads it
     context   start question sep title text end       as the generator reads it; the passage is cut, never the question
     labels    (start) answer end, then IGNORED_LABEL; BART and others write their targets with a start
 
@@ -75,38 +74,6 @@ def check_question_length(n_tokens: int, special: SpecialIds, max_length: int, w
         )
 
 
-def question_inputs(questions: Sequence[TokenIds], special: SpecialIds, max_length: int) -> tuple[Tensor, Tensor]:
-    """As the question encoder reads them: (ids int64, mask bool), both [batch, question_len]; a question over
-    max_length (special tokens included) is cut and keeps its end token."""
-    start = [] if special.start is None else [special.start]
-    room = max_length - len(start) - 1
-    return padded([[*start, *ids[:room], special.end] for ids in questions], special.pad)
-
-
-def passage_inputs(
-    tokens: PassageTokens, rows: Sequence[int] | np.ndarray | Tensor, special: SpecialIds, max_length: int
-) -> tuple[Tensor, Tensor]:
-    """As the passage encoder reads them: (ids int64, mask bool), both [n, passage_len], padded to the longest.
-
-    The text is cut first; a title is cut only when it alone does not fit. Raises IndexError on a row that is not in
-    the corpus: a missing row has no passage to encode.
-    """
-    rows = np.asarray(rows, dtype=np.int64).reshape(-1)
-    if (rows == MISSING_ROW).any():
-        raise IndexError(f"row {MISSING_ROW} is a missing hit: there is no passage to encode; mask it first")
-    lengths = tokens.length(rows)
-    starts, titles = tokens.offsets[rows], tokens.title_lengths[rows].astype(np.int64)
-    room = max_length - special.n_in_context
-    kept_titles = np.minimum(titles, room)
-    kept_texts = np.minimum(lengths - titles, room - kept_titles)
-    n_start = special.n_in_context - 2
-    ids, mask = _blank(n_start + kept_titles + 1 + kept_texts + 1, special)
-    copy_runs(ids, np.full_like(rows, n_start), tokens.flat, starts, kept_titles)
-    copy_runs(ids, n_start + kept_titles + 1, tokens.flat, starts + titles, kept_texts)
-    ids[np.arange(len(rows)), n_start + kept_titles] = special.sep
-    return torch.from_numpy(ids), torch.from_numpy(mask)
-
-
 def context_inputs(
     question_ids: Sequence[TokenIds],
     tokens: PassageTokens,
@@ -138,8 +105,8 @@ def context_inputs(
     ids, mask = _blank(n_start + asked + 1 + kept + 1, special)
     every_question = np.fromiter((i for ids in question_ids for i in ids), np.int64, count=int(question_lengths.sum()))
     question_starts = np.repeat(np.cumsum(question_lengths) - question_lengths, n_docs)
-    copy_runs(ids, np.full_like(flat_rows, n_start), every_question, question_starts, asked)
-    copy_runs(ids, n_start + asked + 1, tokens.flat, tokens.offsets[readable], kept)  # title and text lie side by side
+    copy_ids(ids, np.full_like(flat_rows, n_start), every_question, question_starts, asked)
+    copy_ids(ids, n_start + asked + 1, tokens.flat, tokens.offsets[readable], kept)  # title and text lie side by side
     ids[np.arange(len(flat_rows)), n_start + asked] = special.sep
     return torch.from_numpy(ids), torch.from_numpy(mask)
 
@@ -149,6 +116,14 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def over_limit(tokenizer: Tokenizer, numbered: list[tuple[int, str]], limit: int) -> list[tuple[int, int]]:
+    """(line, tokens) of the texts with more than `limit` tokens. A text of fewer bytes than that has fewer tokens:
+    most are passed over without being tokenised."""
+    suspects = [(number, text) for number, text in numbered if len(text.encode()) > limit]
+    ids = token_ids(tokenizer, [text for _, text in suspects])
+    return [(number, len(found)) for (number, _), found in zip(suspects, ids, strict=True) if len(found) > limit]
 
 
 def target_start(tokenizer: Tokenizer) -> int | None:
@@ -191,7 +166,7 @@ def _blank(lengths: np.ndarray, special: SpecialIds) -> tuple[np.ndarray, np.nda
     return ids, mask
 
 
-def copy_runs(ids: np.ndarray, columns: np.ndarray, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+def copy_ids(ids: np.ndarray, columns: np.ndarray, flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
     """ids[i, columns[i] : columns[i] + lengths[i]] = flat[starts[i] : starts[i] + lengths[i]] for all i at once."""
     first = np.cumsum(lengths) - lengths
     source = np.arange(int(lengths.sum()))

@@ -14,7 +14,7 @@ encoder-decoder calls its decoder_start_token_id. A context is the prompt withou
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW
+from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW, Passage
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import TokenIds, copy_runs, padded, token_ids
+from openbook.data.inputs import TokenIds, copy_ids, padded, token_ids
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
@@ -60,6 +60,23 @@ class Prompt:
     def spaced_texts(self, field: str, texts: Sequence[str]) -> list[str]:
         """The texts as they are tokenised at this field."""
         return [f" {text}" for text in texts] if field in self.spaced else list(texts)
+
+    @property
+    def spaces(self) -> tuple[str, str]:
+        """What stands before title and text where the corpus is tokenised."""
+        before = {field: " " if field in self.spaced else "" for field in ("title", "passage")}
+        return before["title"], before["passage"]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether title and text are tokenised as for an encoder-decoder: with a space before the text alone."""
+        return self.spaces == ("", " ")
+
+    def passage_ids(self, tokenizer: Tokenizer, passages: Sequence[Passage]) -> list[tuple[list[int], list[int]]]:
+        """(ids of the title, ids of the text) of each passage."""
+        titles = [self.spaces[0] + one.title if one.title else "" for one in passages]
+        ids = token_ids(tokenizer, titles + [self.spaces[1] + one.text for one in passages])
+        return list(zip(ids[: len(titles)], ids[len(titles) :], strict=True))
 
     def questions(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each question as contexts hold it."""
@@ -119,7 +136,7 @@ class Prompt:
         ids = np.full(mask.shape, self.pad, dtype=np.int64)
         column = np.zeros_like(flat_rows)
         for flat, first, length in pieces:
-            copy_runs(ids, column, flat, first, length)
+            copy_ids(ids, column, flat, first, length)
             column = column + length
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
@@ -201,11 +218,3 @@ def _continued(tokenizer: Tokenizer, text: str) -> list[int]:
         if both[: len(one)] == one:
             return both[len(one) :]
     return alone
-
-
-def corpus_spaces(prompt: Prompt | None) -> Mapping[str, tuple[str, str]]:
-    """What stands before title and text where the corpus is tokenised for the generator (see data/corpus_build.py)."""
-    if prompt is None:
-        return {}
-    before = {field: " " if field in prompt.spaced else "" for field in ("title", "passage")}
-    return {"generator": (before["title"], before["passage"])}

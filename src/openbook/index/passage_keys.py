@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import SpecialIds
+from openbook.data.encoder_inputs import EncoderFormat
 
 # The version of the stored files and of what an encoder reads of a passage; raised when they change.
 LAYOUT = 1
@@ -16,9 +16,9 @@ LAYOUT = 1
 _CHUNK = 8192  # passages hashed at once: a few MB
 
 
-def store_name(encoder_fingerprint: str, max_length: int, special: SpecialIds, dtype: torch.dtype) -> str:
+def store_name(encoder_fingerprint: str, max_length: int, style: EncoderFormat, dtype: torch.dtype) -> str:
     """The sha256 of all that decides an embedding beside the passage: equal names, equal embeddings."""
-    facts = [LAYOUT, encoder_fingerprint, max_length, asdict(special), str(dtype)]
+    facts = [LAYOUT, encoder_fingerprint, max_length, asdict(style), str(dtype)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

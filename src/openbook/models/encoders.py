@@ -1,33 +1,65 @@
-"""Question and passage encoder: a transformers model, a pooling, and nothing else."""
+"""Question and passage encoder: a transformers model, a pooling, and the linear layers that follow it."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from typing import Any, Literal
+import inspect
+from typing import Any
 
 import torch
+import transformers
+from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
-from openbook.models.pretrained import load_weights, loading, model_folder
+from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder
+from openbook.models.linear import Linear, new_projection, read_dense
+from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, model_folder
+
+# What configurations call the dropout of their layers.
+_DROPOUT = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout dropout_rate embedding_dropout
+    mlp_dropout embd_pdrop resid_pdrop attn_pdrop""".split()
 
 
 class TextEncoder(nn.Module):
-    """Token ids to one embedding. DPR (Karpukhin et al. 2020) pools the first token, MiniLM the mean."""
+    """Token ids to one embedding. DPR (Karpukhin et al. 2020) pools the first token, MiniLM the mean, Qwen3-Embedding
+    the last.
 
-    def __init__(self, model: nn.Module, pooling: Literal["mean", "cls"], normalize: bool):
+    pooling: "cls", "mean" or "last". head: linear layers after it. dim: the first numbers of the embedding that are
+    used (Matryoshka, Kusupati et al. 2022), 0 for all; with normalize they are made to length 1 again. pads_left:
+    masks hide the start of a row.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        pooling: str,
+        normalize: bool,
+        *,
+        head: list[Linear] | None = None,
+        dim: int = 0,
+        pads_left: bool = False,
+    ):
         super().__init__()
-        self.model = model
-        self.pooling = pooling
-        self.normalize = normalize
+        if pooling not in POOLINGS.values():
+            raise OpenBookError("not a pooling that is known here", got=pooling, expected="cls, mean or last")
+        self.model, self.head = model, nn.Sequential(*(head or []))
+        self.pooling, self.normalize, self.dimensions, self.pads_left = pooling, normalize, dim, pads_left
         model.pooler = None  # type: ignore[assignment]  # never used; under DDP a weight without gradient is an error
+        # Learned positions count from the first token that is read. RoBERTa's kin see to it by themselves.
+        config: Any = model.config if pads_left else None
+        takes = "position_ids" in inspect.signature(model.forward).parameters
+        self._positions = pads_left and takes and config.model_type not in OFFSET_POSITIONS
 
     @property
     def dim(self) -> int:
-        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        """Of an embedding."""
+        hidden = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        widths: list[Any] = [part.weight.shape[0] for part in self.head]  # type: ignore[index]
+        return self.dimensions or [hidden, *widths][-1]
 
     @property
     def trains(self) -> bool:
@@ -46,15 +78,28 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; of length 1 when normalize is set.
         Without a mask every id counts."""
-        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
-        if self.pooling == "cls":
-            pooled = states[:, 0]
-        elif mask is None:
-            pooled = states.mean(1)
-        else:
-            weights = mask.unsqueeze(-1).to(states.dtype)
-            pooled = (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        more = {}
+        if self._positions and mask is not None:
+            more["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
+        states = self.model(input_ids=ids, attention_mask=mask, **more).last_hidden_state.float()
+        pooled = self.head(self._pooled(states, mask))
+        if self.dimensions:
+            pooled = pooled[:, : self.dimensions]
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def _pooled(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """states [n, length, dim] -> [n, dim]"""
+        if self.pooling == "mean":
+            if mask is None:
+                return states.mean(1)
+            weights = mask.unsqueeze(-1).to(states.dtype)
+            return (states * weights).sum(1) / weights.sum(1).clamp(min=1)
+        first = self.pooling == "cls"
+        if mask is None or first != self.pads_left:  # the side without padding
+            return states[:, 0 if first else -1]
+        tokens = mask.sum(1)
+        place = states.shape[1] - tokens if first else tokens - 1
+        return states[torch.arange(len(states), device=states.device), place]
 
     def copied_state(self) -> dict[str, Tensor] | None:
         """The weights as they are, on the CPU; None where they are frozen, for they stay what they are."""
@@ -71,45 +116,66 @@ class TextEncoder(nn.Module):
         return encoder
 
     def fingerprint(self) -> str:
-        """sha256 over weights and pooling: equal fingerprints give equal embeddings."""
-        digest = hashlib.sha256(f"{self.pooling} {self.normalize}".encode())
+        """sha256 over weights and all else that decides an embedding: equal fingerprints give equal embeddings."""
+        more = [str(self.dimensions)] if self.dimensions else []
+        more += [str(part) for part in self.head]
+        digest = hashlib.sha256(" ".join([f"{self.pooling} {self.normalize}", *more]).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 
-def load_encoder(folder: str, pooling: Literal["mean", "cls"], normalize: bool, dropout: float) -> TextEncoder:
-    """An encoder from a transformers folder (safetensors only; nothing is executed from it) or a hub name.
+def load_encoder(
+    folder: str,
+    pooling: str | None,
+    normalize: bool | None,
+    dropout: float,
+    *,
+    dim: int = 0,
+    projection: int = 0,
+    seed: int = 0,
+    pads_left: bool = False,
+) -> TextEncoder:
+    """An encoder from a transformers or sentence-transformers folder (safetensors only; nothing is executed from it) or
+    a hub name. pooling, normalize: None as the folder states. projection: dim of a new linear layer, made by the seed.
 
-    Of a DPR encoder the BERT inside is taken: with pooling "cls" and no normalisation it is what DPR computes.
+    Of a DPR encoder the BERT inside is taken, and its projection where it has one: with pooling "cls" and no
+    normalisation that is what DPR computes.
     """
-    path = model_folder(folder)
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    names = ("hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout")
-    config.update({name: dropout for name in names if hasattr(config, name)})
-    kinds: dict[str, Any] = {"DPRQuestionEncoder": DPRQuestionEncoder, "DPRContextEncoder": DPRContextEncoder}
-    kind = kinds.get((getattr(config, "architectures", None) or [""])[0])
-    model = load_weights(kind or AutoModel, "encoder", folder, "retriever", config, ignored="pooler")
-    if config.is_encoder_decoder:
-        model = model.get_encoder()
-    if kind is not None:
-        if config.projection_dim:
-            raise OpenBookError(
-                "a DPR encoder with a projection cannot be read",
-                where=folder,
-                got=f"projection_dim {config.projection_dim}",
-                expected="0",
-            )
-        model = getattr(model, model.base_model_prefix).bert_model
+    stated = read_folder(folder)
+    config = AutoConfig.from_pretrained(model_folder(folder), trust_remote_code=False)
+    config.update({name: dropout for name in _DROPOUT if hasattr(config, name)})
+    config.use_cache = False  # a decoder would keep keys and values for tokens that never come
+    head = []
+    if is_dpr(config.to_dict()):
+        sort: Any = {"DPRQuestionEncoder": DPRQuestionEncoder}.get(config.architectures[0], DPRContextEncoder)
+        dpr = load_weights(sort, "encoder", folder, "retriever", config, ignored="pooler")
+        inner = getattr(dpr, dpr.base_model_prefix)
+        model, head = inner.bert_model, [Linear.of(inner.encode_proj)] if config.projection_dim else []
+    else:
+        name = (config.architectures or [""])[0]
+        half = name if name.endswith("EncoderModel") and hasattr(transformers, name) else ""  # T5's encoder alone
+        kind: Any = getattr(transformers, half) if half else AutoModel
+        model = load_weights(kind, "encoder", folder, "retriever", config, ignored="pooler")
+        model = model.get_encoder() if config.is_encoder_decoder or half else model
+        head = [read_dense(folder, path) for path in stated.dense]
+    if projection:
+        head.append(new_projection(head[-1].weight.shape[0] if head else config.hidden_size, projection, seed))
     use_implementation(model)
-    return TextEncoder(model, pooling, normalize)
+    normalize = stated.normalize if normalize is None else normalize
+    return TextEncoder(model, pooling or stated.pooling, normalize, head=head, dim=dim, pads_left=pads_left)
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The fast tokenizer beside a model."""
+    """The fast tokenizer beside a model; in lower case where a sentence-transformers folder asks for that beside it."""
     with loading("tokenizer", folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(model_folder(folder), trust_remote_code=False)
         if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:  # of a file it could not use
             raise ValueError("it has special tokens only")
+        if lower_cases(folder):
+            backend = tokenizer.backend_tokenizer
+            if not backend.normalizer or backend.normalizer.normalize_str("A") != "a":
+                rest = [backend.normalizer] if backend.normalizer else []
+                backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *rest])
         return tokenizer

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, GenerationConfig
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from openbook.config.models import MINILM
@@ -195,21 +196,22 @@ def load_weights(
     return model
 
 
-def stated_pooling(name: str) -> tuple[str, bool] | None:
-    """(pooling, whether it normalises) as a sentence-transformers folder states them; None for any other folder.
+def folder_file(name: str, file: str) -> Path | None:
+    """A file beside a model's weights or above them, of a folder or of a hub name; None where there is none."""
+    if is_hub_name(name):
+        found = cached_file(
+            name,
+            file,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        return Path(found) if found else None
+    path = Path(model_folder(name) if name == MINILM else name) / file
+    return path if path.is_file() else None
 
-    pooling is "mean" or "cls" where it is one of these, else the folder's own word.
-    """
-    folder = Path(model_folder(name) if name == MINILM else name)
-    modules = _json(folder / "modules.json")
-    kinds = {str(one.get("type", "")).rsplit(".", 1)[-1]: one.get("path", "") for one in modules or []}
-    if "Pooling" not in kinds:
-        return None
-    pooling = _json(folder / kinds["Pooling"] / "config.json") or {}
-    modes = [key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on]
-    words = {"cls_token": "cls", "mean_tokens": "mean"}
-    return " and ".join(words.get(mode, mode) for mode in modes) or "mean", "Normalize" in kinds
 
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def folder_json(name: str, file: str) -> Any:
+    """The content of such a file, None where there is none."""
+    path = folder_file(name, file)
+    return json.loads(path.read_text(encoding="utf-8")) if path else None

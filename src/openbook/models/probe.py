@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.inputs import SpecialIds
 from openbook.data.prompts import Prompt
 from openbook.errors import OpenBookError
@@ -90,7 +91,7 @@ def _own_logits(generator: Any, ids: Tensor, mask: Tensor, targets: Tensor) -> T
 
 
 def probe_encoder(
-    encoder: TextEncoder, tokenizer: Any, special: SpecialIds, where: str, *, limit: str, longest: int
+    encoder: TextEncoder, tokenizer: Any, style: EncoderFormat, where: str, *, limit: str, longest: int
 ) -> None:
     """OpenBookError where the encoder does not know every token, gives a padded input another embedding than the same
     alone, or cannot read the longest input: `longest` tokens, by the key `limit`."""
@@ -98,11 +99,11 @@ def probe_encoder(
     rows = model.get_input_embeddings().num_embeddings
     _check_vocabulary(rows, tokenizer, where)
     with _trial(encoder, where, "encode a padded batch"), torch.no_grad():
-        ids, mask = _padded(rows, (12, 7), special.pad, next(encoder.parameters()).device)
-        alone = torch.cat([encoder(ids[:1], mask[:1]), encoder(ids[1:, :7], None)])
+        ids, mask = _padded(rows, (12, 7), style.pad, next(encoder.parameters()).device, style.pads_left)
+        alone = torch.cat([encoder(ids[:1], mask[:1]), encoder(ids[1:][mask[1:]][None], None)])
         _same(encoder(ids, mask), alone, where, "a text has another embedding beside a longer one than alone")
     with _trial(encoder, where, f"read {longest} tokens ({limit})"), torch.no_grad():
-        encoder(*_padded(rows, (longest,), special.pad, ids.device))
+        encoder(*_padded(rows, (longest,), style.pad, ids.device))
 
 
 def freeze_unreached(module: Any, where: str) -> None:
@@ -176,12 +177,14 @@ def _ids(vocabulary: int, length: int, device: torch.device) -> Tensor:
     return torch.randint(min(100, vocabulary // 2), vocabulary, (length,)).to(device)
 
 
-def _padded(vocabulary: int, lengths: tuple[int, ...], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(
+    vocabulary: int, lengths: tuple[int, ...], pad: int, device: torch.device, left: bool = False
+) -> tuple[Tensor, Tensor]:
     ids = torch.full((len(lengths), max(lengths)), pad, device=device)
     mask = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
     for row, length in enumerate(lengths):
         ids[row, :length] = _ids(vocabulary, length, device)
-    return ids, mask
+    return (ids.flip(1), mask.flip(1)) if left else (ids, mask)
 
 
 def _same(one: Tensor, other: Tensor, where: str, what: str, tolerance: float = TOLERANCE) -> None:

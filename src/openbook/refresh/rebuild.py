@@ -236,7 +236,7 @@ class Rebuild:
         """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""
         if self.store is None:
             return np.asarray(self.rows)
-        self._store_name = store_name(self.fingerprint, self.corpus.max_length, self.corpus.special, self.corpus.dtype)
+        self._store_name = store_name(self.fingerprint, self.corpus.max_length, self.corpus.style, self.corpus.dtype)
         self._keys = passage_keys(self.corpus.tokens, self.rows)
         unknown = []
         for places in np.array_split(np.random.default_rng(self.options.seed).permutation(len(self.rows)), 20):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openbook.batch import to_device
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import SpecialIds, passage_inputs
+from openbook.data.encoder_inputs import EncoderFormat, passage_inputs
 from openbook.data.length_batches import plan_passes
 from openbook.models.encoders import TextEncoder
 from openbook.utils.distributed import rank, shard, world_size
@@ -34,13 +34,13 @@ class PassageCoder:
         self,
         encoder: TextEncoder,
         tokens: PassageTokens,
-        special: SpecialIds,
+        style: EncoderFormat,
         max_length: int,
         *,
         dtype: torch.dtype = torch.float32,
     ):
         self.encoder = copy.deepcopy(encoder).to(dtype).eval().requires_grad_(False)
-        self.tokens, self.special, self.max_length = tokens, special, max_length
+        self.tokens, self.style, self.max_length = tokens, style, max_length
         self.device = next(encoder.parameters()).device
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._waiting: list[Encoding] = []
@@ -53,7 +53,7 @@ class PassageCoder:
 
     def lengths(self, rows: np.ndarray | range) -> np.ndarray:
         """[n] tokens of each passage as the encoder reads it, special tokens included."""
-        return np.minimum(self.tokens.length(np.asarray(rows)) + self.special.n_in_context, self.max_length)
+        return np.minimum(self.tokens.length(np.asarray(rows)) + self.style.n_special, self.max_length)
 
     def passes(self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
         """`plan_passes` of these rows, as rows."""
@@ -65,7 +65,7 @@ class PassageCoder:
 
     def start(self, rows: np.ndarray) -> Encoding:
         """Begin to encode the passages at rows [n] in one forward pass; of one length they need no padding."""
-        ids, mask = passage_inputs(self.tokens, rows, self.special, self.max_length)
+        ids, mask = passage_inputs(self.tokens, rows, self.style, self.max_length)
         padded = not bool(mask.all())
         with torch.inference_mode():
             if self._stream is None:
@@ -111,11 +111,11 @@ def encode_passes(coder: PassageCoder, passes: list[np.ndarray]) -> Iterator[tup
 
 @dataclass(frozen=True)
 class CorpusOptions:
-    """What is indexed and how it is encoded: token ids, their special ids and limit, the corpus' fingerprint; tokens
-    per forward pass and the weights' dtype; seed of the order in which passages are encoded."""
+    """What is indexed and how it is encoded: token ids, the format they are read in and its limit, the corpus'
+    fingerprint; tokens per forward pass and the weights' dtype; seed of the order in which passages are encoded."""
 
     tokens: PassageTokens
-    special: SpecialIds
+    style: EncoderFormat
     max_length: int
     fingerprint: str
     tokens_per_pass: int = 4096
@@ -131,4 +131,4 @@ class CorpusOptions:
         return shard(self.n_passages, rank(), world_size())
 
     def coder(self, encoder: TextEncoder) -> PassageCoder:
-        return PassageCoder(encoder, self.tokens, self.special, self.max_length, dtype=self.dtype)
+        return PassageCoder(encoder, self.tokens, self.style, self.max_length, dtype=self.dtype)

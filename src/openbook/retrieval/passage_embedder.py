@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openbook.batch import to_device
 from openbook.data.corpus import PassageTokens
-from openbook.data.inputs import SpecialIds, passage_inputs
+from openbook.data.encoder_inputs import EncoderFormat, passage_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, by_length, cheapest_passes
 from openbook.models.activation_checkpointing import recomputed
 from openbook.models.encoders import TextEncoder
@@ -29,13 +29,13 @@ class PassageEmbedder:
         self,
         encoder: TextEncoder,
         tokens: PassageTokens,
-        special: SpecialIds,
+        style: EncoderFormat,
         max_tokens: int,
         *,
         tokens_per_pass: int = 65536,
         tokens_per_backward: int = 0,
     ):
-        self.encoder, self.tokens, self.special, self.max_tokens = encoder, tokens, special, max_tokens
+        self.encoder, self.tokens, self.style, self.max_tokens = encoder, tokens, style, max_tokens
         self.tokens_per_pass, self.tokens_per_backward = tokens_per_pass, tokens_per_backward
         self.cache = EmbeddingCache()
         encoder.register_load_state_dict_post_hook(lambda *_: self.cache.outdate())
@@ -48,7 +48,7 @@ class PassageEmbedder:
         """Embeddings [n, dim] of passages at rows [n] (on the CPU), in the encoder's current mode, with gradient where
         one is recorded and the encoder trains."""
         device, chosen = self.device, rows.numpy()
-        lengths = np.minimum(self.tokens.length(chosen) + self.special.n_in_context, self.max_tokens)
+        lengths = np.minimum(self.tokens.length(chosen) + self.style.n_special, self.max_tokens)
         encode: Callable[..., Tensor] = self.encoder
         if torch.is_grad_enabled() and self.encoder.trains:
             most = min(self.tokens_per_pass, self.tokens_per_backward or self.tokens_per_pass)
@@ -57,7 +57,7 @@ class PassageEmbedder:
                 encode = partial(recomputed, encode)
         else:
             passes = list(by_length(lengths, self.tokens_per_pass))
-        inputs = (passage_inputs(self.tokens, chosen[places], self.special, self.max_tokens) for places in passes)
+        inputs = (passage_inputs(self.tokens, chosen[places], self.style, self.max_tokens) for places in passes)
         parts = [encode(to_device(ids, device), to_device(mask, device)) for ids, mask in inputs]
         back = np.argsort(np.concatenate(passes))
         return torch.cat(parts)[to_device(torch.from_numpy(back), device)]

@@ -12,16 +12,18 @@ from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
 from openbook.data.datamodule import QuestionAnswerData
+from openbook.data.encoder_inputs import EncoderFormat, encoder_format
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
 from openbook.data.inputs import SpecialIds, special_ids, token_ids
 from openbook.data.masking import SpanOptions
-from openbook.data.prompts import Prompt, corpus_spaces
+from openbook.data.prompts import Prompt
 from openbook.data.spans import Limit, SpanFiles, build_spans, mixed
 from openbook.errors import OpenBookError
 from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
+from openbook.setup.encoders import follow_folders
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
@@ -45,6 +47,8 @@ class Parts:
     question_tokenizer: Any
     passage_tokenizer: Any
     generator_tokenizer: Any
+    question_format: EncoderFormat
+    passage_format: EncoderFormat
     prompt: Prompt | None = None
 
     @property
@@ -76,16 +80,21 @@ def edition(words: FactbookConfig, folder: str) -> EditionFiles:
 
 
 @cache
-def spans(passages: Path, options: SpansConfig, folder: str, models: tuple[str, ...], most_tokens: int) -> SpanFiles:
-    """Questions made of these passages alone, likewise; of at most so many tokens for the models' tokenizers."""
+def spans(
+    passages: Path, options: SpansConfig, folder: str, models: tuple[str, ...], most_tokens: int, prefix: str
+) -> SpanFiles:
+    """Questions made of these passages alone, likewise; of at most so many tokens for the models' tokenizers, for the
+    first of them with the prefix."""
     asked = SpanOptions(options.per_passage, options.most, options.language)
 
     def fits(texts: list[str]) -> list[bool]:
-        lengths = [map(len, token_ids(load_tokenizer(model), texts)) for model in models]
+        prefixed = [[start + text for text in texts] for start in (prefix, *[""] * (len(models) - 1))]
+        lengths = [map(len, token_ids(load_tokenizer(model), all)) for model, all in zip(models, prefixed, strict=True)]
         return [max(each) <= most_tokens for each in zip(*lengths, strict=True)]
 
+    limit = Limit(fits, f"{models} {most_tokens}" + (f" {prefix!r}" if prefix else ""))
     with progress("masking spans of the corpus", "passages") as done, in_turn(folder, "spans"):
-        return build_spans(passages, asked, Path(folder), done, Limit(fits, f"{models} {most_tokens}"))
+        return build_spans(passages, asked, Path(folder), done, limit)
 
 
 def files(config: Config) -> Files:
@@ -119,25 +128,31 @@ def masked_spans(config: Config) -> SpanFiles:
     passages = named_file(config, "corpus", data.corpus)
     assert passages is not None
     models = (config.retriever.question_encoder,) + ((config.generator.model,) if config.objective != "dpr" else ())
-    return spans(passages, data.spans, data.cache, models, data.max_question_tokens)
+    prefix = follow_folders(config).retriever.question_prefix
+    return spans(passages, data.spans, data.cache, models, data.max_question_tokens, prefix)
 
 
 def parts(config: Config) -> Parts:
     """Files, corpus store and tokenizers."""
-    named = files(config)
+    named, retriever = files(config), follow_folders(config).retriever
     question_tokenizer = load_tokenizer(config.retriever.question_encoder)
     generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
     passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
     prompt = prompt_for(config, generator_tokenizer)
+    layout: Any = retriever.passage_layout
+    question_layout: Any = "separated" if layout == "separated" else "joined"
+    question_format = encoder_format(question_tokenizer, question_layout, retriever.question_prefix)
+    passage_format = encoder_format(passage_tokenizer, layout, retriever.passage_prefix)
     with progress("tokenising the corpus", "passages") as done, corpus_turn(config, named.corpus):
         corpus = build_corpus(
             named.corpus,
             {"encoder": passage_tokenizer, "generator": generator_tokenizer},
             Path(config.data.cache),
             done,
-            corpus_spaces(prompt),
+            {"encoder": passage_format, **({"generator": prompt} if prompt else {})},
         )
-    return Parts(named, corpus, question_tokenizer, passage_tokenizer, generator_tokenizer, prompt)
+    tokenizers = (question_tokenizer, passage_tokenizer, generator_tokenizer)
+    return Parts(named, corpus, *tokenizers, question_format, passage_format, prompt)
 
 
 def prompt_for(config: Config, tokenizer: Any) -> Prompt | None:
@@ -167,6 +182,7 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         validation=parts.files.validation,
         test=parts.files.test,
         question_tokenizer=parts.question_tokenizer,
+        question_format=parts.question_format,
         generator_tokenizer=parts.generator_tokenizer,
         batch_size=config.trainer.batch_size,
         evaluation_batch_size=config.evaluate.batch_size,

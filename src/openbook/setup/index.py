@@ -8,17 +8,14 @@ from openbook.callbacks import IndexRefresh
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.config.schema import Config
 from openbook.data.datamodule import QuestionAnswerData
-from openbook.data.inputs import special_ids
 from openbook.index.faiss_factory import search_device
 from openbook.index.shard_index import IndexOptions
 from openbook.index.vector_store import VectorStore
 from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.setup.data import Parts
-from openbook.setup.models import (
-    tokens_per_pass,
-)
-from openbook.setup.preflight import passage_dim
+from openbook.setup.encoders import encoder_dim
+from openbook.setup.models import tokens_per_pass
 
 
 def index_refresh(
@@ -26,11 +23,11 @@ def index_refresh(
 ) -> IndexRefresh:
     """The callback that owns the index; without questions it cannot compare one index with the next."""
     index, refresh = config.index, config.refresh
-    device = search_device(index.device, index.factory, passage_dim(config))
+    device = search_device(index.device, index.factory, encoder_dim(config))
     family = IndexOptions(index.factory, device, index.nprobe, index.ef_search, index.gpu_temp_memory, config.seed)
     corpus = CorpusOptions(
         parts.corpus.tokens("encoder"),
-        special_ids(parts.passage_tokenizer),
+        parts.passage_format,
         config.data.max_passage_tokens,
         parts.corpus.fingerprint,
         tokens_per_pass(config),

@@ -9,7 +9,7 @@ from openbook.batch import Example
 from openbook.config.combinations import labels_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
-from openbook.data.inputs import special_ids, token_ids
+from openbook.data.inputs import token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.matching import has_answer, normalize_answer
@@ -108,7 +108,7 @@ def _passages_cut(config: Config, corpus: Corpus, parts: Parts) -> None:
     """Passages longer than the models read, and how much of the corpus that is."""
     readers: list[tuple[str, str, int, str]] = []
     if config.retriever.kind == "dense":
-        room = config.data.max_passage_tokens - special_ids(parts.passage_tokenizer).n_in_context
+        room = config.data.max_passage_tokens - parts.passage_format.n_special
         readers.append(("encoder", "the passage encoder", room, "data.max_passage_tokens"))
     if config.objective != "dpr":
         asked = 16  # tokens of a usual question beside the passage

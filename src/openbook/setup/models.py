@@ -15,15 +15,13 @@ from openbook.config.schema import Config
 from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
-from openbook.data.inputs import special_ids, target_start, targets
+from openbook.data.inputs import target_start, targets
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
-from openbook.models.encoders import load_encoder
 from openbook.models.generator import Generator
-from openbook.models.lora import add_adapters
-from openbook.models.probe import freeze_unreached, probe_encoder, probe_generator
+from openbook.models.probe import freeze_unreached, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.objectives.by_name import LIKELIHOOD_OF
@@ -34,6 +32,7 @@ from openbook.retrieval.closed_book import ClosedBookRetriever
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup.data import Parts
+from openbook.setup.encoders import load_encoders
 from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import RandomRows, TrainingPassages
 from openbook.training.passage_teacher import PassageTeacher
@@ -178,32 +177,12 @@ def retriever_of(config: Config, parts: Parts) -> Retriever[Any]:
 def dense_retriever(config: Config, parts: Parts) -> DenseRetriever:
     """Both encoders over the corpus; one encoder for both sides where they are tied."""
     settings = config.retriever
-    folders = [settings.question_encoder, settings.passage_encoder]
-    encoders = [
-        load_encoder(folder, settings.pooling, settings.normalize, settings.dropout)
-        for folder in (folders[:1] if settings.tied else folders)
-    ]
-    for side, encoder in enumerate(encoders):
-        if (settings.train_question_encoder, settings.train_passage_encoder)[side]:
-            add_adapters(encoder.model, settings.lora, "retriever.lora", config.seed + side)
-    for encoder, tokenizer, key, limit, more in (
-        (encoders[0], parts.question_tokenizer, "retriever.question_encoder", "data.max_question_tokens", 1),
-        (encoders[-1], parts.passage_tokenizer, "retriever.passage_encoder", "data.max_passage_tokens", 0),
-    ):
-        special = special_ids(tokenizer)
-        longest = getattr(config.data, limit.removeprefix("data.")) + more * (special.n_in_context - 1)
-        probe_encoder(encoder, tokenizer, special, key, limit=limit, longest=longest)
-        if config.trainer.world_size > 1:
-            freeze_unreached(encoder, key)
-    for encoder in encoders:
-        if not settings.train_word_embeddings:
-            encoder.freeze_word_embeddings()
-        if config.trainer.checkpointing:
-            checkpoint_layers(encoder)
+    tokenizers = (parts.question_tokenizer, parts.passage_tokenizer)
+    encoders = load_encoders(config, tokenizers, (parts.question_format, parts.passage_format))
     passages = PassageEmbedder(
         encoders[-1],
         parts.corpus.tokens("encoder"),
-        special_ids(parts.passage_tokenizer),
+        parts.passage_format,
         config.data.max_passage_tokens,
         tokens_per_pass=tokens_per_pass(config),
         tokens_per_backward=settings.tokens_per_backward,

@@ -15,7 +15,7 @@ from openbook.config.checks import has_index
 from openbook.config.combinations import monitored
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus, PassageTokens
-from openbook.data.inputs import SpecialIds
+from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.length_batches import plan_passes
 from openbook.index.faiss_factory import search_device
 from openbook.index.plan import PLANNING_PASSES, Plan, lines
@@ -23,7 +23,7 @@ from openbook.index.plan_fit import check_fits
 from openbook.models.contexts import answer_hidden
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup.preflight import passage_dim
+from openbook.setup.encoders import encoder_dim
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
@@ -32,8 +32,8 @@ from openbook.utils.host_memory import available_memory, disk_free, gpu_free_mem
 
 def check_early(config: Config, corpus: Corpus) -> None:
     """Refuse an index that cannot fit before any model is loaded or trained. Models of the hub are not checked here."""
-    dim = passage_dim(config)
-    if has_index(config) and dim:
+    dim = encoder_dim(config) if has_index(config) else None
+    if dim:
         plan = Plan(
             corpus.n_passages,
             dim,
@@ -107,7 +107,7 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
         refresh_seconds=time_encoding(
             corpus.coder(retriever.passage_encoder),
             corpus.tokens,
-            corpus.special,
+            corpus.style,
             corpus.max_length,
             corpus.tokens_per_pass,
             range(plan.n_shard),
@@ -156,7 +156,7 @@ def _check(plan: Plan, config: Config) -> None:
 def time_encoding(
     coder: Callable[[np.ndarray], object],
     tokens: PassageTokens,
-    special: SpecialIds,
+    style: EncoderFormat,
     max_length: int,
     tokens_per_pass: int,
     rows: range,
@@ -169,7 +169,7 @@ def time_encoding(
     tokens of all passages sorted by length, from a seeded start: each represents equally many tokens, so that long
     passages, whose tokens cost more, are weighted correctly. A corpus with no more passes than that is timed whole.
     """
-    lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + special.n_in_context, max_length)
+    lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + style.n_special, max_length)
     passes = sorted(plan_passes(lengths, tokens_per_pass, seed), key=lambda places: int(lengths[places[0]]))
     n_tokens = np.array([len(places) * int(lengths[places[0]]) for places in passes])
 

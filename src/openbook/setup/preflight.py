@@ -14,8 +14,8 @@ from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
-from openbook.models.pretrained import check_model_folder, is_decoder_only, model_facts, positions_of, stated_pooling
-from openbook.utils.console import say
+from openbook.models.pretrained import check_model_folder, is_decoder_only, positions_of
+from openbook.setup.encoders import dimensions_differ, encoder_dim, sides
 from openbook.utils.hardware import accelerator, n_cores
 from openbook.utils.outside import check_installed, check_wandb
 
@@ -40,7 +40,6 @@ def check(config: Config) -> None:
     _attempt(
         *(partial(_check_positions, config, key, "data.max_context_tokens", 0) for key in generator),
         *(partial(_check_positions, config, key, "data.max_target_tokens", 0, "decoder") for key in generator),
-        *(partial(_check_pooling, config, key) for key in encoders),
         *(partial(_check_positions, config, key, *limit) for key, limit in zip(encoders, limits.items(), strict=False)),
         *([partial(_check_dimensions, config)] if encoders else []),
     )
@@ -81,14 +80,9 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
             expected=f"at most {corpus.n_passages}, the number of passages",
             action="Lower retriever.n_docs.",
         )
-    dim = passage_dim(config)
-    if dim and has_index(config):
+    dim = encoder_dim(config) if has_index(config) else None
+    if dim:
         check_factory(config.index.factory, dim, corpus.n_passages // config.trainer.world_size)
-
-
-def passage_dim(config: Config) -> int | None:
-    """The embedding dimension from the model's folder; None for a name on the hub, which is only known once loaded."""
-    return model_facts(config.retriever.passage_encoder).get("hidden_size")
 
 
 def _check_file(key: str, name: str) -> None:
@@ -149,35 +143,10 @@ def _check_positions(config: Config, model: str, limit: str, special: int, side:
         )
 
 
-def _check_pooling(config: Config, key: str) -> None:
-    """A sentence-transformers folder says how its embeddings are made; read otherwise they are others."""
-    stated = stated_pooling(str(value_of(config, key)))
-    if stated is None:
-        return
-    pooling, normalizes = stated
-    if pooling != config.retriever.pooling:
-        known = pooling in ("mean", "cls")
-        raise OpenBookError(
-            "the encoder was trained with another pooling, which its folder states",
-            where="retriever.pooling",
-            got=config.retriever.pooling,
-            expected=f"{pooling}, as in {value_of(config, key)}",
-            action=f"Set retriever.pooling={pooling}." if known else "Such a pooling cannot be read.",
-        )
-    if normalizes != config.retriever.normalize:
-        told = "are made to length 1" if normalizes else "are not made to length 1"
-        say(f"retriever.normalize is {config.retriever.normalize}, while by its folder the embeddings of {key} {told}")
-
-
 def _check_dimensions(config: Config) -> None:
-    question, passage = model_facts(config.retriever.question_encoder).get("hidden_size"), passage_dim(config)
+    question, passage = (side.final_dim for side in sides(config))
     if question != passage and question and passage:
-        raise OpenBookError(
-            "question and passage encoder give embeddings of different dim",
-            where="retriever.passage_encoder",
-            got=passage,
-            expected=question,
-        )
+        raise dimensions_differ(question, passage)
     device = search_device(config.index.device, config.index.factory, passage)
     if passage:
         check_factory(config.index.factory, passage, in_place=config.refresh.mode in IN_PLACE, device=device)

@@ -27,6 +27,7 @@ from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
 from openbook.setup import plan as planning
 from openbook.setup import warmup as setup_warmup
+from openbook.setup.encoders import follow_folders
 from openbook.setup.joins import check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
 from openbook.setup.settle import settle
@@ -150,6 +151,7 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     """Everything that can be found wrong is found here, and what the configuration leaves to the data is settled. stage
     "test" reads the test questions only."""
     check(config)
+    config = follow_folders(config, tell=True)
     on = accelerator(config.trainer.accelerator)
     if on == "gpu":  # the plan looks at this rank's GPU before Lightning has chosen it
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))))

@@ -16,6 +16,7 @@ from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
 from openbook.models.pretrained import positions_of
+from openbook.setup.encoders import scores_are_cosines, sides
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator
 
@@ -68,7 +69,11 @@ def _lengths(n_prompt: int, config: Config, corpus: Corpus, n_questions: int) ->
         most = positions_of(config.retriever.passage_encoder) if has_index(config) else None
         needed = _room(corpus, "encoder")
         value = min(needed, most or needed)
-        yield Choice("data.max_passage_tokens", value, "99 % of the passages" + _cut(needed, value))
+        reason = "99 % of the passages" + _cut(needed, value)
+        stated = sides(config)[1].folder.max_tokens if has_index(config) else None
+        if stated and value > stated:
+            reason += f"; more than the {stated} tokens that the encoder's folder states"
+        yield Choice("data.max_passage_tokens", value, reason)
     if not data.max_context_tokens:
         needed = _room(corpus, "generator") + data.max_question_tokens + n_prompt
         positions = positions_of(config.generator.model)
@@ -158,7 +163,7 @@ def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choic
 def _the_rest(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     retriever = config.retriever
     if not retriever.temperature:
-        cosine = retriever.kind == "dense" and retriever.normalize
+        cosine = scores_are_cosines(config)
         yield Choice("retriever.temperature", 0.05 if cosine else 1.0, "cosine scores" if cosine else "")
     if retriever.teacher == AUTO:
         learns = has_index(config) and retriever.trains and config.objective != "dpr"

@@ -8,6 +8,7 @@ from torch import Tensor
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.retrieval.dense import DenseRetriever
+from openbook.setup.encoders import sides
 from openbook.tracking import run_folder as runs
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder
@@ -48,14 +49,17 @@ def resolve_start(config: Config) -> Config:
             action=f"`make resume RUN={source.path}` trains it.",
         )
     mine = config.retriever
-    for key in ("pooling", "normalize"):
-        if getattr(theirs.retriever, key) != getattr(mine, key):
-            raise OpenBookError(
-                "the encoders to start from were trained to be read differently",
-                where=f"retriever.{key}",
-                got=getattr(mine, key),
-                expected=f"{getattr(theirs.retriever, key)}, as in {source.path}",
-            )
+    for my_side, their_side in zip(sides(config), sides(theirs), strict=True):
+        for key in ("pooling", "normalize", "dim", "prefix"):
+            here, there = getattr(my_side, key), getattr(their_side, key)
+            if here != there:
+                setting = my_side.key.replace("encoder", "prefix") if key == "prefix" else f"retriever.{key}"
+                raise OpenBookError(
+                    "the encoders to start from were trained to be read differently",
+                    where=setting,
+                    got=repr(here),
+                    expected=f"{there!r}, as in {source.path}",
+                )
     if mine.tied and not theirs.retriever.tied:
         raise OpenBookError(
             "tied encoders cannot start from two",

@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any
 
 from openbook.config.load import flat
-from openbook.config.open_keys import agrees
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT
+from openbook.tracking.open_keys import agrees
 from openbook.tracking.resuming import among
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.utils.atomic import write_json

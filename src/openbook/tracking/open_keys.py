@@ -1,4 +1,5 @@
-"""Settings that a configuration may leave to the data, and the value that says so (setup/settle.py chooses)."""
+"""Settings that a configuration may leave to the data or to an encoder's folder, and the value that says so
+(setup/settle.py and setup/encoders.py choose)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +7,9 @@ from typing import Any
 OPEN: Mapping[str, Any] = {
     "data.max_passage_tokens": 0,
     "data.max_context_tokens": 0,
+    **dict.fromkeys(("retriever.pooling", "retriever.normalize", "retriever.passage_layout"), "auto"),
+    **dict.fromkeys(("retriever.question_prefix", "retriever.passage_prefix"), "auto"),
+    "retriever.dim": 0,
     "retriever.temperature": 0.0,
     "retriever.teacher": "auto",
     "refresh.every": "auto",
