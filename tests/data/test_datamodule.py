@@ -14,7 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from openbook.batch import IGNORED_LABEL, Batch
@@ -28,10 +28,13 @@ STEPS_PER_EPOCH = math.ceil(N_TRAIN / BATCH_SIZE)
 pytestmark = pytest.mark.filterwarnings("ignore:.*bottleneck", "ignore:.*val_dataloader", "ignore:.*tensorboard")
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer(template: bool = False) -> PreTrainedTokenizerFast:
     words = ["<pad>", "<s>", "</s>", "what", "is", "<unk>", *map(str, range(101))]
     backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces = {"single": "<s> $A </s>", "pair": "<s> $A </s> $B </s>", "special_tokens": [("<s>", 1), ("</s>", 2)]}
+    if template:
+        backend.post_processor = processors.TemplateProcessing(**pieces)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     return PreTrainedTokenizerFast(tokenizer_object=backend, **special)
 
@@ -51,9 +54,9 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def data(files: dict[str, Path], **changed: Any) -> QuestionAnswerData:
-    one = tokenizer()
+    asks, answers = tokenizer(template=True), tokenizer()
     limits: dict[str, Any] = {"batch_size": BATCH_SIZE, "max_question_tokens": 11, "max_target_tokens": 5, "seed": 5}
-    return QuestionAnswerData(question_tokenizer=one, generator_tokenizer=one, **(limits | files | changed))
+    return QuestionAnswerData(question_tokenizer=asks, generator_tokenizer=answers, **(limits | files | changed))
 
 
 class KilledError(Exception):
@@ -201,10 +204,10 @@ def test_a_batch_says_what_it_was_made_from(files: dict[str, Path]) -> None:
     module.setup("fit")
     batch = next(iter(module.train_dataloader()))
     for row, example in enumerate(batch.examples):
-        asked = words(example.question)["input_ids"]
+        asked = words(example.question, add_special_tokens=False)["input_ids"]
         assert batch.question_ids[row][batch.question_mask[row]].tolist() == [1, *asked, 2]
         assert list(batch.context_questions[row]) == asked
-        answer = words(sampled_answer(example, 0, 5))["input_ids"]
+        answer = words(sampled_answer(example, 0, 5), add_special_tokens=False)["input_ids"]
         assert batch.labels[row][batch.labels[row] != IGNORED_LABEL].tolist() == [*answer, 2]
     assert batch.cursor == BATCH_SIZE
     assert batch.weight.tolist() == [1.0] * BATCH_SIZE

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, BertModel
 
 from openbook.config.models import GeneratorConfig, LoraConfig
+from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
 from openbook.data.prompts import Prompt
 from openbook.errors import OpenBookError
@@ -170,10 +171,10 @@ def test_an_encoders_copies_and_fingerprint() -> None:
 
 def test_a_refresh_encodes_with_adapters_as_if_they_were_merged() -> None:
     encoder = adapted()
-    coder = PassageCoder(encoder, tiny_tokens(11), SpecialIds(1, 2, 3, 0), 17)
+    coder = PassageCoder(encoder, tiny_tokens(11), separated(SpecialIds(1, 2, 3, 0)), 17)
     whole = TextEncoder(merged(encoder.model), "mean", normalize=True).eval()
     assert isinstance(whole.model, BertModel)
-    plain = PassageCoder(whole, tiny_tokens(11), SpecialIds(1, 2, 3, 0), 17)
+    plain = PassageCoder(whole, tiny_tokens(11), separated(SpecialIds(1, 2, 3, 0)), 17)
     for passes in coder.passes(range(11), 64):
         torch.testing.assert_close(coder(passes), plain(passes), atol=1e-5, rtol=1e-5)
     with torch.no_grad():
@@ -183,7 +184,7 @@ def test_a_refresh_encodes_with_adapters_as_if_they_were_merged() -> None:
     before = coder(passes)
     coder.take(encoder)
     assert not torch.allclose(coder(passes), before, atol=1e-3)
-    fresh = PassageCoder(encoder, tiny_tokens(11), SpecialIds(1, 2, 3, 0), 17)
+    fresh = PassageCoder(encoder, tiny_tokens(11), separated(SpecialIds(1, 2, 3, 0)), 17)
     assert torch.equal(coder(passes), fresh(passes))
 
 

@@ -24,6 +24,7 @@ from openbook.setup.encoders import encoder_dim, follow_folders, sides
 from openbook.setup.preflight import check
 from openbook.setup.prepare import prepare
 from openbook.setup.start_from import resolve_start
+from openbook.tracking.checkpoint import WholeCheckpoints
 from tests.encoder_families import FAMILIES, INSTRUCTION, texts_of
 from tests.small_system import SmallSystem
 
@@ -300,7 +301,7 @@ def test_start_from_a_run_that_reads_otherwise(
     config = small_system.config(tmp_path / "run", *both(folders["BERT, cls"], "retriever.passage_prefix=passage: "))
     (tmp_path / "a" / "checkpoints").mkdir(parents=True)
     (tmp_path / "a" / "config.yaml").write_text(to_yaml(config))
-    (tmp_path / "a" / "checkpoints" / "last.ckpt").touch()
+    WholeCheckpoints().save_checkpoint({"global_step": 1}, tmp_path / "a" / "checkpoints" / "last.ckpt")
     words = both(folders["BERT, cls"], f"retriever.start_from={tmp_path / 'a'}")
     with pytest.raises(
         OpenBookError, match=r"read differently \(retriever.passage_prefix\): got '', expected 'passage: '"
