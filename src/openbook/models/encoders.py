@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
+from openbook.models.cast_weights import with_weights_cast
 from openbook.models.pretrained import load_weights, loading, model_folder
 
 
@@ -46,7 +48,8 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; of length 1 when normalize is set.
         Without a mask every id counts."""
-        states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state.float()
+        found = with_weights_cast(self.model, partial(self.model, input_ids=ids, attention_mask=mask))
+        states = found.last_hidden_state.float()
         if self.pooling == "cls":
             pooled = states[:, 0]
         elif mask is None:
