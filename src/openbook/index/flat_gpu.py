@@ -130,9 +130,9 @@ class FlatOnGpu(Storage):
                     kept, places = kept.topk(groups, sorted=False)
                     numbers = numbers.gather(1, places)
                 first, filled = first + filled, 0
-        start, place = numbers // (chunk // _GROUP) * chunk, numbers % (chunk // _GROUP)
-        apart = (whole - start).clamp(max=chunk) // _GROUP
-        rows = ((start + place)[..., None] + apart[..., None] * torch.arange(_GROUP, device=self.device)).view(n, -1)
+        starts, places = numbers // (chunk // _GROUP) * chunk, numbers % (chunk // _GROUP)
+        apart = (whole - starts).clamp(max=chunk) // _GROUP
+        rows = ((starts + places)[..., None] + apart[..., None] * torch.arange(_GROUP, device=self.device)).view(n, -1)
         rest = torch.arange(whole, self.n_passages, device=self.device).expand(n, -1)
         return torch.cat([rows.sort(dim=1).values, rest], 1), kept
 

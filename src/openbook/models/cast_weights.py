@@ -64,7 +64,7 @@ def _self_attentions(model: nn.Module, but: Tensor | None) -> Iterator[list[nn.L
 def _castable(model: nn.Module, but: Tensor | None, taken: set[int]) -> dict[str, Tensor]:
     """By their names, each once: weights and biases in fp32 that nothing but linear layers reads."""
     taken = taken | {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)} | {id(but)}
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, part in model.named_modules():
         for own, weight in part.named_parameters(recurse=False) if isinstance(part, nn.Linear) else ():
             if weight.dtype == torch.float32 and id(weight) not in taken:
