@@ -31,7 +31,8 @@ def with_weights_cast(model: nn.Module, run: Callable[[], Result], but: Tensor |
 
     A model whose layers are computed again for their gradient keeps its weights: they would then be others.
     """
-    kind = next(model.parameters()).device.type
+    first = next(model.parameters(), None)
+    kind = "" if first is None else first.device.type
     if kind not in CASTS_ONCE or not (torch.is_grad_enabled() and torch.is_autocast_enabled(kind)):
         return run()
     if any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
