@@ -121,8 +121,9 @@ class PlainCodes(Storage):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             vectors = self.vectors(rows[part].reshape(-1)).reshape(*rows[part].shape, self.dim).astype(np.float64)
-            scores[part] = sum_by_halves(vectors * queries[part, None])
             largest[part] = np.sqrt(np.einsum("nkd,nkd->nk", vectors, vectors).max(1))
+            vectors *= queries[part, None]
+            scores[part] = sum_by_halves(vectors)
         order = np.lexsort((rows, -scores), axis=1)
         hidden = self.rounding * largest * np.linalg.norm(queries, axis=1)
         if found is not None:
