@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -91,6 +91,12 @@ bench: $(READY) ## steps, search, host work, encoding, decoding and the cost mod
 	OUT=benchmarks/latest.json; for part in training.step training.host "index.search --million" index.encode training.fused training.attention training.passage_gradient training.cost_model training.ranks index.plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
 	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decoding.decode --repeats 1 --out benchmarks/latest.json
 	$(PY) -m benchmarks.common.performance
+
+# Every part stands alone: PARTS="loss search" measures these two. QUICK=1: tiny sizes, on a CPU too; nothing is written.
+PARTS ?= step loss search encode
+bench-gpu: $(READY) ## on a GPU: step, loss, search and encoding beside transformers and torch: benchmarks/gpu.json, docs/gpu.md (PARTS= QUICK=1)
+	for part in $(PARTS); do $(PY) -W ignore -m benchmarks.gpu.$$part $(if $(QUICK),--quick) || exit 1; done
+	$(if $(QUICK),,$(PY) -m benchmarks.gpu.page)
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

@@ -16,6 +16,24 @@ from tests.tiny_models import bart_config
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that is marked `gpu` is skipped where there is none; pytest counts it as skipped."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def gpus_are_for_tests_that_ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said of a CPU is tested on one, also where there is a GPU: attention, casts and the place of an index
+    would be others. A test that is marked `gpu` sees it."""
+    if torch.cuda.is_available() and not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of the processes that it starts
+
+
 WORDS = (
     "[PAD] [UNK] [CLS] [SEP] [MASK] the capital of is what which city a river flows through country king queen "
     "lives in alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma tau "

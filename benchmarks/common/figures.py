@@ -42,6 +42,21 @@ WANTED: dict[str, tuple[float, float]] = {
     "decode.rag_token_1.memory_ratio": (0, 1 / 6),
     "decode.rag_token_4.memory_ratio": (0, 1 / 6),
     "decode.rag_sequence_thorough.speedup": (2.5, math.inf),
+    "operators.step.share_of_a15bf0e": (0, 0.5),
+    "gpu.step.base.speedup_own_length": (1.8, math.inf),
+    "gpu.step.base.speedup_padded": (2.5, math.inf),
+    "gpu.step.base.fraction_of_peak": (0.3, math.inf),
+    "gpu.step.large.fraction_of_peak": (0.4, math.inf),
+    "gpu.step.base.memory_ratio": (0, 0.5),
+    "gpu.loss.fraction_of_peak": (0.4, math.inf),
+    "gpu.loss.32x10x32.memory_ratio": (0, 0.25),
+    "gpu.search.flat.over_floor_64": (0, 2.0),
+    "gpu.search.sqfp16.over_floor_64": (0, 2.0),
+    "gpu.search.flat.over_torch_512": (0, 1.0),
+    "gpu.search.sqfp16.over_torch_512": (0, 1.0),
+    "gpu.encode.fraction_of_peak": (0.45, math.inf),
+    "gpu.amortized.worst_step_ratio": (0, 1.3),
+    "gpu.amortized.total_ratio": (0, 1.1),
 } | {
     f"step.{objective}.{key}": wanted
     for objective in ("rag_token", "rag_sequence")

@@ -21,8 +21,9 @@ from benchmarks.common.figures import Value, finish, options
 from benchmarks.common.system import prepare_machine
 from benchmarks.decoding.decode import AT_ONCE, memory_of
 from benchmarks.index.memory import give_back
-from openbook.objectives.fused import CHUNK_BYTES, fused_marginal_nll
+from openbook.objectives.fused import fused_marginal_nll
 from openbook.objectives.marginal import rag_token_nll, token_logprobs_of
+from openbook.objectives.vocabulary_head import CHUNK_BYTES
 from openbook.utils.host_memory import current_memory, peak_memory, reset_peak_memory
 
 ROUNDS, MODULE = 3, "benchmarks.training.fused"

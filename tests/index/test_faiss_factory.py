@@ -117,26 +117,35 @@ def test_faiss_takes_as_many_threads_as_it_is_given(threads: None) -> None:
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for factory in ("Flat", "IVF7,Flat"):
+        with pytest.raises(OpenBookError, match=r"there is no GPU \(index\.device\): got torch .*, which finds none"):
+            search_device("gpu", factory)
+        assert search_device("auto", factory) == search_device("cpu", factory) == "cpu"
+
+
+def test_only_faiss_has_families_and_only_with_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flat and SQfp16 need torch alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(factories.faiss, "StandardGpuResources", None, raising=False)
     monkeypatch.setattr(factories.faiss, "get_num_gpus", lambda: 0, raising=False)
     with pytest.raises(
         OpenBookError,
-        match=r"\(index\.device\): got faiss-gpu, which finds no device, expected a GPU.*index\.device=cpu",
+        match=r"\(index\.device\): got faiss-gpu, which finds no device, and index\.factory=IVF7,Flat, expected FAISS "
+        r"for GPUs, or Flat or SQfp16.*index\.device=cpu",
     ):
-        search_device("gpu")
-    assert search_device("auto") == search_device("cpu") == "cpu"
+        search_device("gpu", "IVF7,Flat")
     monkeypatch.delattr(factories.faiss, "StandardGpuResources")
-    with pytest.raises(OpenBookError, match=r"got faiss-cpu, expected a GPU.*both together lose the GPU"):
-        search_device("gpu")
-    assert search_device("auto") == search_device("cpu") == "cpu"
+    with pytest.raises(OpenBookError, match=r"got faiss-cpu, and index\.factory=IVF7,Flat.*both together lose the GPU"):
+        search_device("gpu", "IVF7,Flat")
+    assert search_device("auto", "IVF7,Flat") == "cpu"
+    for factory in ("Flat", "SQfp16"):
+        assert search_device("auto", factory) == search_device("gpu", factory) == "gpu"
 
 
-@pytest.mark.parametrize(
-    ("torch_has_one", "wanted", "device"),
-    [(True, "auto", "gpu"), (True, "gpu", "gpu"), (True, "cpu", "cpu"), (False, "auto", "cpu")],
-)
-def test_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, torch_has_one: bool, wanted: str, device: str) -> None:
+@pytest.mark.parametrize(("wanted", "device"), [("auto", "gpu"), ("gpu", "gpu"), ("cpu", "cpu")])
+def test_a_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch, wanted: str, device: str) -> None:
     monkeypatch.setattr(factories.faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(factories.faiss, "get_num_gpus", lambda: 1, raising=False)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_one)
-    assert search_device(wanted) == device  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert search_device(wanted, "IVF7,Flat") == device  # type: ignore[arg-type]

@@ -34,6 +34,8 @@ def snapshot(passages: np.ndarray, factory: str = "Flat", first_row: int = 0, np
 class Answers:
     """An index that answers what it was told to, whatever it is asked."""
 
+    device = torch.device("cpu")
+
     def __init__(self, scores: list[list[float]], rows: list[list[int]]):
         self.dim, self.n_passages = DIM, 10
         self._answer = np.array(scores, dtype=np.float32), np.array(rows)

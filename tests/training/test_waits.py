@@ -237,7 +237,7 @@ def test_a_batch_knows_its_target_lengths() -> None:
     assert elsewhere.target_lengths == (3, 1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_gpu_waits_twice(
     kind: str,

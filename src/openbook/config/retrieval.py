@@ -103,7 +103,7 @@ class IndexConfig:
     )
     nprobe: int = unit(16, "lists visited per query (IVF families)")
     ef_search: int = unit(64, "candidates per query (HNSW families)")
-    gpu_temp_memory: int = unit(256, "MiB that FAISS may take for its work on a GPU, per rank")
+    gpu_temp_memory: int = unit(256, "MiB that a search may take for its work on a GPU, per rank")
     keep_vectors: int = unit(
         4,
         "sets of passage vectors kept in data.cache (fp32, Flat only), so that known weights encode only "

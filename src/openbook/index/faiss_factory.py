@@ -18,37 +18,55 @@ ROW = 8
 def search_device(
     wanted: Literal["auto", "cpu", "gpu"], factory: str = "Flat", dim: int | None = None
 ) -> Literal["cpu", "gpu"]:
-    """Where an index will live; auto takes a GPU where there is one and FAISS has the family there.
+    """Where an index will live; auto takes a GPU where torch has one and, but for Flat and SQfp16, FAISS has the family
+    there.
 
-    Raises OpenBookError when a GPU is asked for and FAISS or torch has none, or not this family. dim: None where it is
+    Raises OpenBookError when a GPU is asked for and torch or FAISS has none, or not this family. dim: None where it is
     not known yet; the family is then not tried.
     """
-    faiss_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
-    if wanted == "gpu" and not faiss_gpu:
-        raise OpenBookError(
-            "a GPU index was asked for and FAISS has no GPU",
-            where="index.device",
-            got="faiss-gpu, which finds no device" if hasattr(faiss, "StandardGpuResources") else "faiss-cpu",
-            expected="a GPU",
-            action="Install the other package (`pip uninstall faiss-cpu && pip install 'openbook[gpu]'`; both together "
-            "lose the GPU), or set index.device=cpu.",
-        )
-    if wanted == "cpu" or not faiss_gpu:
+    if wanted == "cpu":
         return "cpu"
-    if factory not in FLAT_ON_GPU and dim is not None:
-        try:
-            moved_to_gpu(empty_index(dim, factory), factory, faiss.StandardGpuResources())
-        except OpenBookError:
-            if wanted == "gpu":
-                raise
-            return "cpu"
+    try:
+        _check_gpu(factory, dim)
+    except OpenBookError:
+        if wanted == "gpu":
+            raise
+        return "cpu"
     return "gpu"
 
 
-def moved_to_gpu(index: Any, factory: str, resources: Any) -> Any:
-    """A copy of FAISS's index on this rank's GPU; OpenBookError for a family that FAISS does not have there."""
+def _check_gpu(factory: str, dim: int | None) -> None:
+    """OpenBookError where a GPU cannot search this family."""
+    if not torch.cuda.is_available():
+        raise OpenBookError(
+            "a GPU index was asked for and there is no GPU",
+            where="index.device",
+            got=f"torch {torch.__version__}, which finds none",
+            expected="a CUDA device",
+            action="Set index.device=cpu, or install a CUDA build of torch.",
+        )
+    if factory in FLAT_ON_GPU:
+        return
+    has_gpus = hasattr(faiss, "StandardGpuResources")
+    if not (has_gpus and faiss.get_num_gpus() > 0):
+        raise OpenBookError(
+            "a GPU index was asked for and FAISS has no GPU",
+            where="index.device",
+            got=f"{'faiss-gpu, which finds no device' if has_gpus else 'faiss-cpu'}, and index.factory={factory}",
+            expected="FAISS for GPUs, or Flat or SQfp16, which need none",
+            action="Install the other package (`pip uninstall faiss-cpu && pip install 'openbook[gpu]'`; both together "
+            "lose the GPU), or set index.device=cpu.",
+        )
+    if dim is not None:
+        moved_to_gpu(empty_index(dim, factory), factory, faiss.StandardGpuResources())
+
+
+def moved_to_gpu(index: Any, factory: str, resources: Any, n_passages: int = 0) -> Any:
+    """A copy of FAISS's empty index on this rank's GPU, with room for n_passages where the family can make it
+    beforehand; by cuVS where FAISS was built with it. OpenBookError for a family that FAISS does not have there."""
     cloner = faiss.GpuClonerOptions()
     cloner.useFloat16 = "fp16" in factory
+    cloner.reserveVecs = n_passages
     try:
         moved: Any = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index, cloner)
     except RuntimeError as error:

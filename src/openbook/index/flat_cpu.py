@@ -40,8 +40,11 @@ class CodesOnCpu(PlainCodes):
         self.codes = view.view(np.uint8).reshape(n_passages, codes.code_size)
         self.table = self.codes.view(np.float32) if is_flat else None
 
-    def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
-        self.codes[rows] = self.index.sa_encode(embeddings)
+    def train(self, embeddings: np.ndarray) -> None:
+        self.index.train(embeddings)
+
+    def write(self, rows: np.ndarray, embeddings: np.ndarray | Tensor) -> None:
+        self.codes[rows] = self.index.sa_encode(np.asarray(embeddings))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         return self.table[rows] if self.table is not None else self.index.sa_decode(self.codes[rows])

@@ -10,12 +10,13 @@ from functools import cache
 from typing import Literal
 
 from openbook.config.retrieval import IN_PLACE, RefreshMode
-from openbook.index.faiss_factory import FLAT_ON_GPU, bytes_per_passage, empty_index, learnt_points
+from openbook.index.faiss_factory import FLAT_ON_GPU, ROW, bytes_per_passage, empty_index, learnt_points
 from openbook.utils.console import duration
 from openbook.utils.host_memory import human
 
 PLANNING_PASSES = 64  # bytes per passage, at most, of the lengths and orders from which a refresh plans its passes
 GROWTH = 1.3  # what an index that grows holds, to what it stores: the allocator keeps the holes that lists leave
+GROWTH_ON_GPU = 2  # the same on a GPU while it is filled, at most: a list that is longer than the others is doubled
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Plan:
     bookkeeping: int = 0  # bytes per passage of the shard: PLANNING_PASSES
     encoder_bytes: int = 0  # the copy of the passage encoder that encodes
     models_on: Literal["cpu", "gpu"] = "cpu"
-    gpu_temp_memory: int = 256  # MiB that FAISS works in on a GPU
+    gpu_temp_memory: int = 256  # MiB that a search works in on a GPU
     keep_vectors: int = 0  # sets of fp32 embeddings of the corpus on disk, Flat only
     checkpoints: int = 0  # kept at a time
     checkpoint_bytes: int = 0  # of one, its passages left out
@@ -74,18 +75,23 @@ class Plan:
 
     @property
     def ram_at_swap(self) -> int:
-        """RAM for the index at its fullest. For a GPU a flat one is made there, any other in RAM and then moved."""
-        in_ram = self.indexes_at_swap if self.device == "cpu" else int(not self._flat_on_gpu)
+        """RAM for the index at its fullest. One on a GPU is made there; RAM keeps row numbers beside a family."""
+        if self.device == "gpu":
+            rows = 0 if self._flat_on_gpu else self.indexes_at_swap * ROW * self.n_shard
+            return rows + self.bytes_build + self.bookkeeping * self.n_shard
         # In RAM, families with plain codes take all of their memory at the start; the others grow into it.
-        at_once = self.device == "cpu" and re.fullmatch(r"Flat|SQ\w+|PQ\d+(x\d+)?\w*", self.factory)
+        at_once = re.fullmatch(r"Flat|SQ\w+|PQ\d+(x\d+)?\w*", self.factory)
         held = self.bytes_index if at_once else round(self.bytes_index * GROWTH)
-        return in_ram * held + self.bytes_build + self.bookkeeping * self.n_shard
+        return self.indexes_at_swap * held + self.bytes_build + self.bookkeeping * self.n_shard
 
     @property
     def gpu_at_swap(self) -> int:
         """GPU memory for the index and the encoder's copy at its fullest."""
         copy = self.encoder_bytes if self.models_on == "gpu" else 0
-        index = self.indexes_at_swap * self.bytes_index + (self.gpu_temp_memory << 20) if self.device == "gpu" else 0
+        if self.device == "cpu":
+            return copy
+        filled = self.bytes_index * (1 if self._flat_on_gpu else GROWTH_ON_GPU)
+        index = (self.indexes_at_swap - 1) * self.bytes_index + filled + (self.gpu_temp_memory << 20)
         return copy + index + (self._bytes_slice if self._flat_on_gpu else 0)
 
     @property

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
+import torch
+from torch import Tensor
 
 from openbook.batch import MISSING_ROW
 from openbook.errors import OpenBookError
@@ -31,10 +33,15 @@ def shipped_blas_threshold() -> int:
     return shipped
 
 
+def this_gpu() -> torch.device:
+    """This rank's."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
 @dataclass(frozen=True)
 class IndexOptions:
     """factory: FAISS factory string. device: where it is searched. nprobe, ef_search: search depth of IVF and HNSW.
-    gpu_temp_memory: MiB that FAISS may use for its work on a GPU. seed: of the sample that quantisers learn from."""
+    gpu_temp_memory: MiB that a search may use for its work on a GPU. seed: of the sample that quantisers learn from."""
 
     factory: str = "Flat"
     device: Literal["cpu", "gpu"] = "cpu"
@@ -55,8 +62,8 @@ class ShardIndex:
     Create, `train` on `n_to_train_on` embeddings where the family learns, `write` every row once, `finish`, `search`.
 
     Three storages: families whose codes lie side by side (Flat, SQfp16, SQ8, PQ, ...) on a CPU, Flat and SQfp16 on a
-    GPU, and families that are added to in the order of writing (IVF, HNSW, ...). Where nothing was learnt from the
-    embeddings (`replaceable`: plain codes, Flat, SQfp16, SQbf16), a row may be written again later. Scores of the first
+    GPU, and families that are added to in the order of writing (IVF, HNSW, ...), on a GPU those that FAISS has there.
+    Where nothing was learnt from the embeddings (`replaceable`), a row may be written again later. Scores of the first
     two are summed in fp64 from the stored vectors; so where nothing is learnt, shards merge to exactly what one index
     gives.
     """
@@ -64,22 +71,18 @@ class ShardIndex:
     def __init__(self, dim: int, n_passages: int, options: IndexOptions = IndexOptions()):
         shipped_blas_threshold()
         self.dim, self.n_passages, self.options = dim, n_passages, options
-        self._index: Any = empty_index(dim, options.factory)
+        empty: Any = empty_index(dim, options.factory)
+        # Embeddings that the family learns from, at most all there are; 0 when it learns nothing (more).
+        self.n_to_train_on = 0 if empty.is_trained else min(n_passages, 256 * max(learnt_points(empty), 1))
         self.storage: Storage
         temp_memory = options.gpu_temp_memory if options.device == "gpu" else None
         if temp_memory is not None and options.factory in FLAT_ON_GPU:
-            self.storage = FlatOnGpu(dim, n_passages, FLAT_ON_GPU[options.factory], temp_memory)
-        elif temp_memory is None and isinstance(faiss.downcast_index(self._index), faiss.IndexFlatCodes):
-            self.storage = CodesOnCpu(self._index, n_passages, options.exact)
+            self.storage = FlatOnGpu(dim, n_passages, FLAT_ON_GPU[options.factory], temp_memory, this_gpu())
+        elif temp_memory is None and isinstance(faiss.downcast_index(empty), faiss.IndexFlatCodes):
+            self.storage = CodesOnCpu(empty, n_passages, options.exact)
         else:
-            self.storage = AddedFamily(self._index, n_passages, options.factory, temp_memory)
+            self.storage = AddedFamily(empty, n_passages, options.factory, temp_memory)
         self.replaceable = self.storage.replaceable
-
-    @property
-    def n_to_train_on(self) -> int:
-        """Embeddings that the family learns from, at most all there are; 0 when it learns nothing (more)."""
-        learns = self._index is not None and not self._index.is_trained
-        return min(self.n_passages, 256 * max(learnt_points(self._index), 1)) if learns else 0
 
     @property
     def nbytes(self) -> int:
@@ -88,25 +91,30 @@ class ShardIndex:
 
     def train(self, embeddings: np.ndarray) -> None:
         """Let the quantisers learn from embeddings [n, dim] fp32."""
-        self._index.train(np.ascontiguousarray(embeddings, dtype=np.float32))
+        self.storage.train(np.ascontiguousarray(embeddings, dtype=np.float32))
+        self.n_to_train_on = 0
 
-    def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
-        """Store embeddings [n, dim] fp32 at rows [n]. Raises OpenBookError, and stores nothing, where one is not
-        finite: FAISS would accept it."""
-        embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-        broken = ~np.isfinite(embeddings).all(axis=1)
-        if broken.any():
+    def write(self, rows: np.ndarray, embeddings: np.ndarray | Tensor) -> None:
+        """Store embeddings [n, dim] fp32, an array or a tensor on `device`, at rows [n]. Raises OpenBookError, and
+        stores nothing, where one is not finite: FAISS would accept it."""
+        if isinstance(embeddings, np.ndarray):
+            embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
+            finite = np.isfinite(embeddings).all(axis=1)
+        else:
+            embeddings = embeddings.float().contiguous()
+            finite = embeddings.isfinite().all(1).cpu().numpy()
+        if not finite.all():
             raise OpenBookError(
                 "passage embeddings are not finite",
-                got=f"{int(broken.sum()):,} of {len(embeddings):,} with NaN or infinity, first row {rows[broken][0]}",
+                got=f"{int((~finite).sum()):,} of {len(embeddings):,} with NaN or infinity, first row "
+                f"{rows[~finite][0]}",
                 action="Has training diverged? Lower optim.lr_passage_encoder or raise optim.warmup_steps.",
             )
         self.storage.write(rows, embeddings)
 
     def finish(self) -> ShardIndex:
-        """Set the search depth and move the index to where it is searched; every row is written by now."""
+        """Set the search depth; every row is written by now."""
         self.storage.finish(self.options.nprobe, self.options.ef_search)
-        self._index = None  # or a copy on the CPU would stay beside the one on a GPU
         return self
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -122,13 +130,20 @@ class ShardIndex:
         """Store [n_passages, bytes] uint8 of an index of the same factory."""
         self.storage.restore(codes)
 
-    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The top_k of queries [n, dim] fp32: scores [n, top_k] fp32, highest first, and rows [n, top_k] int64.
+    @property
+    def device(self) -> torch.device:
+        """Where questions are searched for."""
+        return self.storage.device
+
+    def search(self, queries: np.ndarray | Tensor, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The top_k of queries [n, dim] fp32, an array or a tensor on `device`: scores [n, top_k] fp32, highest first,
+        and rows [n, top_k] int64.
 
         -inf and MISSING_ROW where there are no more."""
         scores = np.full((len(queries), top_k), -np.inf, dtype=np.float32)
         rows = np.full((len(queries), top_k), MISSING_ROW, dtype=np.int64)
         if self.n_passages and len(queries):
-            found, places = self.storage.search(queries, top_k)
+            asked = torch.from_numpy(queries) if isinstance(queries, np.ndarray) else queries
+            found, places = self.storage.search(asked, top_k)
             scores[:, : found.shape[1]], rows[:, : places.shape[1]] = found, places
         return scores, rows

@@ -47,26 +47,37 @@ class Snapshot:
         index_scores are plain inner products, before any temperature. Nothing here is differentiable.
         """
         asked, counts = gather_rows(question_embeddings.detach().float())
-        queries = np.ascontiguousarray(asked.cpu().numpy())
-        if not np.isfinite(queries).all():
-            raise OpenBookError(
-                "question embeddings are not finite",
-                action="Training has diverged: lower optim.lr_*, "
-                "raise optim.warmup_steps, or resume from an earlier checkpoint.",
-            )
-        if queries.shape[1] != self.index.dim:
+        if asked.shape[1] != self.index.dim:
             raise OpenBookError(
                 "question embeddings do not fit the index",
-                got=f"dim {queries.shape[1]}",
+                got=f"dim {asked.shape[1]}",
                 expected=f"dim {self.index.dim}",
             )
+        # An index on a GPU is asked there, and what it finds is the only thing that is waited for: a question that is
+        # not finite has no score that is.
+        on_gpu = self.index.device.type == "cuda"
+        queries = (asked if on_gpu else asked.cpu()).contiguous()
+        if not on_gpu:
+            _check_finite(queries)
         scores, rows = self.index.search(queries, max(top_k, CANDIDATES) if self.calibrate else top_k)
+        if on_gpu and not np.isfinite(scores).all():
+            _check_finite(queries)
         if self.calibrate:
-            scores, rows = merged(self.calibrate(queries, scores, rows)[None], rows[None], top_k)
+            calibrated = self.calibrate(queries.cpu().numpy(), scores, rows)
+            scores, rows = merged(calibrated[None], rows[None], top_k)
         rows = np.where(rows == MISSING_ROW, MISSING_ROW, rows + self.first_row)
         all_scores = exchange_rows(torch.from_numpy(scores), counts).numpy()
         scores, rows = merged(all_scores, exchange_rows(torch.from_numpy(rows), counts).numpy(), top_k)
         return Retrieved(torch.from_numpy(rows), to_device(torch.from_numpy(scores), question_embeddings.device))
+
+
+def _check_finite(queries: Tensor) -> None:
+    if not bool(queries.isfinite().all()):
+        raise OpenBookError(
+            "question embeddings are not finite",
+            action="Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume from an earlier "
+            "checkpoint.",
+        )
 
 
 def merged(scores: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,10 @@
 """What every index storage offers, and exact top-k where the code of each passage can be read back."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 # Candidates considered beyond top-k, so that rounding in FAISS's sums decides nothing.
 SPARE = 8
@@ -18,13 +20,18 @@ class Storage(Protocol):
     """How the passages of one shard are stored and searched.
 
     replaceable: whether a row can be written again. Only storages of plain codes can read back what they store
-    (`vectors`, `stored`, `restore`).
+    (`vectors`, `stored`, `restore`). device: where it wants questions, and where embeddings are best written from.
     """
 
     replaceable: bool
+    device: torch.device = torch.device("cpu")
 
-    def write(self, rows: np.ndarray, embeddings: np.ndarray) -> None:
-        """Store finite embeddings [n, dim] fp32 at rows [n]."""
+    def train(self, embeddings: np.ndarray) -> None:
+        """Let the quantisers learn from embeddings [n, dim] fp32; plain codes without quantisers have nothing to."""
+        return
+
+    def write(self, rows: np.ndarray, embeddings: np.ndarray | Tensor) -> None:
+        """Store finite embeddings [n, dim] fp32 at rows [n]; a tensor is on this storage's device."""
 
     def finish(self, nprobe: int, ef_search: int) -> None:
         """Every row is written: set the search depth and move the index to where it is searched. Plain codes have no
@@ -40,9 +47,19 @@ class Storage(Protocol):
     def restore(self, codes: np.ndarray) -> None:
         """Store the codes [n_passages, bytes] uint8 of a storage of the same family."""
 
-    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Scores fp32 and rows int64, both [n, at most top_k], of queries [n, dim] fp32, highest first; the row is
-        MISSING_ROW where there was no hit."""
+    def search(self, queries: Tensor, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Scores fp32 and rows int64, both [n, at most top_k], of queries [n, dim] fp32 on its device, highest first;
+        the row is MISSING_ROW where there was no hit."""
+
+
+def sum_by_halves(terms: Any) -> Any:
+    """The sums [...] of terms [..., dim], an array or a tensor, whose memory is used up: the second half is added to
+    the first until one number is left. Every machine, library and batch adds in that order, to the same bits."""
+    while (n := terms.shape[-1]) > 1:
+        half = (n + 1) // 2
+        terms[..., : n - half] += terms[..., half:]
+        terms = terms[..., :half]
+    return terms[..., 0]
 
 
 class PlainCodes(Storage):
@@ -62,7 +79,10 @@ class PlainCodes(Storage):
         """Rows [n, depth] in no order, and their scores where torch summed them, in whatever precision it has."""
         raise NotImplementedError
 
-    def search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Tensor, top_k: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._search(queries.numpy(), top_k)
+
+    def _search(self, queries: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         k, depth, todo = min(top_k, self.most), top_k + SPARE, np.arange(len(queries))
         scores, rows = np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
         while len(todo):
@@ -101,8 +121,9 @@ class PlainCodes(Storage):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             vectors = self.vectors(rows[part].reshape(-1)).reshape(*rows[part].shape, self.dim).astype(np.float64)
-            scores[part] = (vectors * queries[part, None]).sum(-1)
             largest[part] = np.sqrt(np.einsum("nkd,nkd->nk", vectors, vectors).max(1))
+            vectors *= queries[part, None]
+            scores[part] = sum_by_halves(vectors)
         order = np.lexsort((rows, -scores), axis=1)
         hidden = self.rounding * largest * np.linalg.norm(queries, axis=1)
         if found is not None:

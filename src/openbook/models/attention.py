@@ -235,9 +235,13 @@ def _mask(*arguments: Any, **named: Any) -> Tensor | None:
 
 
 def _unseen_mask(*arguments: Any, **named: Any) -> Tensor | None:
-    """Bool, True at what is seen; None only where there is no padding mask to ask."""
+    """Added to scores, in their type: torch would make it of a bool mask in every layer. None without padding mask."""
     skips = ("allow_is_causal_skip", "allow_is_bidirectional_skip") if named.get("attention_mask") is not None else ()
-    return sdpa_mask(*arguments, **(named | dict.fromkeys(skips, False)))
+    mask = sdpa_mask(*arguments, **(named | dict.fromkeys(skips, False)))
+    if mask is None:
+        return None
+    autocast = torch.is_autocast_enabled(kind := mask.device.type)
+    return _additive(mask, torch.get_autocast_dtype(kind) if autocast else named.get("dtype", torch.float32))
 
 
 AttentionInterface.register(NAME, attend)

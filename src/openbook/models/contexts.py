@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openbook.batch import NULL_ROW, Batch, to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.data.prompts import Prompt
+from openbook.models.cast_weights import with_weights_cast
 from openbook.models.generator import Generator
 
 
@@ -55,12 +57,15 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
     lengths = mask.sum(-1).numpy()
     passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
-    parts = []
-    for positions in passes:
+
+    def hidden_of(positions: np.ndarray) -> Tensor:
         some, length = torch.from_numpy(positions), int(lengths[positions[0]])
         some_mask = to_device(mask[some, :length], device)
         memory = generator.encode(to_device(ids[some, :length], device), some_mask)
         # context i is of question i // n_docs
-        parts.append(generator.decode(inputs[to_device(some // n_docs, device)], memory, some_mask)[0])
+        return generator.decode(inputs[to_device(some // n_docs, device)], memory, some_mask)[0]
+
+    model = cast(nn.Module, generator)
+    parts = with_weights_cast(model, lambda: [hidden_of(positions) for positions in passes], but=generator.head_weight)
     back = to_device(torch.from_numpy(np.argsort(np.concatenate(passes))), device)
     return torch.cat(parts)[back].view(len(rows), n_docs, inputs.shape[1], -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
+from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder
 from openbook.models.linear import Linear, new_projection, read_dense
 from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, model_folder
@@ -81,8 +83,8 @@ class TextEncoder(nn.Module):
         more = {}
         if self._positions and mask is not None:
             more["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-        states = self.model(input_ids=ids, attention_mask=mask, **more).last_hidden_state.float()
-        pooled = self.head(self._pooled(states, mask))
+        found = with_weights_cast(self.model, partial(self.model, input_ids=ids, attention_mask=mask, **more))
+        pooled = self.head(self._pooled(found.last_hidden_state.float(), mask))
         if self.dimensions:
             pooled = pooled[:, : self.dimensions]
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled

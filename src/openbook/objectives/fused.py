@@ -16,7 +16,6 @@ chunk holds goes through in pieces, twice: once for its token_logprobs, once mor
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -24,14 +23,11 @@ from torch import Tensor
 
 from openbook.batch import to_device
 from openbook.errors import OpenBookError
-from openbook.objectives.vocabulary_head import add_product, slices, through_head
+from openbook.objectives.vocabulary_head import VocabularyHead, chunk_bytes_of
 
 # (token_logprobs [batch, n_docs, target_len], doc_scores [batch, n_docs], target_mask [batch, target_len]) -> [batch];
 # each question's value depends on its own rows alone, as all of openbook.objectives does.
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# Logits of one chunk. Each chunk reads and writes the head's gradient once, so that many small ones are slower.
-CHUNK_BYTES = 128 * 2**20
 
 
 class FusedLoss(NamedTuple):
@@ -52,7 +48,7 @@ def fused_marginal_nll(
     objective: Objective,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
     retain: bool = False,
     counted: Tensor | None = None,
 ) -> FusedLoss:
@@ -69,8 +65,8 @@ def fused_marginal_nll(
 
     The gradient is computed here, for hidden, head_weight, head_bias and doc_scores, whichever want one, and handed
     over by backward: it goes to the leaves once, unless `retain` keeps it for more (retain_graph). There is no second
-    derivative. At most chunk_bytes of logits are held at a time (one target position at least). Raises OpenBookError
-    on axes and types that do not agree.
+    derivative. At most chunk_bytes of logits are held at a time (one target position at least; None: what suits the
+    device). Raises OpenBookError on axes and types that do not agree.
     """
     weight = doc_scores.new_ones(len(hidden)) if weight is None else weight.detach()
     _check(hidden, head_weight, head_bias, labels, doc_scores, weight)
@@ -79,9 +75,8 @@ def fused_marginal_nll(
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     with torch.autocast(kind, enabled=False):
-        found, gradients = _forward(
-            *inputs, labels, weight, objective, label_smoothing, chunk_bytes, counted, wanted, dtype
-        )
+        most = chunk_bytes or chunk_bytes_of(hidden.device)
+        found, gradients = _forward(*inputs, labels, weight, objective, label_smoothing, most, counted, wanted, dtype)
     return found._replace(loss=_WithGradient.apply(found.loss, gradients, retain, *inputs))
 
 
@@ -144,20 +139,13 @@ def _forward(
     rows = to_device(counted.flatten().nonzero()[:, 0], hidden.device)
     row_labels = labels[:, None].expand(counted.shape).flatten()[rows]
     flat_hidden = hidden.reshape(-1, dim)
-    used_weight = head_weight.to(dtype)
-    head = partial(
-        through_head,
-        weight=used_weight,
-        bias=None if head_bias is None else head_bias.to(exact),
-        smoothing=label_smoothing,
-        exact=exact,
-    )
+    head = VocabularyHead(head_weight, head_bias, dtype, exact)
     learning = any(wanted)
     token_logprobs = hidden.new_zeros(counted.shape, dtype=exact)
     plain = torch.zeros_like(token_logprobs) if label_smoothing else token_logprobs
     nll, loss = hidden.new_zeros(batch, dtype=exact), hidden.new_zeros((), dtype=exact)
     d_hidden = torch.zeros_like(flat_hidden, dtype=exact) if wanted[0] else None
-    d_weight = torch.zeros_like(head_weight, dtype=exact) if wanted[1] else None
+    d_weight = head.new_gradient() if wanted[1] else None
     d_bias = torch.zeros_like(head_bias, dtype=exact) if wanted[2] and head_bias is not None else None
     d_scores = torch.zeros_like(doc_scores) if wanted[3] else None
 
@@ -166,7 +154,7 @@ def _forward(
         pieces = list(zip(rows[of_rows].split(most), row_labels[of_rows].split(most), strict=True))
         keep = any(wanted[:3]) and len(pieces) == 1
         for piece, piece_labels in pieces:
-            residual, *logprobs = head(flat_hidden[piece], piece_labels, keep=keep)
+            residual, *logprobs = head(flat_hidden[piece], piece_labels, smoothing=label_smoothing, keep=keep)
             token_logprobs.view(-1)[piece], plain.view(-1)[piece] = logprobs
 
         small = token_logprobs[questions].clone().requires_grad_(learning)
@@ -187,23 +175,20 @@ def _forward(
             states = flat_hidden[piece]
             if not keep:
                 residual = None  # the last piece's, before the next is made
-                residual, *_ = head(states, piece_labels, keep=True)
+                residual, *_ = head(states, piece_labels, smoothing=label_smoothing, keep=True)
             assert residual is not None
             scale = -d_small.flatten()[piece - first].to(exact)
             d_states = torch.zeros_like(states, dtype=exact) if d_hidden is not None else None
             scaled = (states * scale[:, None]).to(dtype) if d_weight is not None else None
-            # Some of the vocabulary at a time: it stays in a CPU's cache, and no product is as large as the head.
-            for some in slices(len(head_weight), dim * dtype.itemsize, hidden):
-                if d_states is not None:
-                    add_product(d_states, residual[:, some], used_weight[some])
-                if d_weight is not None and scaled is not None:
-                    add_product(d_weight[some], residual[:, some].T, scaled)
+            head.add_gradients(residual, scaled, d_states, d_weight)
             if d_hidden is not None and d_states is not None:
                 d_hidden[piece] = d_states.mul_(scale[:, None])
             if d_bias is not None:
-                d_bias += (scale.to(dtype) @ residual).to(exact)
+                d_bias += (scale.to(dtype) @ residual).to(exact)[: head.vocab]
         del residual  # before the next chunk's are made
     found = FusedLoss(loss, nll, plain)
+    if d_weight is not None and len(d_weight) > head.vocab:
+        d_weight = d_weight[: head.vocab]
     return found, [None if d_hidden is None else d_hidden.view(hidden.shape), d_weight, d_bias, d_scores]
 
 

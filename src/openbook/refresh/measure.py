@@ -45,7 +45,9 @@ class Sample:
         if len(self.rows):
             places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
             hit = self.rows[places] == rows
-            self.vectors[torch.from_numpy(places[hit])] = embeddings[torch.from_numpy(hit)]
+            if hit.any():
+                seen = embeddings[torch.from_numpy(np.flatnonzero(hit)).to(embeddings.device)]
+                self.vectors[torch.from_numpy(places[hit])] = seen.cpu()
 
 
 class IndexMeasure:
@@ -70,7 +72,8 @@ class IndexMeasure:
         self.sample.see(rows, embeddings)
         self.watched.see(rows, embeddings)
         if not self.exact:
-            scores = torch.cat([self.best[0], self.questions @ embeddings.T], dim=1)
+            found = self.questions.to(embeddings.device) @ embeddings.T
+            scores = torch.cat([self.best[0], found.cpu()], dim=1)
             among = torch.cat([self.best[1], torch.from_numpy(rows).expand(len(self.questions), -1)], dim=1)
             scores, places = scores.topk(self.k, dim=1)
             self.best = scores, among.gather(1, places)

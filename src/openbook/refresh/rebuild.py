@@ -158,8 +158,8 @@ class Rebuild:
         self._unwritten: list[tuple[np.ndarray, Tensor]] = []
         with raise_on_all_ranks():
             self.fingerprint = encoder.fingerprint()
-            self.coder = corpus.coder(encoder)
             self.index = ShardIndex(encoder.dim, len(self.rows), options)
+            self.coder = corpus.coder(encoder, self.index.device)
             self.n_to_learn_from = self.index.n_to_train_on
             order = np.random.default_rng(options.seed).permutation(self.rows)
             self._learns_from = np.zeros(len(self.rows), dtype=bool)  # by place in the shard
@@ -230,7 +230,7 @@ class Rebuild:
             self.index.train(torch.cat([embeddings for _, embeddings in self._unwritten]).numpy()[sample])
         unwritten, self._unwritten = self._unwritten, []
         for rows, embeddings in unwritten:
-            self.index.write(rows - self.rows.start, embeddings.numpy())
+            self.index.write(rows - self.rows.start, embeddings)
 
     def _unknown(self) -> np.ndarray:
         """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""

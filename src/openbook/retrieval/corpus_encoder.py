@@ -19,15 +19,17 @@ from openbook.data.length_batches import plan_passes
 from openbook.models.encoders import TextEncoder
 from openbook.utils.distributed import rank, shard, world_size
 
+CPU = torch.device("cpu")
+
 
 class PassageCoder:
     """A copy of a passage encoder, weights in dtype and in eval mode (dropout would make an index of noise).
 
     The encoder itself and the random state are left as they are; weights are cast once, not in every forward pass.
 
-    coder(rows) -> embeddings [n, dim] fp32 on the CPU, under inference_mode. On a GPU the work goes to a stream of its
-    own beside training: `start` returns at once, and the embeddings are waited for when they are asked for. `begin` and
-    `finished` do so with many passes.
+    coder(rows) -> embeddings [n, dim] fp32 on the CPU, under inference_mode; on the device that encodes where they are
+    to be `kept` on it. On a GPU the work goes to a stream of its own beside training: `start` returns at once, and the
+    embeddings are waited for when they are asked for. `begin` and `finished` do so with many passes.
     """
 
     def __init__(
@@ -38,10 +40,11 @@ class PassageCoder:
         max_length: int,
         *,
         dtype: torch.dtype = torch.float32,
+        kept: bool = False,
     ):
         self.encoder = copy.deepcopy(encoder).to(dtype).eval().requires_grad_(False)
         self.tokens, self.style, self.max_length = tokens, style, max_length
-        self.device = next(encoder.parameters()).device
+        self.device, self.kept = next(encoder.parameters()).device, kept
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self._waiting: list[Encoding] = []
 
@@ -69,11 +72,11 @@ class PassageCoder:
         padded = not bool(mask.all())
         with torch.inference_mode():
             if self._stream is None:
-                return Encoding(rows, self.encoder(ids, mask if padded else None))
+                return Encoding(rows, self.encoder(ids, mask if padded else None), kept=self.kept)
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
                 embeddings = self.encoder(to_device(ids, self.device), to_device(mask, self.device) if padded else None)
-                return Encoding(rows, embeddings, self._stream.record_event())
+                return Encoding(rows, embeddings, self._stream.record_event(), self.kept)
 
     def begin(self, passes: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Begin to encode each pass; gives (rows, embeddings) of those that are done, which on a CPU each is at once
@@ -93,14 +96,18 @@ class PassageCoder:
 class Encoding:
     """Embeddings of the passages at rows [n], perhaps still being computed."""
 
-    def __init__(self, rows: np.ndarray, embeddings: Tensor, done: torch.cuda.Event | None = None):
-        self.rows, self._embeddings, self._done = rows, embeddings, done
+    def __init__(self, rows: np.ndarray, embeddings: Tensor, done: torch.cuda.Event | None = None, kept: bool = False):
+        self.rows, self._embeddings, self._done, self._kept = rows, embeddings, done, kept
 
     def result(self) -> Tensor:
-        """[n, dim] fp32 on the CPU; waits for what is still computed."""
+        """[n, dim] fp32, on the CPU unless `kept` where they are; waits for what is still computed."""
         if self._done is not None:
             self._done.synchronize()
-        return self._embeddings.float().cpu()
+        if not self._kept:
+            return self._embeddings.float().cpu()
+        if self._embeddings.is_cuda:  # or its stream would reuse the memory before this one has read it
+            self._embeddings.record_stream(torch.cuda.current_stream(self._embeddings.device))
+        return self._embeddings.float()
 
 
 def encode_passes(coder: PassageCoder, passes: list[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -130,5 +137,7 @@ class CorpusOptions:
         """This rank's shard."""
         return shard(self.n_passages, rank(), world_size())
 
-    def coder(self, encoder: TextEncoder) -> PassageCoder:
-        return PassageCoder(encoder, self.tokens, self.style, self.max_length, dtype=self.dtype)
+    def coder(self, encoder: TextEncoder, index_device: torch.device = CPU) -> PassageCoder:
+        """index_device: where embeddings are stored; from an encoder on the same device they do not leave it."""
+        kept = next(encoder.parameters()).device == index_device
+        return PassageCoder(encoder, self.tokens, self.style, self.max_length, dtype=self.dtype, kept=kept)
