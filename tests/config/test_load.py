@@ -72,7 +72,7 @@ def test_ranges_and_combinations(folder: Path) -> None:
         "(retriever.n_docs): got 0, expected more than 0",
         "(optim.final_lr): got 2.0, expected a share",
         "tied encoders train together",
-        "questions of your own over the embedded corpus",
+        "embedded questions over a corpus of your own",
         "(data.validation): got 'factbook'",
     ):
         assert part in text

@@ -26,7 +26,7 @@ POSITIVE = """
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
     trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
     trainer.log_every evaluate.batch_size
-    decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most
+    decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
@@ -35,7 +35,7 @@ NOT_NEGATIVE = """
     data.workers optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
-    dpr.index_negatives
+    dpr.index_negatives data.split.overlap evaluate.depth
 """.split()
 FRACTIONS = (
     "refresh.share",
@@ -172,6 +172,12 @@ def _model_checks(config: Config) -> list[Check]:
     data, retriever, optim = config.data, config.retriever, config.optim
     question_trains = retriever.train_question_encoder
     return [
+        Check(
+            data.split.overlap >= data.split.size,
+            "passages would repeat all of the one before",
+            "data.split.overlap",
+            f"less than data.split.size = {data.split.size}",
+        ),
         Check(not data.train, "no training questions", "data.train", "a file of questions or 'factbook'"),
         Check(
             0 < data.max_context_tokens < data.max_question_tokens + 8,

@@ -47,7 +47,10 @@ class PlannedExamples(Dataset[Planned]):
 
 @dataclass(frozen=True, kw_only=True)
 class Collate:
-    """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes."""
+    """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes.
+
+    cut_questions: of a longer question each tokenizer keeps the first max_question_tokens; otherwise there is none.
+    """
 
     question_tokenizer: Tokenizer
     generator_tokenizer: Tokenizer
@@ -55,18 +58,20 @@ class Collate:
     max_target_tokens: int
     seed: int
     sample_answers: bool
+    cut_questions: bool = False
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
         special = special_ids(self.question_tokenizer)
         questions = [example.question for example in examples]
-        asked = token_ids(self.question_tokenizer, questions)
+        most = self.max_question_tokens if self.cut_questions else None
+        asked = [ids[:most] for ids in token_ids(self.question_tokenizer, questions)]
         ids, mask = question_inputs(asked, special, self.max_question_tokens + special.n_in_context - 1)
-        context_questions = tuple(map(tuple, token_ids(self.generator_tokenizer, questions)))
+        context_questions = tuple(tuple(ids[:most]) for ids in token_ids(self.generator_tokenizer, questions))
         if self.sample_answers:
             answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]
         else:
-            answers = [example.answers[0] for example in examples]
+            answers = [example.answers[0] if example.answers else "" for example in examples]
         return Batch(
             question_ids=ids,
             question_mask=mask,

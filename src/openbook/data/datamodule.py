@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,15 +16,14 @@ from torch.utils.data import DataLoader
 
 from openbook.batch import Batch, Example
 from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker
-from openbook.data.inputs import question_inputs, special_ids, target_start, token_ids
+from openbook.data.inputs import question_inputs, special_ids, token_ids
 from openbook.data.question_file import QuestionFile
+from openbook.data.question_lengths import Limits, answer_room, check_lengths, over
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-_CHUNK = 1024  # questions tokenised at once when their lengths are checked
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -42,14 +41,15 @@ class QuestionAnswerData(LightningDataModule):
     """Training, validation and test questions as batches of this rank.
 
     Files are `.jsonl` questions (see formats); a file of None has no loader. max_question_tokens counts a question
-    without special tokens, under either tokenizer: a longer one is an error when the data is set up, because questions
-    are never cut in a context. max_target_tokens counts the end-of-sequence: longer answers are cut, with one
-    warning that says how many, or with `strict` an error.
+    without special tokens, under either tokenizer: a longer one is, by long_questions, an error when the data is set
+    up (because questions are never cut in a context), cut at its end, or left out, and said. max_target_tokens counts
+    the end-of-sequence: longer answers are cut, with one warning that says how many, or with `strict` an error.
 
     Training batches sample one of the gold answers per visit, by (seed, epoch, example id); the others label the
     first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
 
-    limits: {split: questions used}, spread evenly over the file; 0 or absent: all.
+    limits: {split: questions used}, spread evenly over the file; 0 or absent: all. unanswered: whether questions may
+    lack an answer.
 
     The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
     step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own
@@ -73,9 +73,11 @@ class QuestionAnswerData(LightningDataModule):
         strict: bool = False,
         cache: str | Path | None = None,
         limits: Mapping[str, int] | None = None,
+        long_questions: Literal["error", "cut", "drop"] = "error",
+        unanswered: bool = False,
     ):
         super().__init__()
-        self.limits = dict(limits or {})
+        self.limits, self.long_questions, self.unanswered = dict(limits or {}), long_questions, unanswered
         self.paths = {"train": train, "validation": validation, "test": test}
         self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size or batch_size
@@ -91,8 +93,11 @@ class QuestionAnswerData(LightningDataModule):
         for split in needed.get(stage, self.paths):
             path = self.paths[split]
             if path is not None and split not in self.questions:
-                questions = QuestionFile(path, self.cache)
-                self._check_lengths(questions, with_answers=split == "train")
+                questions = QuestionFile(path, self.cache, self.unanswered)
+                room = answer_room(self.generator_tokenizer, self.max_target_tokens) if split == "train" else None
+                tokenizers = (self.question_tokenizer, self.generator_tokenizer)
+                limits = Limits(self.max_question_tokens, self.long_questions, room, self.strict)
+                check_lengths(questions, tokenizers, limits)
                 self.questions[split] = questions
 
     def train_dataloader(self) -> ResumableLoader:
@@ -180,13 +185,14 @@ class QuestionAnswerData(LightningDataModule):
             max_target_tokens=self.max_target_tokens,
             seed=self.seed,
             sample_answers=sample_answers,
+            cut_questions=self.long_questions == "cut",
         )
 
     def batch_of(self, examples: Sequence[Example]) -> Batch:
         """Examples that are in no file as one batch; OpenBookError for a question that is too long."""
         asked = list(enumerate((example.question for example in examples), 1))
-        for tokenizer in (self.question_tokenizer, self.generator_tokenizer):
-            for number, n_tokens in _over(tokenizer, asked, self.max_question_tokens):
+        for tokenizer in (self.question_tokenizer, self.generator_tokenizer) if self.long_questions != "cut" else ():
+            for number, n_tokens in over(tokenizer, asked, self.max_question_tokens):
                 raise OpenBookError(
                     "a question is longer than the limit",
                     where=f"question {number}",
@@ -195,46 +201,3 @@ class QuestionAnswerData(LightningDataModule):
                 )
         plan = BatchPlan(tuple(range(len(examples))), filler=0, epoch=0, cursor=0)
         return self._collate(sample_answers=False)((plan, list(examples)))
-
-    def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
-        room = self.max_target_tokens - 1 - (target_start(self.generator_tokenizer) is not None)
-        long_questions: list[tuple[int, int]] = []
-        long_answers: list[tuple[int, int]] = []
-        for start in range(0, len(questions), _CHUNK):
-            places = range(start, min(start + _CHUNK, len(questions)))
-            lines = [(questions.line_number(place), questions[place]) for place in places]
-            asked = [(number, example.question) for number, example in lines]
-            for tokenizer in (self.question_tokenizer, self.generator_tokenizer):
-                long_questions += _over(tokenizer, asked, self.max_question_tokens)
-            if with_answers:
-                answers = [(number, answer) for number, example in lines for answer in example.answers]
-                long_answers += _over(self.generator_tokenizer, answers, room)
-        if long_questions:
-            longest, number = max((n_tokens, -number) for number, n_tokens in long_questions)
-            raise OpenBookError(
-                "a question is longer than the limit",
-                where=f"{questions.path}:{-number}",
-                got=f"{longest} tokens",
-                expected=f"at most {self.max_question_tokens}, because questions are never cut",
-                action=f"{len({number for number, _ in long_questions})} of {len(questions)} questions are too long; "
-                "this is the longest. Raise the limit for question tokens, or shorten or remove them.",
-            )
-        if long_answers:
-            problem = OpenBookError(
-                f"{len(long_answers)} answers are longer than the limit",
-                where=f"the first at {questions.path}:{long_answers[0][0]}",
-                got=f"up to {max(n_tokens for _, n_tokens in long_answers)} tokens",
-                expected=f"at most {room} and the end-of-sequence",
-                action="Raise the limit for target tokens" + ("." if self.strict else "; until then they are cut."),
-            )
-            if self.strict:
-                raise problem
-            warnings.warn(str(problem), stacklevel=2)
-
-
-def _over(tokenizer: Tokenizer, numbered: list[tuple[int, str]], limit: int) -> list[tuple[int, int]]:
-    """(line, tokens) of the texts with more than `limit` tokens. A text of fewer bytes than that has fewer tokens:
-    most are passed over without being tokenised."""
-    suspects = [(number, text) for number, text in numbered if len(text.encode()) > limit]
-    ids = token_ids(tokenizer, [text for _, text in suspects])
-    return [(number, len(found)) for (number, _), found in zip(suspects, ids, strict=True) if len(found) > limit]

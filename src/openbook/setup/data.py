@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, SPANS, FactbookConfig, SpansConfig
+from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, QUESTIONS, SPANS, FactbookConfig, SpansConfig
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
@@ -18,6 +18,7 @@ from openbook.data.inputs import token_ids
 from openbook.data.masking import SpanOptions
 from openbook.data.spans import Limit, SpanFiles, build_spans, mixed
 from openbook.models.encoders import load_tokenizer
+from openbook.setup.own_files import own_passages, own_questions
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
@@ -86,9 +87,11 @@ def files(config: Config) -> Files:
 
 
 def named_file(config: Config, key: str, name: str) -> Path | None:
-    """The file that a name stands for as the value of this key of `data`, built where it is not there yet."""
+    """The file that a name stands for as the value of this key of `data`, built or converted where it is not there."""
+    if name == QUESTIONS and key == "corpus":
+        return own_passages(config, name)
     if name not in BUILT_IN[key]:
-        return Path(name) if name else None
+        return None if not name else own_passages(config, name) if key == "corpus" else own_questions(config, key, name)
     data = config.data
     if name == SPANS:
         return masked_spans(config).paths[key]
@@ -146,6 +149,8 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         seed=config.seed,
         num_workers=config.data.workers,
         strict=config.data.strict_targets,
+        long_questions=config.data.long_questions,
+        unanswered=config.objective == "dpr",
         cache=config.data.cache,
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
     )

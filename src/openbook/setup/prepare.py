@@ -35,6 +35,7 @@ from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, autocast_dtype, set_threads
 
+RANKED = 100  # passages per question of a test of retrieval alone
 NEEDED = ("objective", "retriever")  # The caller's own parts that a run cannot be resumed without.
 
 
@@ -117,6 +118,19 @@ class Prepared:
     def module(self, training: bool = True, planning: bool = False) -> RagModule | DprModule:
         """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into, or for
         planning, with stand-ins that cost as much in a step and nothing to make."""
+        module = self._module(training, planning)
+        module.test_depth = self.test_depth
+        return module
+
+    @cached_property
+    def test_depth(self) -> int:
+        """Passages that the test ranks per question; where the key leaves it open, 100 if no question has an answer."""
+        test = self.questions.questions.get("test")
+        if test is None or self.config.objective == "closed_book":
+            return 0
+        return self.config.evaluate.depth or (0 if any(example.answers for example in test) else RANKED)
+
+    def _module(self, training: bool, planning: bool) -> RagModule | DprModule:
         config, parts = self.config, self.parts
         if config.objective == "dpr":
             questions = None if planning else self.questions
