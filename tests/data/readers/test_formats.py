@@ -176,7 +176,8 @@ BAD_QUESTIONS = {
     "nq-open": (
         '{"question": "q", "answer": ["a"]}\n',
         r"no `answers` \(.*q\.jsonl:1\): got the keys 'answer', 'question', expected `question` \(a string\) and "
-        r"`answers` \(a list of strings, at least one\) on each line\. .*Rename `answer` to `answers`\. Or set data\.columns=answers:answer",
+        r"`answers` \(a list of strings, at least one\) on each line\. .*Rename `answer` to `answers`\. "
+        r"Or set data\.columns=answers:answer",
     ),
     "misspelt": ('{"qestion": "q", "answers": ["a"]}\n', r"no `question`.*Rename `qestion` to `question`\."),
     "none": (QUESTION + '{"question": "q", "answers": []}\n', r"a question has no answer \(.*:2\): .*at least one"),

@@ -168,7 +168,7 @@ class _Html(HTMLParser):
             self._silent = []  # the end of the head may be left out
         if tag in _SILENT:
             self._silent.append(tag)
-        self._in_title = self._in_title or (tag == "title" and self._silent == ["head"])
+        self._in_title = self._in_title or (tag == "title" and "svg" not in self._silent)
         if re.fullmatch("h[1-6]", tag):
             self._level, self._heading = int(tag[1]), []
         elif tag not in _INLINE:

@@ -35,9 +35,7 @@ def webquestions(record: dict[str, Any], number: str) -> Iterator[Asked]:
         expected = '(list (description "an answer") ...)'
         raise BadLineError("`targetValue` is no list of answers", got=written[:80], expected=expected)
     unescaped = [answer.replace('\\"', '"').strip() for answer in answers]
-    yield Asked(
-        Example(_identity(record, number, "qId", "url"), text(record, "utterance"), answers_of(unescaped, "answer"))
-    )
+    yield Asked(Example(_identity(record, number, "qId"), text(record, "utterance"), answers_of(unescaped, "answer")))
 
 
 def triviaqa(record: Any, number: str) -> Iterator[Asked]:
