@@ -15,8 +15,10 @@ import pytest
 
 from openbook.batch import Example, Passage
 from openbook.data.question_file import QuestionFile
+from openbook.data.readers.columns import PASSAGE, QUESTION
 from openbook.data.readers.compressed import packing
 from openbook.data.readers.convert import Converted, convert_passages, convert_questions
+from openbook.data.readers.detect import is_native
 from openbook.data.readers.formats import read_passages
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.errors import OpenBookError
@@ -212,6 +214,22 @@ def test_rows_of_the_hub_are_read_like_the_files(tmp_path: Path) -> None:
         assert len(found[0].positive_ids) == (0 if record is trivia else 1)
 
 
+def test_other_keys_beside_our_own_say_nothing(tmp_path: Path) -> None:
+    """A file that was read where it lies before other formats were known still is."""
+    own = {"question": "q", "answers": ["a"], "context": "c", "answer": "b", "paragraphs": [], "positive_ids": ["1"]}
+    (tmp_path / "q.jsonl").write_text(samples.lines(own | {"positive_ctxs": [{"title": "t"}]}, own))
+    assert is_native(tmp_path / "q.jsonl", QUESTION, {})
+    (tmp_path / "p.jsonl").write_text(
+        samples.lines({"id": "1", "title": "t", "text": "x", "contents": "y", "lines": "z"})
+    )
+    assert is_native(tmp_path / "p.jsonl", PASSAGE, {})
+    (tmp_path / "p.tsv").write_text(PASSAGE_FILES["DPR passages"]()["psgs_w100.tsv"])
+    assert is_native(tmp_path / "p.tsv", PASSAGE, {})
+    for ours, name, columns in ((QUESTION, "q.jsonl", {"question": "a"}), (PASSAGE, "p.jsonl", {"text": "a"})):
+        assert not is_native(tmp_path / name, ours, columns)
+        assert is_native(tmp_path / name, ours, {"id": "a"})
+
+
 def test_columns_that_the_user_names(tmp_path: Path) -> None:
     path = written(
         tmp_path,
@@ -248,6 +266,13 @@ def test_a_data_set_of_the_hub_is_streamed(tmp_path: Path, monkeypatch: pytest.M
         made = convert_questions(name, tmp_path, split="train", columns={}, answered=True)
         assert made.report["questions"] == 2
     assert calls == [("nq_open", None, "train", True), ("a/b", "c", "dev", True)]
+
+
+def test_datasets_itself_streams_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    written(tmp_path / "d", {"train.jsonl": QUESTION_FILES["NQ-open"]()["q.jsonl"]})
+    made = convert_questions(f"hf:{tmp_path / 'd'}", tmp_path / "c", split="train", columns={}, answered=True)
+    assert made.report["format"] == "NQ-open" and made.report["questions"] == 2
 
 
 BROKEN: dict[str, tuple[str, str]] = {

@@ -40,7 +40,8 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
     if kind == "zstd":
         handle: Any = io.BufferedReader(_ZstdReader(path), _CHUNK)
     else:
-        handle = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}.get(kind, open)(path, "rb")
+        openers: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
+        handle = openers.get(kind, open)(path, "rb")
     try:
         yield cast("IO[bytes]", handle)
     except _DAMAGED as error:

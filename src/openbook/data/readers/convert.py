@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from openbook.batch import Example, Passage
 from openbook.data.readers.checked_lines import BadLineError, file_fingerprint, id_hash
 from openbook.data.readers.detect import Reading, passages_of, questions_of
 from openbook.data.readers.fields import Asked, json_of
-from openbook.data.readers.formats import read_passages
+from openbook.data.readers.formats import PLACES, read_passages
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.repeats import Ids, first_of_each
 from openbook.data.readers.tables import Place
@@ -28,6 +30,7 @@ VERSION = 1  # raise it whenever the same input gives other bytes
 QUESTIONS, PASSAGES, REPORT = "questions.jsonl", "passages.jsonl", "report.json"
 
 Progress = Callable[[int, int], None]
+_ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,8 @@ def _converted(
         except PermissionError as error:
             raise OpenBookError("the cache cannot be written", where=folder, got=str(error)) from None
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-    there = [folder / one if report[key] else None for one, key in ((QUESTIONS, "questions"), (PASSAGES, "passages"))]
-    return Converted(*there, report)
+    questions = folder / QUESTIONS if report["questions"] else None
+    return Converted(questions, folder / PASSAGES if report["passages"] else None, report)
 
 
 def _write(
@@ -135,6 +138,9 @@ def _write(
         n = notes["questions without an answer are left out"]
         raise _unanswered(name, n)
     asked.refuse_repeats()
+    if total:
+        starts = np.frombuffer(asked.starts, np.int64)[:-1]
+        np.save(folder / PLACES, np.stack([starts, np.arange(1, total + 1)], axis=1))
     kept = first_of_each(folder / "all.jsonl", folder / PASSAGES, passages, notes, strict and not total)
     return {"format": reading.format, "questions": total, "passages": kept, "notes": dict(sorted(notes.items()))}
 
@@ -166,12 +172,14 @@ def _write_asked(
         return
     if not example.answers:
         notes["questions have no answer"] += 1
-    questions.write(json.dumps(json_of(example), ensure_ascii=False) + "\n")
+    line = _ENCODE(json_of(example)) + "\n"
+    questions.write(line)
     asked.add(place, example.id)
+    asked.starts.append(asked.starts[-1] + len(line.encode()))
 
 
 def _write_passage(file: IO[str], passages: Ids, place: Place, one: Passage) -> None:
-    file.write(json.dumps({"id": one.id, "title": one.title, "text": one.text}, ensure_ascii=False) + "\n")
+    file.write(_ENCODE({"id": one.id, "title": one.title, "text": one.text}) + "\n")
     passages.add(place, one.id, f"{one.title}\0{one.text}")
 
 

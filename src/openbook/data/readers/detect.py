@@ -74,11 +74,9 @@ def is_native(path: Path, ours: tuple[str, ...], columns: dict[str, str]) -> boo
         return False
     first = _peek(records(path, HEADER))[0]
     if ours is PASSAGE:
-        return first is None or (first.keys() >= {"id", "title", "text"} and "lines" not in first)
+        return first is None or first.keys() >= {"id", "title", "text"}
     family = _family(QUESTIONS, first)
-    return first is None or (
-        family is not None and family.name == plain.OWN and isinstance(first.get("answers", []), list)
-    )
+    return first is None or (family is not None and family.name == plain.OWN)
 
 
 def questions_of(name: str, split: str, columns: dict[str, str]) -> Reading:
@@ -172,12 +170,14 @@ def _peek(stream: Iterator[Found]) -> tuple[Any, Iterator[Found]]:
 
 
 def _family(families: Sequence[Family], first: Any) -> Family | None:
+    if plain.is_own(first):  # other keys beside this project's own say nothing
+        return plain.FAMILIES[0]
     return next((one for one in families if one.reads(first)), None)
 
 
 def _asked(stream: Iterator[Found], family: Family, notes: Counter[str]) -> Iterator[Found]:
     for place, one in _read(stream, family.questions):
-        if isinstance(one, Asked):
+        if isinstance(one, Asked) and one.notes:
             notes.update(one.notes)
         yield place, one
 

@@ -99,7 +99,7 @@ def listed(fields: Mapping[str, Any], key: str, kind: type = dict) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
-        expected = {dict: "objects", list: "lists", str: "strings"}[kind]
+        expected = "objects" if kind is dict else "lists" if kind is list else "strings"
         raise BadLineError(
             f"`{key}` is not a list of {expected}", got=f"{value!r}"[:80], expected=f"a list of {expected}"
         )
@@ -119,8 +119,8 @@ def answers_of(value: Any, key: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
         value = [value]
-    found = [string(_written(one), key) for one in value]
-    return tuple(dict.fromkeys(one for one in found if one.strip()))
+    found = (string(_written(one), key) for one in value)
+    return tuple(dict.fromkeys([one for one in found if one.strip()]))
 
 
 def _written(value: Any) -> Any:

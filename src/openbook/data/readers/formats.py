@@ -26,6 +26,7 @@ from openbook.errors import OpenBookError
 from openbook.utils.console import say
 
 _Record = TypeVar("_Record", Passage, Example)
+PLACES = "questions.places.npy"  # beside the questions of a converted file alone
 _PASSAGE_KEYS, _QUESTION_KEYS = ("id", "title", "text"), tuple(field.name for field in fields(Example))
 
 
@@ -49,8 +50,11 @@ def check_passages(path: str | Path) -> int:
 
 def index_questions(path: str | Path, unanswered: bool = False) -> np.ndarray:
     """Check every line of a question file; give [n, 2] int64: the byte where each question's line starts and the
-    line's number from 1. unanswered: whether a question may lack an answer."""
+    line's number from 1. unanswered: whether a question may lack an answer. A converted file was checked when it was
+    written, and has these numbers beside it."""
     path = Path(path)
+    if (checked := path.with_name(PLACES)).is_file():
+        return np.load(checked)
     if packed := packing(path):
         action = "Unpack it first: single lines are read from it during training."
         raise OpenBookError("a packed file has no lines to read singly", where=path, got=packed, action=action)

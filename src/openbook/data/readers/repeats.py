@@ -18,6 +18,7 @@ class Ids:
 
     def __init__(self) -> None:
         self.ids, self.contents, self.numbers = array("Q"), array("Q"), array("q")
+        self.starts = array("q", [0])  # where the records' lines begin in the file they are written to
         self._sources: list[str] = []
         self._begun: list[int] = []
 

@@ -94,13 +94,11 @@ def _table(path: Path, kind: str, names: frozenset[str]) -> Iterator[Found]:
     first = next(rows, None)
     if first is None:
         return
-    head = first[1]
-    has_header = isinstance(head, list) and not names.isdisjoint(cell.strip() for cell in head)
-    columns = [cell.strip() for cell in head] if has_header else []
+    head = [cell.strip() for cell in first[1]] if isinstance(first[1], list) else []
+    has_header = not names.isdisjoint(head)
     for number, row in rows if has_header else chain([first], rows):
-        if isinstance(row, list) and columns:
-            row = dict(zip(columns, row, strict=True))
-        yield Place(str(path), number), row
+        named = has_header and isinstance(row, list)
+        yield Place(str(path), number), dict(zip(head, row, strict=True)) if named else row  # type: ignore[arg-type]
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, list[str] | BadLineError]]:

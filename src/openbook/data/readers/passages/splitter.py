@@ -24,9 +24,8 @@ Offsets = Callable[[str], Sequence[tuple[int, int]]]
 @dataclass(frozen=True)
 class Splitter:
     """by: what is counted, "words", "sentences" or "tokens". size: of a passage at most; overlap: how many of them the
-    next one repeats (of tokens: as many whole words as fit). language: of the sentences (ISO 639-1). offsets: of tokens,
-    needed for these alone; `tokenizer` is what they are known by. A piece is a part of the text, each run of spaces in
-    it as one."""
+    next one repeats (of tokens: as many whole words as fit). language: of the sentences (ISO 639-1). offsets: tokens,
+    needed for these alone; `tokenizer` is what they are known by. A piece is a part of the text, with single spaces."""
 
     by: str = "words"
     size: int = 100

@@ -44,11 +44,7 @@ def _asked(
     return Asked(example, tuple({one.id: one for one in (*positives, *negatives)}.values()))
 
 
-def _is_dpr(record: object) -> bool:
-    return has(record, "question", "positive_ctxs") and not has(record, "positive_ids")
-
-
 FAMILIES = (
-    Family("DPR training files", _is_dpr, dpr),
+    Family("DPR training files", lambda record: has(record, "question", "positive_ctxs"), dpr),
     Family("Tevatron", lambda record: has(record, "query", "positive_passages"), tevatron),
 )

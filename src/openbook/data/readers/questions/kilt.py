@@ -12,7 +12,7 @@ from openbook.data.readers.questions.family import Family, has
 def kilt(record: dict[str, Any], number: str) -> Iterator[Asked]:
     """Answers of `output`, and as positive ids the paragraphs of its `provenance`, named as the knowledge source's
     passages are here: page:paragraph. Provenance that names a page alone gives that page's id."""
-    answers, positives, pages = [], [], 0
+    answers, positives, pages = list[str](), list[str](), 0
     for output in listed(record, "output"):
         answers += answers_of(output.get("answer"), "answer")
         for place in listed(output, "provenance"):

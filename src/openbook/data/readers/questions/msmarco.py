@@ -5,7 +5,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from openbook.batch import Example
+from openbook.batch import Example, Passage
 from openbook.data.readers.checked_lines import BadLineError
 from openbook.data.readers.fields import Asked, answers_of, listed, passage_of, string, text
 from openbook.data.readers.json_stream import Element, elements
@@ -19,7 +19,7 @@ _COLUMNS = ("query_id", "query", "query_type", "passages", "answers", "wellForme
 def msmarco(record: dict[str, Any], number: str) -> Iterator[Asked]:
     """`is_selected` passages are positive, the others of the question negative; well-formed answers come first."""
     answers = answers_of([*_texts(record, "wellFormedAnswers"), *_texts(record, "answers")], "answers")
-    positives, negatives, passages = [], [], []
+    positives, negatives, passages = list[str](), list[str](), list[Passage]()
     for one in listed(record, "passages"):
         passage = passage_of("", text(one, "passage_text"))
         passages.append(passage)
@@ -56,15 +56,13 @@ def columns(path: Path) -> Iterator[tuple[Place, Any]]:
     streams = [_column(path, name) for name in present]
     for number, row in enumerate(zip_longest(*streams), 1):
         place = Place(str(path), number)
-        faults = [one for one in row if isinstance(one, BadLineError)]
-        if faults or None in row or len({name for name, _ in row}) > 1:
+        fault = next((one for one in row if isinstance(one, BadLineError)), None)
+        cells: list[Any] = [one for one in row if isinstance(one, tuple)]
+        if fault or len(cells) < len(row) or len({name for name, _ in cells}) > 1:
             got = "rows that one column has and another has not"
-            yield (
-                place,
-                (faults or [BadLineError("the columns do not go together", got=got, expected="the same rows")])[0],
-            )
+            yield place, fault or BadLineError("the columns do not go together", got=got, expected="the same rows")
             return
-        yield place, dict(zip(present, (value for _, value in row), strict=True))
+        yield place, dict(zip(present, (value for _, value in cells), strict=True))
 
 
 def _column(path: Path, name: str) -> Iterator[tuple[str, Any] | BadLineError]:

@@ -13,6 +13,14 @@ from openbook.data.readers.questions.family import Family, has
 OWN = "openbook questions"
 
 
+def is_own(record: object) -> bool:
+    """Whether a record has this project's keys; a DPR file has them too, beside its passages."""
+    if not isinstance(record, dict) or not isinstance(record.get("answers"), list) or "question" not in record:
+        return False
+    mine = "positive_ids" in record or "positive_ctxs" not in record
+    return mine and all(isinstance(answer, str) for answer in record["answers"])
+
+
 def own(record: dict[str, Any], number: str) -> Iterator[Asked]:
     answers = answers_of(record.get("answers"), "answers")  # a table has them as text
     lists = {key: list(answers_of(record[key], key)) for key in ("positive_ids", "negative_ids") if record.get(key)}

@@ -25,9 +25,9 @@ def squad(record: Any, number: str) -> Iterator[Asked]:
     if "paragraphs" not in record:
         yield _asked(record, record, number)
         return
-    for paragraph in listed(record, "paragraphs"):
+    for nth, paragraph in enumerate(listed(record, "paragraphs")):
         for place, question in enumerate(listed(paragraph, "qas")):
-            yield _asked(question, paragraph | {"title": record.get("title")}, f"{number}.{place}")
+            yield _asked(question, paragraph | {"title": record.get("title")}, f"{number}.{nth}.{place}")
 
 
 def _asked(question: dict[str, Any], paragraph: dict[str, Any], number: str) -> Asked:
