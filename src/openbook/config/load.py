@@ -39,6 +39,7 @@ def load_experiment(
     leaves = [("experiment", path.stem, path.name)]
     corpus, train = (_last(chain, overrides, f"data.{key}", getattr(DataConfig, key)) for key in ("corpus", "train"))
     own_train = corpus == EMBEDDED and train not in (*BUILT_IN["train"], "")
+    own_train &= not any(override.startswith("data.corpus=") for override in overrides)
     if own_train and training and _last(chain, overrides, "objective", "") != "closed_book":
         overrides = [*overrides, f"data.corpus={QUESTIONS}"]  # no corpus is named: the questions may carry one
     elif corpus in BUILT_IN["corpus"] and corpus != QUESTIONS:

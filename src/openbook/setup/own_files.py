@@ -6,7 +6,7 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from openbook.config.data import BUILT_IN, QUESTIONS, SplitConfig
+from openbook.config.data import BUILT_IN, QUESTIONS
 from openbook.config.schema import Config
 from openbook.data.corpus_build import tokenizer_fingerprint
 from openbook.data.readers.columns import PASSAGE, QUESTION, parse_columns
@@ -34,24 +34,24 @@ def own_questions(config: Config, key: str, name: str) -> Path:
 
 
 def _questions(config: Config, key: str, name: str) -> Converted:
-    answered, carried = config.objective != "dpr", config.data.corpus == QUESTIONS
-    return _questions_once(key, name, config.data.columns, answered, carried, config.data.cache)
-
-
-@cache  # told of once
-def _questions_once(key: str, name: str, columns: str, answered: bool, carried: bool, folder: str) -> Converted:
+    folder = config.data.cache
     with progress(f"reading {name}", "questions") as done, in_turn(folder, "converted"):
         made = convert_questions(
             name,
             Path(folder),
             split=key,
-            columns=parse_columns(columns),
-            answered=answered,
-            carried=carried,
+            columns=parse_columns(config.data.columns),
+            answered=config.objective != "dpr",
+            carried=config.data.corpus == QUESTIONS,
             progress=done,
         )
-    say(f"data.{key}: {made.told}")
+    _say_once(f"data.{key}: {made.told}")
     return made
+
+
+@cache  # a run asks for its files several times
+def _say_once(told: str) -> None:
+    say(told)
 
 
 def own_passages(config: Config, name: str) -> Path:
@@ -61,36 +61,21 @@ def own_passages(config: Config, name: str) -> Path:
     columns = parse_columns(config.data.columns)
     if is_native(Path(name), PASSAGE, columns):
         return Path(name)
-    tokenizer = config.retriever.passage_encoder if config.data.split.by == "tokens" else ""
-    language = config.data.spans.language
-    made = _passages_once(name, config.data.columns, config.data.split, language, tokenizer, config.data.cache)
-    assert made.passages is not None
+    folder = config.data.cache
+    with progress(f"reading {name}", "passages") as done, in_turn(folder, "converted"):
+        made = convert_passages(name, Path(folder), columns=columns, splitter=splitter_of(config), progress=done)
+    if not made.passages:
+        raise OpenBookError("no passages are in it", where=name, got=made.told, action="Set data.corpus=FILE.")
+    _say_once(f"data.corpus: {made.told}")
     return made.passages
 
 
-@cache
-def _passages_once(
-    name: str, columns: str, split: SplitConfig, language: str, tokenizer: str, folder: str
-) -> Converted:
-    with progress(f"reading {name}", "passages") as done, in_turn(folder, "converted"):
-        made = convert_passages(
-            name,
-            Path(folder),
-            columns=parse_columns(columns),
-            splitter=splitter_of(split, language, tokenizer),
-            progress=done,
-        )
-    if not made.passages:
-        raise OpenBookError("no passages are in it", where=name, got=made.told, action="Set data.corpus=FILE.")
-    say(f"data.corpus: {made.told}")
-    return made
-
-
-def splitter_of(split: SplitConfig, language: str, tokenizer: str) -> Splitter:
-    """tokenizer: the model whose tokens are counted, "" where none are."""
-    if not tokenizer:
+def splitter_of(config: Config) -> Splitter:
+    """How documents are cut; tokens are those of the passage encoder."""
+    split, language = config.data.split, config.data.spans.language
+    if split.by != "tokens":
         return Splitter(split.by, split.size, split.overlap, language)
-    loaded = load_tokenizer(tokenizer)
+    loaded = load_tokenizer(config.retriever.passage_encoder)
 
     def offsets(text: str) -> list[tuple[int, int]]:
         made = loaded(text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
@@ -128,8 +113,7 @@ def _both(source: str, config: Config, cache: Path, only: str) -> list[Converted
     """Questions with the passages that they carry, else questions and passages; what is in no format of the one kind is
     of the other."""
     columns, made, unknown = parse_columns(config.data.columns), list[Converted](), list[OpenBookError]()
-    language, tokens = config.data.spans.language, config.data.split.by == "tokens"
-    splitter = splitter_of(config.data.split, language, config.retriever.passage_encoder if tokens else "")
+    splitter = splitter_of(config)
     with progress(f"reading {source}", "records") as done:
         if only != "passages":
             try:

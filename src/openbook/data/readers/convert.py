@@ -19,7 +19,7 @@ from openbook.batch import Example, Passage
 from openbook.data.readers.checked_lines import BadLineError, file_fingerprint, id_hash
 from openbook.data.readers.detect import Reading, passages_of, questions_of
 from openbook.data.readers.fields import Asked, json_of
-from openbook.data.readers.formats import PLACES, read_passages
+from openbook.data.readers.formats import PLACES, QUESTIONS, read_passages
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.repeats import Ids, first_of_each
 from openbook.data.readers.tables import Place
@@ -27,7 +27,7 @@ from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder, write_json
 
 VERSION = 1  # raise it whenever the same input gives other bytes
-QUESTIONS, PASSAGES, REPORT = "questions.jsonl", "passages.jsonl", "report.json"
+PASSAGES, REPORT = "passages.jsonl", "report.json"
 
 Progress = Callable[[int, int], None]
 _ENCODE = json.JSONEncoder(ensure_ascii=False).encode

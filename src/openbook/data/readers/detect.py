@@ -42,7 +42,7 @@ HEADER = frozenset(
     "qText targetValue utterance claim label query-id corpus-id score input output positive_ctxs context".split()
 )
 _LOOKED_AT = 50  # records among which the first good one says which format a file is in
-_NAMED = "Set data.columns=question:NAME,answers:NAME (passages: text:NAME,title:NAME), as `openbook keys data` says."
+_NAMED = "Set data.columns=question:NAME,answers:NAME (of passages text:NAME,title:NAME); `openbook keys data.columns`."
 
 
 class Reading(NamedTuple):
@@ -111,7 +111,7 @@ def passages_of(name: str, columns: dict[str, str], splitter: Splitter, split: s
     path, notes = Path(name), Counter[str]()
     if path.is_dir() and is_beir(path):
         name, path = str(folder_file(path, "corpus")), folder_file(path, "corpus") or path
-    if path.is_dir() and files_of(path):
+    if path.is_dir() and any(not one.name.lower().startswith(("readme", "license")) for one in files_of(path)):
         every = visible(path)
         if others := len(every) - len(files_of(path)):
             notes[f"files that are no {DOCUMENTS} are passed over"] += others

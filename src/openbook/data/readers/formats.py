@@ -26,7 +26,7 @@ from openbook.errors import OpenBookError
 from openbook.utils.console import say
 
 _Record = TypeVar("_Record", Passage, Example)
-PLACES = "questions.places.npy"  # beside the questions of a converted file alone
+QUESTIONS, PLACES = "questions.jsonl", "questions.places.npy"  # of a converted file, and beside it
 _PASSAGE_KEYS, _QUESTION_KEYS = ("id", "title", "text"), tuple(field.name for field in fields(Example))
 
 
@@ -53,7 +53,7 @@ def index_questions(path: str | Path, unanswered: bool = False) -> np.ndarray:
     line's number from 1. unanswered: whether a question may lack an answer. A converted file was checked when it was
     written, and has these numbers beside it."""
     path = Path(path)
-    if (checked := path.with_name(PLACES)).is_file():
+    if path.name == QUESTIONS and (checked := path.with_name(PLACES)).is_file():
         return np.load(checked)
     if packed := packing(path):
         action = "Unpack it first: single lines are read from it during training."

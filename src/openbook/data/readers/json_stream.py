@@ -71,8 +71,8 @@ class _Text:
         self._text, self._at, self._ended = "", 0, False
         self.line = 1
 
-    def _more(self, n: int = _CHUNK) -> None:
-        raw = self._handle.read(n)
+    def _more(self, n: int = 0) -> None:
+        raw = self._handle.read(n or _CHUNK)
         self._ended = not raw
         try:
             new = self._decoder.decode(raw, self._ended)
@@ -114,7 +114,8 @@ class _Text:
         while True:
             try:
                 value, end = self._scan(self._text, self._at)
-                if end < len(self._text) or self._ended:  # a number may go on
+                goes_on = isinstance(value, int | float) and self._text[end : end + 1] in tuple(".eE+-")
+                if self._ended or (end < len(self._text) and not goes_on):
                     self._go(end)
                     return line, value
             except json.JSONDecodeError as error:
