@@ -45,7 +45,7 @@ def _questions(config: Config, key: str, name: str) -> Converted:
             carried=config.data.corpus == QUESTIONS,
             progress=done,
         )
-    _say_once(f"data.{key}: {made.told}")
+    _say_once(f"data.{key}: {name}, {made.told}")
     return made
 
 
@@ -66,7 +66,7 @@ def own_passages(config: Config, name: str) -> Path:
         made = convert_passages(name, Path(folder), columns=columns, splitter=splitter_of(config), progress=done)
     if not made.passages:
         raise OpenBookError("no passages are in it", where=name, got=made.told, action="Set data.corpus=FILE.")
-    _say_once(f"data.corpus: {made.told}")
+    _say_once(f"data.corpus: {name}, {made.told}")
     return made.passages
 
 
