@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -35,7 +35,7 @@ setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU inde
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,lora,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,dev]"
 	rm -f $(VENV)/.ready-* && touch $@
 
 train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.max_steps=50"
@@ -75,6 +75,9 @@ show: $(READY) ## print the complete configuration of an experiment
 
 data: $(READY) ## build and validate an experiment's data only
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
+
+convert: $(READY) ## write data in another format as this project's files: make convert IN=FILE OUT=FOLDER
+	$(PY) -m openbook convert $(IN) $(OUT) $(ARGS)
 
 bench-index: $(READY) ## benchmark the index on this machine: benchmarks/index.json, about 20 minutes
 	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.index.$$part --out $$OUT || exit 1; done

@@ -91,7 +91,8 @@ def test_conda_users_get_the_same_requirements() -> None:
     assert block["pip"][0] == "-c constraints.txt"
     extras = re.fullmatch(r"-e \.\[(.*)\]", block["pip"][1])
     assert extras is not None
-    assert set(extras[1].split(",")) == set(project["optional-dependencies"]) - {"cpu", "triton"}  # torch brings it
+    others = {"cpu", "triton", "hub"}  # torch brings triton
+    assert set(extras[1].split(",")) == set(project["optional-dependencies"]) - others
     lowest = re.search(r"python=([\d.]+)", " ".join(plain))
     assert lowest is not None and project["requires-python"] == f">={lowest[1]}"
 

@@ -45,7 +45,7 @@ def _run(parsed: argparse.Namespace) -> None:
     """Imports wait until a command needs them, so that bad input is reported at once."""
     subject, rest = subject_of(parsed)
     match parsed.command:
-        case "list" | "keys" | "show" | "data" | "plan" | "report":
+        case "list" | "keys" | "show" | "data" | "convert" | "plan" | "report":
             from openbook.commands import show
 
             match parsed.command:
@@ -57,6 +57,8 @@ def _run(parsed: argparse.Namespace) -> None:
                     show.show_config(subject, rest)
                 case "data":
                     show.build_data(subject or "rag_token", rest)
+                case "convert":
+                    show.convert(subject, rest, parsed.only)
                 case "plan":
                     show.plan(subject, rest)
                 case "report":

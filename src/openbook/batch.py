@@ -44,7 +44,9 @@ class Example:
     """One question with every answer that counts as right.
 
     `positive_ids` names passages known to hold the answer (for measuring recall, never for joint training);
-    `relation` and `phrasing` are groups that results are reported by, empty where the data has none.
+    `relation` and `phrasing` are groups that results are reported by, empty where the data has none. `negative_ids`
+    names passages known not to hold it (hard negatives of DPR); `grades` says how relevant each of the positive ones
+    is (TREC's graded judgements), 1 each where it is empty. Without `answers` only retrieval is trained and measured.
     """
 
     id: str
@@ -53,6 +55,8 @@ class Example:
     positive_ids: tuple[str, ...] = ()
     relation: str = ""
     phrasing: str = ""
+    negative_ids: tuple[str, ...] = ()
+    grades: tuple[int, ...] = ()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -20,6 +20,10 @@ class OpenBookError(ValueError):
         super().__init__(f"{text} {action}".rstrip())
 
 
+class UnknownFormatError(OpenBookError):
+    """Data in no format that is known, which may still be data of another kind."""
+
+
 def raise_all(problems: Sequence[OpenBookError]) -> None:
     """Raise every collected problem as one error, so that a user mends them in one go. Nothing collected: no error."""
     if len(problems) == 1:

@@ -19,8 +19,8 @@ from openbook.refresh.rebuild import Rebuild
 from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import data as setup_data
-from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
+from openbook.setup.prepare import index_refresh
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.small_system import SmallSystem, column
 
@@ -57,7 +57,7 @@ def system(small_system: SmallSystem, tmp_path: Path) -> tuple[DenseRetriever, R
     questions.setup()
     return (
         setup_models.dense_retriever(config, ready),
-        setup_index.index_refresh(config, ready, questions, None).manager,
+        index_refresh(config, ready, questions, None).manager,
         questions,
     )
 
@@ -111,7 +111,7 @@ def test_its_state_is_plain_and_saved_with_the_run(mode: str, small_system: Smal
     assert state["generation"] == (0 if mode == "amortized" else 1)
     assert ("next" in state, "rolling" in state) == (mode == "amortized", mode == "rolling")
     ready = setup_data.parts(config)
-    other = setup_index.index_refresh(config, ready, None, None)
+    other = index_refresh(config, ready, None, None)
     other.load_state_dict(state)
     assert (other.manager.generation, other.manager.rebuild.encoded) == (state["generation"], state["encoded"])
 

@@ -64,6 +64,7 @@ def test_ranges_and_combinations(folder: Path) -> None:
         "retriever.tied=true",
         "retriever.train_question_encoder=false",
         "data.train=mine.jsonl",
+        "data.corpus=factbook",
     ]
     with pytest.raises(OpenBookError) as caught:
         load_experiment("base", wrong, folder)
@@ -163,3 +164,11 @@ def test_numbers_in_a_file_are_read_by_the_schema(tmp_path: Path) -> None:
 def test_numbers_are_finite_and_in_range(override: str) -> None:
     with pytest.raises(OpenBookError, match=override.partition("=")[0]):
         load_experiment("tiny", [override])
+
+
+def test_without_a_corpus_the_questions_carry_it(folder: Path) -> None:
+    files = ["data.train=mine.json", "data.validation=", "data.test="]
+    assert load_experiment("base", files, folder).data.corpus == "questions"
+    assert load_experiment("base", [*files, "data.corpus=p.jsonl"], folder).data.corpus == "p.jsonl"
+    assert load_experiment("base", [*files, "objective=closed_book"], folder).data.corpus == "factbook"
+    assert load_experiment("base", ["data.train=spans"], folder).data.corpus == "factbook"

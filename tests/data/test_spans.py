@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from openbook.batch import Passage
-from openbook.data.masking import Span, SpanOptions, question_of, spans_of, spans_of_passage
 from openbook.data.question_file import QuestionFile
-from openbook.data.spans import SPLITS, Limit, build_spans, mixed
+from openbook.data.spans.files import SPLITS, Limit, build_spans, mixed
+from openbook.data.spans.masking import Span, SpanOptions, question_of, spans_of, spans_of_passage
 from openbook.errors import OpenBookError
 
 TEXT = (

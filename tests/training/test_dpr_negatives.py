@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_bm25s_negatives_hold_no_answer_and_are_no_positive(corpus: Corpus, lexi
     best = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=1)).hard_negatives(batch_of([OMEGA]), [0])
     in_order = [row for row in lexical.search([OMEGA.question], 7)[0][0].tolist() if row not in (0, 1)]
     assert best == in_order[:1]
+
+
+def test_negatives_that_a_question_names_stand_for_bm25s(corpus: Corpus, lexical: BM25Index) -> None:
+    """Each in its turn, a positive one never; BM25 fills up, and is not asked where nothing is missing."""
+    named = replace(OMEGA, negative_ids=("p5", "p0", "p6", "not in the corpus"))
+    one = TrainingPassages(corpus, None, DprConfig(bm25_negatives=1))
+    drawn = {tuple(one.hard_negatives(batch_of([named], cursor=cursor), [0])) for cursor in range(20)}
+    assert drawn == {(5,), (6,)} and one.bm25 is None
+    three = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=3))
+    rows = three.hard_negatives(batch_of([named, SIGMA]), [0, 3])
+    others = TrainingPassages(corpus, lexical, DprConfig(bm25_negatives=3)).hard_negatives(batch_of([SIGMA]), [3])
+    best = [row for row in lexical.search([OMEGA.question], 7)[0][0].tolist() if row not in (-1, 0, 1, 5, 6)]
+    assert set(rows[:2]) == {5, 6} and rows[2:] == [best[0], *others]
 
 
 def test_depth_bounds_where_negatives_are_looked_for(corpus: Corpus, lexical: BM25Index) -> None:

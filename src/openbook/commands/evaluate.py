@@ -9,11 +9,13 @@ import lightning as L
 from openbook.callbacks import IndexRefresh
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
+from openbook.metrics.ranking import lines_of
 from openbook.reporting.report import results_table
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared, prepare
 from openbook.setup.trainer import make_trainer
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.run_folder import RunFolder
+from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
@@ -24,9 +26,10 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
     """Load a run's last checkpoint, or the best (evaluate.checkpoint), encode the corpus with it and answer the test
     questions; returns the result's file.
 
-    Results go to `evaluations/<number>/` in the run folder: summary.json (as the run's, with the overrides) and
-    predictions.jsonl. The run's own files are left as they are. A run that was tested on a stale index is tested on
-    that index again, unless the corpus is another one.
+    Results go to `evaluations/<number>/` in the run folder: summary.json (as the run's, with the overrides),
+    predictions.jsonl and, where passages are ranked (evaluate.depth), run.trec and qrels.trec. With objective=dpr
+    retrieval is measured alone, without the run's generator. The run's own files are left as they are. A run that was
+    tested on a stale index is tested on that index again, unless the corpus is another one.
     """
     run = RunFolder.existing(str(folder))
     config = run.load_config(list(overrides), training=False)
@@ -39,6 +42,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
     if trainer.is_global_zero:
         os.makedirs(target)
         run.write_predictions(target, [prediction.to_json() for prediction in module.predictions])
+        write_trec(target, module.predictions)
         # With other questions or another corpus the run's own metrics are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
         result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
@@ -46,6 +50,8 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
         result |= {"test": module.summary, "data": data}
         write_json(target / "summary.json", result)
         console.print(results_table(result))
+        for line in lines_of(module.summary.get("retrieval", {})):
+            say(line)
         say(f"results in {target}")
     return target / "summary.json"
 
@@ -74,7 +80,9 @@ def load_trained(
     say(f"weights of step {content['global_step']}, {path.name}")
     prepared = prepare(config, stage, own)
     module, weights = prepared.module(training=False), content["state_dict"]
-    if config.retriever.kind == "bm25":  # the generator of any run can read what BM25 finds
+    if config.objective == "dpr":  # retrieval alone, of any run: no generator is loaded
+        weights = {name: value for name, value in weights.items() if name.startswith("retriever.")}
+    elif config.retriever.kind == "bm25":  # the generator of any run can read what BM25 finds
         weights = {name: value for name, value in weights.items() if not name.startswith("retriever.")}
     check_weights(module, path, weights)
     module.load_state_dict(weights)

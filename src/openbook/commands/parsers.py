@@ -33,11 +33,17 @@ COMMANDS = {
     "list": Command("", "", "list the experiments with a one-line description each"),
     "keys": Command("[TEXT]", "", "list the configuration keys that contain TEXT, with defaults and units"),
     "show": Command("EXPERIMENT [key=value ...]", "an experiment", "print the complete configuration of an experiment"),
+    "convert": Command(
+        "IN OUT [key=value ...]",
+        "a file, a folder or hf:NAME",
+        "write data in another format as questions.jsonl and passages.jsonl into the folder OUT",
+    ),
     "data": Command("[EXPERIMENT] [key=value ...]", "", "build and validate the data only"),
 }
 
 # What add_argument gets: command -> flag -> settings.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "convert": {"--only": {"default": "", "help": "questions or passages, where a file may be read as either"}},
     "answers": {"--n": {"default": "10", "help": "number of answers to print (default: 10)"}},
     "compare": {
         "--seeds": {"default": "0", "help": 'the seeds, for example "0 1 2" (default: 0)'},

@@ -1,6 +1,7 @@
-"""The small commands: `list`, `keys`, `show`, `report`, `data` and `plan`."""
+"""The small commands: `list`, `keys`, `show`, `report`, `data`, `convert` and `plan`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from openbook.config.load import described_keys, list_experiments, load_experiment, to_yaml
 from openbook.errors import OpenBookError
@@ -30,6 +31,17 @@ def build_data(experiment: str, overrides: Sequence[str]) -> None:
     from openbook.setup import data as setup_data
 
     setup_data.data(config, setup_data.parts(config)).setup()
+
+
+def convert(source: str, words: Sequence[str], only: str) -> None:
+    """Write data in another format as this project's files into the folder that the first word names; the others are
+    key=value, of which data.* and retriever.passage_encoder (whose tokens may be counted) matter."""
+    if not words or "=" in words[0]:
+        raise OpenBookError("`convert` needs a folder to write to", action="openbook convert IN OUT [key=value ...]")
+    config = load_experiment("rag_token", words[1:], training=False)
+    from openbook.setup.own_files import write_converted
+
+    write_converted(source, Path(words[0]), config, only)
 
 
 def plan(experiment: str, overrides: Sequence[str]) -> None:

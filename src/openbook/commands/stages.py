@@ -10,11 +10,13 @@ import lightning as L
 from openbook.callbacks import Checkpointing, IndexRefresh
 from openbook.config.schema import Config
 from openbook.metrics.paired import improvements, per_question
+from openbook.metrics.ranking import lines_of
 from openbook.reporting.report import results_table, write_report
 from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder, read_json
+from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
@@ -96,6 +98,7 @@ class Stages:
             self.after = self._test("test split after training")
             if trainer.is_global_zero:
                 run.write_predictions(run.path, [prediction.to_json() for prediction in self.module.predictions])
+                write_trec(run.path, self.module.predictions)
                 after, resamples = per_question(self.module.predictions), config.evaluate.bootstrap
                 self.improved = improvements(read_json(run.before), after, resamples, config.seed)
         self._write_summary("finished")
@@ -116,6 +119,8 @@ class Stages:
         say(what)
         self.trainer.test(self.module, self.prepared.questions, verbose=False, weights_only=True)
         self.clock.lap("evaluate")
+        for line in lines_of(self.module.summary.get("retrieval", {})):
+            say(line)
         return dict(self.module.summary)
 
     def _write_summary(self, status: str) -> None:

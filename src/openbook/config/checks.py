@@ -28,7 +28,7 @@ POSITIVE = """
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
     trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
     trainer.log_every trainer.keep_checkpoints evaluate.batch_size
-    decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most
+    decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
@@ -38,7 +38,7 @@ NOT_NEGATIVE = """
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
-    retriever.projection
+    retriever.projection data.split.overlap evaluate.depth
 """.split()
 FRACTIONS = (
     "refresh.share",

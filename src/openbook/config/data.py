@@ -1,6 +1,7 @@
 """Settings of the corpus, the questions and the embedded World Factbook."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from openbook.config.unit import unit
 
@@ -12,12 +13,15 @@ EMBEDDED = "factbook"
 CHANGED, ORIGINAL_FACTS = "factbook_changed", "factbook_original_facts"
 
 
+# The passages that the question files carry (DPR's, SQuAD's, HotpotQA's, ...), as data.corpus.
+QUESTIONS = "questions"
+
 # Questions made of the corpus alone: masked spans of its sentences (openbook.data.spans).
 SPANS = "spans"
 
 # What the keys of `data` take that is no file.
 BUILT_IN = {
-    "corpus": (EMBEDDED, CHANGED),
+    "corpus": (EMBEDDED, CHANGED, QUESTIONS),
     "train": (EMBEDDED, SPANS),
     "validation": (EMBEDDED, SPANS),
     "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS, SPANS),
@@ -32,6 +36,18 @@ class SpansConfig:
     per_passage: int = unit(4, "masked spans of one passage at most")
     most: int = unit(200_000, "masked spans of the whole corpus at most, drawn evenly")
     language: str = unit("en", "language of the corpus (ISO 639-1), which decides where sentences end")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How folders of text, Markdown and HTML files are cut into passages."""
+
+    by: Literal["words", "sentences", "tokens"] = unit(
+        "words",
+        "what size and overlap count; tokens are the passage encoder's, sentences end as data.spans.language has it",
+    )
+    size: int = unit(100, "words, sentences or tokens of a passage at most; passages end with their section")
+    overlap: int = unit(0, "of them, repeated at the beginning of the next passage; below data.split.size")
 
 
 @dataclass(frozen=True)
@@ -51,12 +67,13 @@ class FactbookConfig:
 class DataConfig:
     corpus: str = unit(
         EMBEDDED,
-        "file of passages: .jsonl (id, title, text) or DPR's .tsv (id, text, title); 'factbook' is the "
-        "embedded book, 'factbook_changed' an edition with other facts about the test split's countries",
+        "passages: a file in any format of docs/data.md, a folder of text, Markdown and HTML files, or hf:NAME; "
+        "'factbook' is the embedded book, 'factbook_changed' an edition with other facts about the test split's "
+        "countries; 'questions': the passages that the question files carry",
     )
     train: str = unit(
         EMBEDDED,
-        "file of questions, .jsonl (question, answers; optional id, positive_ids, relation, phrasing); 'spans': masked "
+        "questions: a file in any format of docs/data.md, a BEIR folder, or hf:NAME[@CONFIG][:SPLIT]; 'spans': masked "
         "spans of the corpus, of which validation and test have their own",
     )
     validation: str = unit(EMBEDDED, "file of questions evaluated during training; empty: none")
@@ -67,8 +84,17 @@ class DataConfig:
     )
     factbook: FactbookConfig = field(default_factory=FactbookConfig)
     spans: SpansConfig = field(default_factory=SpansConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    columns: str = unit(
+        "",
+        "columns (or keys) of files in other formats, OURS:THEIRS,...; ours: question, answers, positive_ids, "
+        "negative_ids, relation, phrasing; text, title; id. For example question:query,answers:golds",
+    )
     cache: str = unit(".cache/openbook", "cache folder: texts, token ids, warmed-up small readers, passage vectors")
-    max_question_tokens: int = unit(64, "tokens; longer questions are an error")
+    max_question_tokens: int = unit(64, "tokens of a question")
+    long_questions: Literal["error", "cut", "drop"] = unit(
+        "error", "questions of more than max_question_tokens: refused, cut at their end, or left out; with their count"
+    )
     max_passage_tokens: int = unit(
         0,
         "tokens of a passage as the passage encoder reads it, special tokens included; 0: as 99 % of the passages need",
@@ -89,4 +115,4 @@ class DataConfig:
     @property
     def is_embedded(self) -> bool:
         """Whether the corpus is an edition of the embedded book, and no file of the user's own."""
-        return self.corpus in BUILT_IN["corpus"]
+        return self.corpus in (EMBEDDED, CHANGED)

@@ -53,6 +53,11 @@ class EvaluateConfig:
     )
     bootstrap: int = unit(1000, "bootstrap resamples for 95 % confidence intervals; 0: no intervals")
     n_docs: int = unit(0, "passages read per question; 0: as in training")
+    depth: int = unit(
+        0,
+        "passages ranked per test question: writes run.trec and qrels.trec, and adds recall, nDCG, MRR and success to "
+        "this depth; 0: 100 where no test question has an answer, else none",
+    )
     validation_questions: int = unit(128, "validation questions used during training; 0: all")
     test_questions: int = unit(0, "test questions used; 0: all")
     before_training: bool = unit(True, "also evaluate on the test split before training")

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from openbook.config.checks import problems_of
-from openbook.config.data import BUILT_IN, DataConfig
+from openbook.config.data import BUILT_IN, EMBEDDED, QUESTIONS, DataConfig
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
 
@@ -41,7 +41,12 @@ def load_experiment(
     path = _path_of(experiment, folder)
     chain = list(_chain(path))
     leaves = [("experiment", path.stem, path.name)]
-    if _embedded(chain, overrides):
+    corpus, train = (_last(chain, overrides, f"data.{key}", getattr(DataConfig, key)) for key in ("corpus", "train"))
+    own_train = corpus == EMBEDDED and train not in (*BUILT_IN["train"], "")
+    own_train &= not any(override.startswith("data.corpus=") for override in overrides)
+    if own_train and training and _last(chain, overrides, "objective", "") != "closed_book":
+        overrides = [*overrides, f"data.corpus={QUESTIONS}"]  # no corpus is named: the questions may carry one
+    elif corpus in BUILT_IN["corpus"] and corpus != QUESTIONS:
         chain = [part for origin, file in chain for part in ((origin, file), (origin, file.get(FOR_EMBEDDED, {})))]
     for origin, file in chain:
         plain = {key: value for key, value in file.items() if key != FOR_EMBEDDED}
@@ -97,16 +102,15 @@ def keys_of() -> Iterator[str]:
     return (key for key, *_ in described_keys())
 
 
-def _embedded(chain: Sequence[tuple[str, dict[str, Any]]], overrides: Sequence[str]) -> bool:
-    """Whether the corpus is embedded, as far as files and overrides name one."""
-    corpus = DataConfig.corpus
+def _last(chain: Sequence[tuple[str, dict[str, Any]]], overrides: Sequence[str], key: str, default: str) -> str:
+    """The value of a key, as far as files and overrides name one."""
+    value = default
     for origin, file in chain:
-        data = file.get("data", {})
-        corpus = data.get("corpus", corpus) if isinstance(data, Mapping) else corpus
         if not isinstance(file.get(FOR_EMBEDDED, {}), Mapping):
             raise OpenBookError("not a mapping of keys to values", where=f"{origin}: {FOR_EMBEDDED}")
-    given = [text for key, _, text in (override.partition("=") for override in overrides) if key == "data.corpus"]
-    return (given or [corpus])[-1] in BUILT_IN["corpus"]
+        value = str(dict(_leaves({name: part for name, part in file.items() if name != FOR_EMBEDDED})).get(key, value))
+    given = [text for name, _, text in (override.partition("=") for override in overrides) if name == key]
+    return (given or [value])[-1]
 
 
 def _known(folder: Path) -> dict[str, Path]:

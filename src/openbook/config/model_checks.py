@@ -9,6 +9,12 @@ def model_checks(config: Config) -> list[Check]:
     data, retriever, optim = config.data, config.retriever, config.optim
     question_trains = retriever.train_question_encoder
     return [
+        Check(
+            data.split.overlap >= data.split.size,
+            "passages would repeat all of the one before",
+            "data.split.overlap",
+            f"less than data.split.size = {data.split.size}",
+        ),
         Check(not data.train, "no training questions", "data.train", "a file of questions or 'factbook'"),
         Check(
             0 < data.max_context_tokens < data.max_question_tokens + 8,

@@ -51,7 +51,9 @@ class PlannedExamples(Dataset[Planned]):
 class Collate:
     """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes.
 
-    prompt: of a decoder-only generator."""
+    prompt: of a decoder-only generator. cut_questions: of a longer question each tokenizer keeps the first
+    max_question_tokens; otherwise there is none.
+    """
 
     question_tokenizer: Tokenizer
     question_format: EncoderFormat
@@ -61,19 +63,21 @@ class Collate:
     seed: int
     sample_answers: bool
     prompt: Prompt | None = None
+    cut_questions: bool = False
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
         questions = [example.question for example in examples]
+        most = self.max_question_tokens if self.cut_questions else None
         style = self.question_format
-        asked = style.question_ids(self.question_tokenizer, questions)
+        asked = [ids[:most] for ids in style.question_ids(self.question_tokenizer, questions)]
         ids, mask = question_inputs(asked, style, self.max_question_tokens + style.n_around)
         write = token_ids if self.prompt is None else self.prompt.questions
-        context_questions = tuple(map(tuple, write(self.generator_tokenizer, questions)))
+        context_questions = tuple(tuple(ids[:most]) for ids in write(self.generator_tokenizer, questions))
         if self.sample_answers:
             answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]
         else:
-            answers = [example.answers[0] for example in examples]
+            answers = [example.answers[0] if example.answers else "" for example in examples]
         labelled = targets if self.prompt is None else self.prompt.targets
         return Batch(
             question_ids=ids,

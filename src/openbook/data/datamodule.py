@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -17,16 +17,14 @@ from torch.utils.data import DataLoader
 from openbook.batch import Batch, Example
 from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worker
 from openbook.data.encoder_inputs import EncoderFormat, encoder_format, question_inputs
-from openbook.data.inputs import over_limit, target_start
 from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
+from openbook.data.question_lengths import Limits, Reader, answer_room, check_lengths, over, told
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
-
-_CHUNK = 1024  # questions tokenised at once when their lengths are checked
 
 
 class ResumableLoader(DataLoader[Batch]):
@@ -45,13 +43,15 @@ class QuestionAnswerData(LightningDataModule):
 
     Files are `.jsonl` questions (see formats); a file of None has no loader. max_question_tokens counts a question
     without special tokens, under either tokenizer and for the encoder with its prefix (question_format): a longer one
-    is an error when the data is set up, because questions are never cut in a context. max_target_tokens counts the
-    end-of-sequence: longer answers are cut, with one warning that says how many, or with `strict` an error.
+    is, by long_questions, an error when the data is set up (because questions are never cut in a context), cut at its
+    end, or left out, and said. max_target_tokens counts the end-of-sequence: longer answers are cut, with one warning
+    that says how many, or with `strict` an error.
 
     Training batches sample one of the gold answers per visit, by (seed, epoch, example id); the others label the
     first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
 
-    limits: {split: questions used}, spread evenly over the file; 0 or absent: all. prompt: of a decoder-only generator.
+    limits: {split: questions used}, spread evenly over the file; 0 or absent: all. unanswered: whether questions may
+    lack an answer. prompt: of a decoder-only generator.
 
     The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
     step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own
@@ -76,11 +76,13 @@ class QuestionAnswerData(LightningDataModule):
         strict: bool = False,
         cache: str | Path | None = None,
         limits: Mapping[str, int] | None = None,
+        long_questions: Literal["error", "cut", "drop"] = "error",
+        unanswered: bool = False,
         prompt: Prompt | None = None,
     ):
         super().__init__()
+        self.limits, self.long_questions, self.unanswered = dict(limits or {}), long_questions, unanswered
         self.prompt = prompt
-        self.limits = dict(limits or {})
         self.paths = {"train": train, "validation": validation, "test": test}
         self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
         self.question_format = question_format or encoder_format(question_tokenizer, "joined")
@@ -97,8 +99,11 @@ class QuestionAnswerData(LightningDataModule):
         for split in needed.get(stage, self.paths):
             path = self.paths[split]
             if path is not None and split not in self.questions:
-                questions = QuestionFile(path, self.cache)
-                self._check_lengths(questions, with_answers=split == "train")
+                questions = QuestionFile(path, self.cache, self.unanswered)
+                started = None if self.prompt else self.generator_tokenizer
+                room = answer_room(started, self.max_target_tokens) if split == "train" else None
+                limits = Limits(self.max_question_tokens, self.long_questions, room, self.strict)
+                check_lengths(questions, self._readers, limits)
                 self.questions[split] = questions
 
     def train_dataloader(self) -> ResumableLoader:
@@ -188,62 +193,23 @@ class QuestionAnswerData(LightningDataModule):
             seed=self.seed,
             sample_answers=sample_answers,
             prompt=self.prompt,
+            cut_questions=self.long_questions == "cut",
         )
 
     def batch_of(self, examples: Sequence[Example]) -> Batch:
         """Examples that are in no file as one batch; OpenBookError for a question that is too long."""
         asked = list(enumerate((example.question for example in examples), 1))
-        for number, n_tokens in self._too_long(asked):
-            raise OpenBookError(
-                "a question is longer than the limit",
-                where=f"question {number}",
-                got=self._tokens(n_tokens),
-                expected=f"at most {self.max_question_tokens}, because questions are never cut",
-            )
+        for reader in self._readers if self.long_questions != "cut" else ():
+            for number, n_tokens in over(reader, asked, self.max_question_tokens):
+                raise OpenBookError(
+                    "a question is longer than the limit",
+                    where=f"question {number}",
+                    got=told(n_tokens, [reader]),
+                    expected=f"at most {self.max_question_tokens}, because questions are never cut",
+                )
         plan = BatchPlan(tuple(range(len(examples))), filler=0, epoch=0, cursor=0)
         return self._collate(sample_answers=False)((plan, list(examples)))
 
-    def _too_long(self, asked: list[tuple[int, str]]) -> list[tuple[int, int]]:
-        """(line, tokens) of the questions over the limit, for each of the tokenizers that read them."""
-        read = [(number, self.question_format.prefix + question) for number, question in asked]
-        return over_limit(self.question_tokenizer, read, self.max_question_tokens) + over_limit(
-            self.generator_tokenizer, asked, self.max_question_tokens
-        )
-
-    def _tokens(self, n: int) -> str:
-        return f"{n} tokens" + (", retriever.question_prefix included" if self.question_format.prefix else "")
-
-    def _check_lengths(self, questions: QuestionFile, with_answers: bool) -> None:
-        started = self.prompt is None and target_start(self.generator_tokenizer) is not None
-        room = self.max_target_tokens - 1 - started
-        long_questions: list[tuple[int, int]] = []
-        long_answers: list[tuple[int, int]] = []
-        for start in range(0, len(questions), _CHUNK):
-            places = range(start, min(start + _CHUNK, len(questions)))
-            lines = [(questions.line_number(place), questions[place]) for place in places]
-            asked = [(number, example.question) for number, example in lines]
-            long_questions += self._too_long(asked)
-            if with_answers:
-                answers = [(number, answer) for number, example in lines for answer in example.answers]
-                long_answers += over_limit(self.generator_tokenizer, answers, room)
-        if long_questions:
-            longest, number = max((n_tokens, -number) for number, n_tokens in long_questions)
-            raise OpenBookError(
-                "a question is longer than the limit",
-                where=f"{questions.path}:{-number}",
-                got=self._tokens(longest),
-                expected=f"at most {self.max_question_tokens}, because questions are never cut",
-                action=f"{len({number for number, _ in long_questions})} of {len(questions)} questions are too long; "
-                "this is the longest. Raise the limit for question tokens, or shorten or remove them.",
-            )
-        if long_answers:
-            problem = OpenBookError(
-                f"{len(long_answers)} answers are longer than the limit",
-                where=f"the first at {questions.path}:{long_answers[0][0]}",
-                got=f"up to {max(n_tokens for _, n_tokens in long_answers)} tokens",
-                expected=f"at most {room} and the end-of-sequence",
-                action="Raise the limit for target tokens" + ("." if self.strict else "; until then they are cut."),
-            )
-            if self.strict:
-                raise problem
-            warnings.warn(str(problem), stacklevel=2)
+    @property
+    def _readers(self) -> tuple[Reader, Reader]:
+        return Reader(self.question_tokenizer, self.question_format.prefix), Reader(self.generator_tokenizer)

@@ -118,14 +118,6 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
-def over_limit(tokenizer: Tokenizer, numbered: list[tuple[int, str]], limit: int) -> list[tuple[int, int]]:
-    """(line, tokens) of the texts with more than `limit` tokens. A text of fewer bytes than that has fewer tokens:
-    most are passed over without being tokenised."""
-    suspects = [(number, text) for number, text in numbered if len(text.encode()) > limit]
-    ids = token_ids(tokenizer, [text for _, text in suspects])
-    return [(number, len(found)) for (number, _), found in zip(suspects, ids, strict=True) if len(found) > limit]
-
-
 def target_start(tokenizer: Tokenizer) -> int | None:
     """The token that answers begin with by the tokenizer's own convention for targets; None where they begin with their
     text. BART: <s>; mBART-50, M2M100: the language; T5, Pegasus, Marian: none. A tokenizer without a begin-of-sequence

@@ -1,7 +1,7 @@
 """A question file, validated once and then read line by line."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,18 +16,30 @@ class QuestionFile:
     """A question file, checked as a whole when opened (OpenBookError, see formats) and then read line by line.
 
     Each process opens the file when it first reads from it, so that this can be pickled for workers. With a `cache`
-    folder the line index (16 bytes a question) lies there, memory-mapped, and only its path is pickled.
+    folder the line index (16 bytes a question) lies there, memory-mapped, and only its path is pickled. unanswered:
+    whether a question may lack an answer.
     """
 
-    def __init__(self, path: str | Path, cache: str | Path | None = None):
-        self.path = Path(path)
-        self._places: np.ndarray | None = index_questions(self.path)
-        self._length = len(self._places)
-        self._index: Path | None = None
+    def __init__(self, path: str | Path, cache: str | Path | None = None, unanswered: bool = False):
+        self.path, self._cache = Path(path), cache
         self._handle: IO[bytes] | None = None
-        if cache is not None:
-            name = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:12]
-            self._index = Path(cache) / f"questions-{name}.npy"
+        self._hold(index_questions(self.path, unanswered), "")
+
+    def leave_out(self, indices: Sequence[int]) -> None:
+        """From now on these questions are not in the file; the others move up."""
+        self._place(0)
+        assert self._places is not None
+        places = np.delete(np.asarray(self._places), list(indices), axis=0)
+        self._hold(places, hashlib.sha256(places.tobytes()).hexdigest()[:8])
+
+    def _hold(self, places: np.ndarray, kept: str) -> None:
+        """kept: which of the questions these are, where not all."""
+        self._places: np.ndarray | None = places
+        self._length = len(places)
+        self._index: Path | None = None
+        if self._cache is not None:
+            name = hashlib.sha256(f"{self.path.resolve()}{kept}".encode()).hexdigest()[:12]
+            self._index = Path(self._cache) / f"questions-{name}.npy"
             self._index.parent.mkdir(parents=True, exist_ok=True)
             with replacing(self._index) as temporary:
                 np.save(temporary, self._places)

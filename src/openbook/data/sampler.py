@@ -103,7 +103,9 @@ def stream_key(seed: int, epoch: int, name: str = "") -> int:
 
 
 def sampled_answer(example: Example, epoch: int, seed: int) -> str:
-    """The answer to train on at this visit; each of the example's answers is as likely as the others."""
+    """The answer to train on at this visit, each of the example's as likely as the others; without any, ""."""
+    if not example.answers:
+        return ""
     return example.answers[stream_key(seed, epoch, example.id) % len(example.answers)]
 
 

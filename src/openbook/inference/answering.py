@@ -53,14 +53,17 @@ class Answering:
     utility: bool = True
 
     @torch.inference_mode()
-    def __call__(self, batch: Batch, retriever: Retriever[Any], index_is_exact: bool = False) -> list[Prediction]:
+    def __call__(
+        self, batch: Batch, retriever: Retriever[Any], index_is_exact: bool = False, depth: int = 0
+    ) -> list[Prediction]:
         """One Prediction per example of the batch, padding examples (weight 0) left out.
 
-        The index gives the top 20 for recall; the first n_docs of them are read, ordered (unless the retriever's
-        rerank is -1) and weighted by freshly computed scores, or by the index's own where index_is_exact says that
-        they are the same (up to the dtype the corpus was encoded in). The caller puts the modules in eval mode.
+        The index gives the top 20 for recall, or `depth` for a ranking; the first n_docs of them are read, ordered
+        (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by the index's own where
+        index_is_exact says that they are the same (up to the dtype the corpus was encoded in). The caller puts the
+        modules in eval mode.
         """
-        top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact)
+        top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact, depth)
         ids, mask = self._contexts(batch, top[:, : self.n_docs])
         encoded: Any = EncodedOnce(self.generator)
         memory = encoded.encode(ids, mask)
@@ -79,7 +82,7 @@ class Answering:
         alone = self._closed_book_nll(batch, labels) if scores_gold and retriever.has_passages else None
         first = token_logprobs[:, :, 0]
         after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.likelihood)
-        predictions = found_passages(batch, top, doc_scores, self.corpus, self.regex, after)
+        predictions = found_passages(batch, top, doc_scores, self.corpus, self.regex, after, depth)
         prior, rows = doc_logprobs(doc_scores).exp().tolist(), top.tolist()
         shares = token_posterior(first, doc_scores).transpose(1, 2).tolist()  # [batch, length, n_docs]
         kept = [number for number in range(len(batch.examples)) if batch.weight[number] > 0]

@@ -10,22 +10,25 @@ from torch import Tensor
 from openbook.batch import Batch, Retrieved
 from openbook.data.corpus import Corpus
 from openbook.metrics.prediction import Prediction, ReadPassage
-from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, relevant_passages
+from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, judgements, relevant_passages
 from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
 from openbook.retrieval.base import Retriever
 
 
 @torch.inference_mode()
-def best_passages(batch: Batch, retriever: Retriever[Any], n_docs: int, index_is_exact: bool) -> tuple[Tensor, Tensor]:
-    """Rows [batch, top_k] (on the CPU) of the 20 best passages at least, and doc_scores [batch, n_docs] of the first.
+def best_passages(
+    batch: Batch, retriever: Retriever[Any], n_docs: int, index_is_exact: bool, depth: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Rows [batch, top_k] (on the CPU) of the 20 (or `depth`) best passages at least, and doc_scores [batch, n_docs] of
+    the first.
 
     Those that are read are ordered (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by
     the index's own where index_is_exact says that they are the same.
     """
     queries = retriever.represent(batch)
     search = retriever.search if index_is_exact else retriever.retrieve
-    top = search(queries, max(n_docs, *RECALL_AT))
+    top = search(queries, max(n_docs, depth, *RECALL_AT))
     read = Retrieved(top.rows[:, :n_docs], top.index_scores[:, :n_docs])
     rows, behind = read.rows, top.rows[:, n_docs:]
     doc_scores = read.index_scores / retriever.temperature if index_is_exact else retriever.score(queries, read)
@@ -48,11 +51,13 @@ def found_passages(
     corpus: Corpus,
     regex: bool = False,
     posterior: Tensor | None = None,
+    depth: int = 0,
 ) -> list[Prediction]:
     """One Prediction per example of the batch, padding examples (weight 0) left out, with no answer.
 
     rows [batch, top_k], best first; doc_scores [batch, n_docs] of the first of them. posterior [batch, n_docs]: what
-    an answer made of them; without one it is the prior. regex: the answers are regular expressions.
+    an answer made of them; without one it is the prior. regex: the answers are regular expressions. depth: of so many
+    passages also the `ranking` is kept.
     """
     priors = doc_logprobs(doc_scores).exp()
     after = (priors if posterior is None else posterior).tolist()
@@ -70,10 +75,13 @@ def found_passages(
             for place in reading_order(top, prior)
             for passage in [passages[place]]
         ]
-        first = list(passages.values())[: max(RECALL_AT)]
-        with_answer, positive = answer_hits(example.answers, first, regex), gold_hits(known, first)
+        first = list(passages.values())[: max(depth, *RECALL_AT)]
+        held, first = answer_hits(example.answers, first, regex), first[: max(RECALL_AT)]
+        ranked = [passage.id for passage in passages.values()][:depth]
+        with_answer = held[: len(first)] if example.answers else ()
+        positive = gold_hits(known, first)
         if not first and len(top) > 1:  # searched for and not found is a miss; a closed book does not search
-            with_answer, positive = (False,), (False,) if known else ()
+            with_answer, positive = (False,) if example.answers else (), (False,) if known else ()
         predictions.append(
             Prediction(
                 id=example.id,
@@ -88,6 +96,8 @@ def found_passages(
                 hits=tuple(relevant_at.get(place, False) for place in range(max(RECALL_AT))),
                 answer_hits=with_answer,
                 gold_hits=positive,
+                ranking=tuple(zip(ranked, held, strict=False)),
+                judged=judgements(example) if depth and known else (),
             )
         )
     return predictions

@@ -38,6 +38,8 @@ class Prediction:
     answer_hits, gold_hits: as hits, whether the passage holds an answer, and whether it is a known positive one.
     gold_logprob, closed_book_logprob: log p(y|x) of the gold answer, with the passages and from the question alone.
     label: the predicted label.
+    ranking: (id, whether it holds an answer) of the passages retrieved for the test, best first, to evaluate.depth.
+    judged: (id, grade) of every positive passage, where one of them is in the corpus.
     """
 
     id: str
@@ -58,11 +60,17 @@ class Prediction:
     gold_logprob: float | None = None
     closed_book_logprob: float | None = None
     label: str = ""
+    ranking: tuple[tuple[str, bool], ...] = ()
+    judged: tuple[tuple[str, int], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types, for one line of `predictions.jsonl`."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        for name in ("ranking", "judged"):
+            plain |= {name: [list(pair) for pair in plain[name]]}
+            if not plain[name]:
+                del plain[name]
         return plain | {
             "passages": [passage._asdict() for passage in self.passages],
             "candidates": [[text, logprob] for text, logprob in self.candidates],
@@ -76,6 +84,7 @@ class Prediction:
         known = {name: fields[name] for name in cls.__slots__ if name in fields or name not in may_lack}
         known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
         known["passages"] = tuple(ReadPassage(**passage) for passage in fields["passages"])
+        known |= {name: tuple(map(tuple, fields.get(name, ()))) for name in ("ranking", "judged")}
         known["candidates"] = tuple((text, logprob) for text, logprob in fields.get("candidates", ()))
         known["tokens"] = tuple(
             TokenProvenance(token["text"], tuple(token["weights"])) for token in fields.get("tokens", ())

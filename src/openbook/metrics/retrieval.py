@@ -19,6 +19,13 @@ def gold_hits(positive_ids: Sequence[str], passages: Sequence[Passage]) -> tuple
     return tuple(passage.id in positive_ids for passage in passages) if positive_ids else ()
 
 
+def judgements(example: Example) -> tuple[tuple[str, int], ...]:
+    """(id, grade) of every positive passage, once each."""
+    return tuple(
+        dict(zip(example.positive_ids, example.grades or (1,) * len(example.positive_ids), strict=True)).items()
+    )
+
+
 def relevant_passages(example: Example, passages: Sequence[Passage], regex: bool = False) -> tuple[bool, ...]:
     """Which retrieved passages count for recall: the known positive ones; where none is known, those with an answer."""
     return gold_hits(example.positive_ids, passages) or answer_hits(example.answers, passages, regex)

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, SPANS, FactbookConfig, SpansConfig
+from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, QUESTIONS, SPANS, FactbookConfig, SpansConfig
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
@@ -16,14 +16,15 @@ from openbook.data.encoder_inputs import EncoderFormat, encoder_format
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
 from openbook.data.inputs import SpecialIds, special_ids, token_ids
-from openbook.data.masking import SpanOptions
 from openbook.data.prompts import Prompt
-from openbook.data.spans import Limit, SpanFiles, build_spans, mixed
+from openbook.data.spans.files import Limit, SpanFiles, build_spans, mixed
+from openbook.data.spans.masking import SpanOptions
 from openbook.errors import OpenBookError
 from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
 from openbook.setup.encoders import follow_folders
+from openbook.setup.own_files import own_passages, own_questions
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
@@ -107,9 +108,11 @@ def files(config: Config) -> Files:
 
 
 def named_file(config: Config, key: str, name: str) -> Path | None:
-    """The file that a name stands for as the value of this key of `data`, built where it is not there yet."""
+    """The file that a name stands for as the value of this key of `data`, built or converted where it is not there."""
+    if name == QUESTIONS and key == "corpus":
+        return own_passages(config, name)
     if name not in BUILT_IN[key]:
-        return Path(name) if name else None
+        return None if not name else own_passages(config, name) if key == "corpus" else own_questions(config, key, name)
     data = config.data
     if name == SPANS:
         return masked_spans(config).paths[key]
@@ -191,6 +194,8 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         seed=config.seed,
         num_workers=config.data.workers,
         strict=config.data.strict_targets,
+        long_questions=config.data.long_questions,
+        unanswered=config.objective == "dpr",
         cache=config.data.cache,
         prompt=parts.prompt,
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},

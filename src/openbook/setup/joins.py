@@ -43,11 +43,25 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
             action = "Compare the ids of the two files; without positive_ids recall counts passages with an answer."
             words = ("positive ids", "are in the corpus", "are not in the corpus")
             count(where, n, len(positives), *words, action)
-        if config.evaluate.task == "labels":
+        negatives = [one for example in some for one in example.negative_ids]
+        if n := sum(parts.corpus.row_of(one) is None for one in negatives):
+            say(f"{where}: {n:,} of {len(negatives):,} negative ids are not in the corpus")
+        if config.objective == "dpr":
+            known = (any(parts.corpus.row_of(one) is not None for one in example.positive_ids) for example in some)
+            n = sum(not (has or example.answers) for has, example in zip(known, some, strict=True))
+            count(
+                where,
+                n,
+                len(some),
+                "questions",
+                "have an answer or a positive id of the corpus",
+                "have neither an answer nor a positive id of the corpus: they are misses",
+            )
+        elif config.evaluate.task == "labels":
             labels, has = labels_of(config.evaluate.labels), "have one of evaluate.labels as an answer"
             n = sum(not any(is_label(label, example.answers) for label in labels) for example in some)
             count(where, n, len(some), "questions", has, f"do not {has}")
-        elif config.objective != "dpr" and not config.evaluate.regex_answers:
+        elif not config.evaluate.regex_answers:
             n = _unwritable(parts.generator_tokenizer, some)
             action = "Exact match can only be 0: use a generator whose tokenizer knows these signs."
             has = "have an answer that the generator's tokenizer can write"

@@ -152,7 +152,7 @@ def training_passages(
     if questions is None:
         stand_in = RandomRows(parts.corpus.n_passages, config.seed)
         return TrainingPassages(parts.corpus, stand_in, options, seed=config.seed, regex=regex)
-    if options.bm25_negatives:
+    if options.bm25_negatives and not all(example.negative_ids for example in questions.questions["train"]):
         bm25 = bm25_index(parts.corpus)
     passages = TrainingPassages(parts.corpus, bm25, options, seed=config.seed, regex=regex)
     passages.prepare(questions.questions["train"])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,8 @@ from openbook.config.retrieval import IN_PLACE
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
+from openbook.data.readers.columns import parse_columns
+from openbook.data.readers.detect import exists
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
 from openbook.models.pretrained import check_model_folder, is_decoder_only, positions_of
@@ -30,6 +31,7 @@ def check(config: Config) -> None:
     files = FILES + (WARMUP_FILES if config.warmup.steps else [])
     _attempt(
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),
+        partial(parse_columns, config.data.columns),
         partial(_check_devices, config),
         partial(check_wandb, config.wandb.mode),
         partial(_check_quantized, config),
@@ -89,9 +91,9 @@ def _check_file(key: str, name: str) -> None:
     built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED, SPANS))
     if name in (*built_in, "") or (key in WARMUP_FILES and name == AUTO):
         return
-    if not Path(name).is_file():
-        got = f"{'a folder' if Path(name).is_dir() else 'nothing'} at {name}"
-        raise OpenBookError("no such file", where=key, got=got, expected="a file")
+    if not exists(name):
+        expected = "a file, a folder, or hf:NAME for a data set of the hub"
+        raise OpenBookError("no such file", where=key, got=f"nothing at {name}", expected=expected)
 
 
 def _check_devices(config: Config) -> None:

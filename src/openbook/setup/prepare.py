@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
@@ -12,22 +13,26 @@ import torch
 from openbook.callbacks import IndexRefresh
 from openbook.config.checks import has_index
 from openbook.config.combinations import notes_of
+from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.readers.checked_lines import file_fingerprint
 from openbook.errors import OpenBookError
-from openbook.index.faiss_factory import use_threads
+from openbook.index.faiss_factory import search_device, use_threads
 from openbook.index.plan import Plan
+from openbook.index.shard_index import IndexOptions
+from openbook.index.vector_store import VectorStore
 from openbook.objectives.marginal import Loss
+from openbook.refresh.manager import RefreshManager, RefreshOptions
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.bm25 import BM25Retriever
+from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.setup import data as setup_data
-from openbook.setup import index as setup_index
 from openbook.setup import models as setup_models
 from openbook.setup import plan as planning
 from openbook.setup import warmup as setup_warmup
-from openbook.setup.encoders import follow_folders
+from openbook.setup.encoders import encoder_dim, follow_folders
 from openbook.setup.joins import check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
 from openbook.setup.settle import settle
@@ -36,6 +41,7 @@ from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator, autocast_dtype, set_threads
 
+RANKED = 100  # passages per question of a test of retrieval alone
 NEEDED = ("objective", "retriever")  # The caller's own parts that a run cannot be resumed without.
 
 
@@ -118,6 +124,19 @@ class Prepared:
     def module(self, training: bool = True, planning: bool = False) -> RagModule | DprModule:
         """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into, or for
         planning, with stand-ins that cost as much in a step and nothing to make."""
+        module = self._module(training, planning)
+        module.test_depth = self.test_depth
+        return module
+
+    @cached_property
+    def test_depth(self) -> int:
+        """Passages that the test ranks per question; where the key leaves it open, 100 if no question has an answer."""
+        test = self.questions.questions.get("test")
+        if test is None or self.config.objective == "closed_book":
+            return 0
+        return self.config.evaluate.depth or (0 if any(example.answers for example in test) else RANKED)
+
+    def _module(self, training: bool, planning: bool) -> RagModule | DprModule:
         config, parts = self.config, self.parts
         if config.objective == "dpr":
             questions = None if planning else self.questions
@@ -135,7 +154,7 @@ class Prepared:
 
     def refresh(self, probes: bool = True) -> IndexRefresh:
         """The callback that owns the index; without probes one index is not compared with the next."""
-        return setup_index.index_refresh(self.config, self.parts, self.questions if probes else None, self.autocast)
+        return index_refresh(self.config, self.parts, self.questions if probes else None, self.autocast)
 
     def plan(self, module: RagModule | DprModule, refresh: IndexRefresh) -> Plan:
         """Timed, printed and checked; for rank 0. The module goes to the device that it will train on."""
@@ -175,3 +194,29 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     for note in notes_of(config) if stage is None else ():
         say(f"warning: {note}")
     return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on), own)
+
+
+def index_refresh(
+    config: Config, parts: setup_data.Parts, questions: QuestionAnswerData | None, autocast: torch.dtype | None
+) -> IndexRefresh:
+    """The callback that owns the index; without questions it cannot compare one index with the next."""
+    index, refresh = config.index, config.refresh
+    device = search_device(index.device, index.factory, encoder_dim(config))
+    family = IndexOptions(index.factory, device, index.nprobe, index.ef_search, index.gpu_temp_memory, config.seed)
+    corpus = CorpusOptions(
+        parts.corpus.tokens("encoder"),
+        parts.passage_format,
+        config.data.max_passage_tokens,
+        parts.corpus.fingerprint,
+        setup_models.tokens_per_pass(config),
+        autocast or torch.float32,
+        config.seed,
+    )
+    schedule = RefreshSchedule.read(refresh.every, refresh.min_overlap, refresh.floor, refresh.ceiling)
+    options = RefreshOptions(
+        schedule, refresh.mode, refresh.spread, refresh.share, refresh.overlap_k, refresh.look_every
+    )
+    probes = questions.probe_questions(refresh.probes) if questions else None
+    store = VectorStore(Path(config.data.cache) / "vectors", index.keep_vectors) if index.keep_vectors else None
+    manager = RefreshManager(options=options, index=family, corpus=corpus, probes=probes, store=store)
+    return IndexRefresh(manager, refresh.fresh_test)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openbook.config.data import EMBEDDED
+from openbook.config.data import EMBEDDED, QUESTIONS
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
@@ -21,8 +21,10 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
     if not config.warmup.steps:
         return None
     warmup = config.warmup
-    unmixed = replace(config.data.spans, share=0.0)  # the warm-up has a share of its own
     corpus_file, train, held_out = warmup_files(config)
+    if corpus_file == QUESTIONS:  # of all the run's questions, those of the test among them
+        corpus_file = str(files(config).corpus)
+    unmixed = replace(config.data.spans, share=0.0)  # the warm-up has a share of its own
     data = replace(config.data, corpus=corpus_file, train=train, validation=held_out, test="", spans=unmixed)
     named = files(replace(config, data=data))
     masked = masked_spans(replace(config, data=data)).paths["train"] if warmup.spans else None

@@ -23,6 +23,7 @@ from openbook.utils.signed import check_text, signed_text
 RUNS = Path("runs")
 # The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder.
 SHARED = "OPENBOOK_RUN_DIR"
+RANKED = ("ranking", "judged")  # of a prediction: run.trec and qrels.trec have them
 
 
 class RunFolder:
@@ -160,8 +161,9 @@ class RunFolder:
 
     @staticmethod
     def write_predictions(folder: Path, predictions: list[dict[str, Any]], name: str = "predictions.jsonl") -> None:
-        """One JSON line per question."""
-        write_json_lines(folder / name, predictions)
+        """One JSON line per question; rankings have files of their own (trec.py)."""
+        kept = ({key: value for key, value in one.items() if key not in RANKED} for one in predictions)
+        write_json_lines(folder / name, kept)
 
 
 def _owner_is_running(claim: Path) -> bool:

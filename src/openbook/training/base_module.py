@@ -13,6 +13,7 @@ from openbook.config.evaluation import WATCHED
 from openbook.config.training import OptimConfig
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
+from openbook.metrics.ranking import summarize_ranking
 from openbook.retrieval.base import Retriever
 from openbook.training.optimizer import learning_rate_factor, learning_rate_schedule, parameter_groups
 from openbook.utils.distributed import gather_objects, sum_over_ranks, world_size
@@ -21,7 +22,9 @@ from openbook.utils.distributed import gather_objects, sum_over_ranks, world_siz
 class QuestionModule(L.LightningModule):
     """A retriever and the questions it is measured on. A child has training_step, validation_step, which adds to
     `predictions`, and `summarized`. max_steps: optimizer steps, of the learning-rate schedule. resamples: of the
-    bootstrap behind the test's intervals."""
+    bootstrap behind the test's intervals. test_depth: passages per question that a test ranks, `depth` while it does
+    (metrics/ranking.py); 0: none.
+    """
 
     def __init__(self, retriever: Retriever[Any], *, optim: OptimConfig, max_steps: int, resamples: int, seed: int):
         super().__init__()
@@ -30,6 +33,7 @@ class QuestionModule(L.LightningModule):
         self.predictions: list[Prediction] = []
         self.summary: dict[str, Any] = {}
         self.index_is_exact = False
+        self.depth = self.test_depth = 0
         self._units = torch.zeros(())
         self._logged_step, self._logged = -1, list[float]()
 
@@ -41,11 +45,12 @@ class QuestionModule(L.LightningModule):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_start(self) -> None:
-        self.predictions = []
+        self.predictions, self.depth = [], 0
         self.index_is_exact = self.retriever.index_is_exact()
 
     def on_test_epoch_start(self) -> None:
         self.on_validation_epoch_start()
+        self.depth = self.test_depth
 
     def on_validation_epoch_end(self) -> None:
         self._summarize(resamples=0)
@@ -140,3 +145,5 @@ class QuestionModule(L.LightningModule):
         self.predictions = [Prediction.from_json(fields) for part in gathered for fields in part]
         self.predictions.sort(key=lambda prediction: prediction.id)
         self.summary = self.summarized(resamples)
+        if self.depth:
+            self.summary["retrieval"] = summarize_ranking(self.predictions, self.depth)

@@ -87,8 +87,10 @@ class DprModule(QuestionModule):
         return self.retriever.search(question_emb.detach(), self.passages.options.depth).rows
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact)
-        self.predictions.extend(found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers))
+        rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact, self.depth)
+        self.predictions.extend(
+            found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers, depth=self.depth)
+        )
 
     def summarized(self, resamples: int) -> dict[str, Any]:
         return summarize_found(self.predictions, resamples, self.seed)

@@ -105,7 +105,8 @@ class TrainingPassages:
         ]
 
     def hard_negatives(self, batch: Batch, positives: Sequence[int], index_rows: Tensor | None = None) -> list[int]:
-        """Rows of the hard negatives of all questions that have a positive passage, BM25's before the index's.
+        """Rows of the hard negatives of all questions that have a positive passage, BM25's before the index's; those
+        that a question names itself (as DPR's files do, who have them from BM25) stand for as many of BM25's.
 
         index_rows [batch, depth] on the CPU: what the live index finds for the questions, best first; None before there
         is one.
@@ -115,8 +116,21 @@ class TrainingPassages:
         chosen: list[set[int]] = [set() for _ in asked]
         found: list[int] = []
         sources: list[tuple[int, list[list[int]]]] = []
-        if self.options.bm25_negatives and asked:
-            sources.append((self.options.bm25_negatives, self._bm25_rows(examples)))
+        wanted = self.options.bm25_negatives
+        if wanted and asked:
+            for example, taken in zip(examples, chosen, strict=True):
+                new = self._named_negatives(example, batch.cursor)[:wanted]
+                taken.update(new)
+                found += new
+            if short := [place for place, taken in enumerate(chosen) if len(taken) < wanted]:
+                bm25 = self._bm25_rows([examples[place] for place in short])
+                for place, rows in zip(short, bm25, strict=True):
+                    taken = chosen[place]
+                    new = self._first_negatives(
+                        examples[place], [row for row in rows if row not in taken], wanted - len(taken)
+                    )
+                    taken.update(new)
+                    found += new
         if index_rows is not None and self.options.index_negatives and asked:
             sources.append((self.options.index_negatives, index_rows[asked].tolist()))
         for n_wanted, candidates in sources:
@@ -151,6 +165,15 @@ class TrainingPassages:
         """Row of the question's positive passage at this place of the stream; MISSING_ROW where there is none."""
         known = self.known_positives(example) or [self._found.get(example.id, MISSING_ROW)]
         return known[stream_key(self.seed, cursor, example.id) % len(known)]
+
+    def _named_negatives(self, example: Example, cursor: int) -> list[int]:
+        """Rows of the hard negatives that the example names and the corpus has, beginning with another one at each
+        visit."""
+        gold = set(self.known_positives(example))
+        rows = [self.corpus.row_of(identity) for identity in example.negative_ids]
+        named = [row for row in dict.fromkeys(rows) if row is not None and row not in gold]
+        begin = stream_key(self.seed, cursor, example.id) % len(named) if named else 0
+        return named[begin:] + named[:begin]
 
     def _first_negatives(self, example: Example, rows: Sequence[int], n_wanted: int) -> list[int]:
         gold = {*self.known_positives(example), self._found.get(example.id), MISSING_ROW}

@@ -111,7 +111,7 @@ class RagModule(QuestionModule):
         return weight * self.loss_scale(weight if self.reduction == "question" else weight * batch.target_mask.sum(-1))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.predictions.extend(self.answering(batch, self.retriever, self.index_is_exact))
+        self.predictions.extend(self.answering(batch, self.retriever, self.index_is_exact, self.depth))
 
     def parts(self) -> list[tuple[str, nn.Module, float]]:
         generator = ("generator", cast(nn.Module, self.generator), self.optim.lr_generator or self.optim.lr)

@@ -258,7 +258,7 @@ def test_the_names_stand_for_its_files(book: FactbookFiles, other: EditionFiles)
     for (key, name), path in named.items():
         found = setup_data.named_file(config, key, name)
         assert found is not None and found.resolve() == path.resolve(), (key, name)
-    assert setup_data.named_file(config, "train", "mine.jsonl") == Path("mine.jsonl")
+    assert setup_data.named_file(config, "train", str(book.train)) == book.train
 
 
 def test_they_count_as_embedded() -> None:

@@ -5,18 +5,16 @@ A check reports the first line of each kind of fault with the number of lines th
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import zlib
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, cast
 
 import numpy as np
 
 from openbook.batch import Example, Passage
+from openbook.data.readers.compressed import must_exist, unpacked
 from openbook.errors import OpenBookError, raise_all
 
 # A longer line is refused: it is a file without line breaks, not a passage of some hundred words.
@@ -54,33 +52,22 @@ def file_fingerprint(path: str | Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def must_exist(path: Path) -> None:
-    if not path.is_file():
-        raise OpenBookError("there is no such file", where=path, action="Check the path; nothing is downloaded.")
-
-
 def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """(line number from 1, byte offset, line without its end); blank lines are passed over. A line over the limit
     comes cut just above it, so that memory stays bounded."""
-    must_exist(path)
     number, start = 0, 0
-    with cast("IO[bytes]", gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as handle:
-        try:
-            while raw := handle.readline(MAX_LINE_BYTES + 2):
-                number += 1
-                if number == 1:
-                    _refuse_byte_order_mark(path, raw)
-                length = len(raw)
-                line, rest = raw.rstrip(b"\r\n"), raw
-                while not rest.endswith(b"\n") and (rest := handle.readline(MAX_LINE_BYTES)):
-                    length += len(rest)
-                if line.strip():
-                    yield number, start, line
-                start += length
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise OpenBookError(
-                "the gzip file is damaged", where=path, got=str(error), action="Fetch or pack it again."
-            ) from None
+    with unpacked(path) as handle:
+        while raw := handle.readline(MAX_LINE_BYTES + 2):
+            number += 1
+            if number == 1:
+                _refuse_byte_order_mark(path, raw)
+            length = len(raw)
+            line, rest = raw.rstrip(b"\r\n"), raw
+            while not rest.endswith(b"\n") and (rest := handle.readline(MAX_LINE_BYTES)):
+                length += len(rest)
+            if line.strip():
+                yield number, start, line
+            start += length
 
 
 def _refuse_byte_order_mark(path: Path, raw: bytes) -> None:

@@ -11,20 +11,15 @@ _COLUMNS = "3, separated by tabs: id, text, title"
 
 
 def tsv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | BadLineError]]:
-    """(line number, {column: value} or what is wrong with the line) of every row behind the header.
-
-    Whether a quotation mark quotes is decided for the whole file, by how its other fields are written: Python's csv
-    module quotes every field that holds one and doubles it inside; where fields hold marks that are not so, marks are
-    text. Other signs stand for themselves, carriage returns inside a line included.
-    """
-    quoted = _is_quoted(path)
-    rows = _quoted_rows(path) if quoted else _plain_rows(path)
-    header: list[str] | BadLineError = next(rows, (1, list[str]()))[1]
+    """(line number, {column: value} or what is wrong with the line) of every row behind DPR's header."""
+    rows = plain_rows(path, len(HEADER))
+    first = next(rows, None)
+    if first is None:
+        return
+    header = first[1]
     if header != HEADER:
         if isinstance(header, BadLineError):
             raise header.at(f"{path}:1")
-        if not header:
-            return
         raise OpenBookError(
             "the header is not DPR's",
             where=f"{path}:1",
@@ -33,19 +28,31 @@ def tsv_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | BadLineError]]:
             action="Put that line first, or convert the file to .jsonl.",
         )
     for number, row in rows:
-        if isinstance(row, list) and len(row) != len(HEADER):
+        yield number, row if isinstance(row, BadLineError) else dict(zip(HEADER, row, strict=True))
+
+
+def plain_rows(path: Path, width: int) -> Iterator[tuple[int, list[str] | BadLineError]]:
+    """(line number, the row's fields or what is wrong with it) of every row, the first one whatever its width; the
+    others have `width` fields.
+
+    Whether a quotation mark quotes is decided for the whole file, by how its other fields are written: Python's csv
+    module quotes every field that holds one and doubles it inside; where fields hold marks that are not so, marks are
+    text. Other signs stand for themselves, carriage returns inside a line included.
+    """
+    quoted = _is_quoted(path, width)
+    first = True
+    for number, row in _quoted_rows(path) if quoted else _unquoted_rows(path):
+        if isinstance(row, list) and len(row) != width and not first:
             action = "A tab or quotation mark inside a field must be quoted as csv does." if quoted else ""
-            yield (
-                number,
-                BadLineError(
-                    "a line has the wrong number of columns", got=f"{len(row)}", expected=_COLUMNS, action=action
-                ),
-            )
+            expected = _COLUMNS if width == len(HEADER) else f"{width}, separated by tabs"
+            what = "a line has the wrong number of columns"
+            yield number, BadLineError(what, got=f"{len(row)}", expected=expected, action=action)
         else:
-            yield number, row if isinstance(row, BadLineError) else dict(zip(HEADER, row, strict=True))
+            yield number, row
+        first = False
 
 
-def _is_quoted(path: Path) -> bool:
+def _is_quoted(path: Path, width: int) -> bool:
     """False where a field holds a quotation mark as text and no line can only be read as quoted."""
     as_text = as_csv = False
     for _, _, raw in read_lines(path):
@@ -53,12 +60,12 @@ def _is_quoted(path: Path) -> bool:
             fields = raw.decode("latin-1").split("\t")
             marked = [field for field in fields if '"' in field]
             quoted = [field for field in marked if field.startswith('"') and _is_closed(field)]
-            as_csv = as_csv or len(fields) != len(HEADER) or any('""' in field[1:-1] for field in quoted)
+            as_csv = as_csv or len(fields) != width or any('""' in field[1:-1] for field in quoted)
             as_text = as_text or len(quoted) < len(marked)
     return as_csv or not as_text
 
 
-def _plain_rows(path: Path) -> Iterator[tuple[int, list[str] | BadLineError]]:
+def _unquoted_rows(path: Path) -> Iterator[tuple[int, list[str] | BadLineError]]:
     for number, _, raw in read_lines(path):
         try:
             yield number, decoded(raw).split("\t")

@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from openbook.data.masking import SpanOptions, spans_of_passage
 from openbook.data.question_file import QuestionFile
 from openbook.data.readers.checked_lines import file_fingerprint, id_hash
+from openbook.data.readers.fields import json_of
 from openbook.data.readers.formats import read_passages
+from openbook.data.spans.masking import SpanOptions, spans_of_passage
 from openbook.errors import OpenBookError
 from openbook.utils.atomic import replacing, replacing_folder
 from openbook.utils.console import say
@@ -91,7 +92,7 @@ def mixed(questions: Path, spans: Path, share: float, cache: Path) -> Path:
     chosen = [masked[place] for place in range(min(wanted, len(masked)))]  # the file is in the order of a hash
     if not target.is_file():
         with replacing(target) as new, open(new, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps(asdict(one), ensure_ascii=False) + "\n" for one in (*asked, *chosen))
+            file.writelines(json.dumps(json_of(one), ensure_ascii=False) + "\n" for one in (*asked, *chosen))
     return target
 
 

@@ -1,0 +1,152 @@
+"""Fields of one record, checked: what is wrong with one names it, and says what other projects call it."""
+
+import ast
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from openbook.batch import Example, Passage
+from openbook.data.readers.checked_lines import BadLineError
+
+KNOWN_AS = {  # what other projects call the same field
+    "id": ("_id", "docid", "pid", "passage_id", "qid"),
+    "title": ("Title", "name", "wikipedia_title"),
+    "text": ("contents", "content", "passage", "body", "context"),
+    "question": ("query", "qText", "input", "claim"),
+    "answers": ("answer", "golden_answers", "answer_aliases", "targets", "output", "label"),
+    "positive_ids": ("positive_ctxs", "positive_passages", "provenance", "gold_ids", "supporting_facts"),
+}
+
+
+class Asked(NamedTuple):
+    """A question as a file brings it: with the passages that its record carries, and with what is worth counting
+    (`notes`) because it was left out of it."""
+
+    example: Example
+    passages: tuple[Passage, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def json_object(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadLineError(
+            "malformed JSON",
+            got=f"{error.msg} at position {error.pos + 1}, near {line[max(0, error.pos - 20) : error.pos + 20]!r}",
+            expected="one JSON object per line",
+        ) from None
+    except RecursionError:
+        raise BadLineError("malformed JSON", got="brackets nested too deep") from None
+    if not isinstance(fields, dict):
+        raise BadLineError("a line is not a JSON object", got=type(fields).__name__, expected="{...} on each line")
+    return fields
+
+
+def require(fields: Mapping[str, Any], key: str, needs: str) -> Any:
+    """The value at a key; where there is none, what the record has instead."""
+    if key in fields:
+        return fields[key]
+    near = [alias for alias in KNOWN_AS.get(key, ()) if alias in fields] or difflib.get_close_matches(key, fields, 1)
+    raise BadLineError(
+        f"a line has no `{key}`",
+        got=f"the keys {', '.join(map(repr, sorted(fields)))}"[:200],
+        expected=needs,
+        action=f"Rename `{near[0]}` to `{key}`. Or set data.columns={key}:{near[0]}." if near else "",
+    )
+
+
+def string(value: Any, key: str, *, numbers: bool = False, empty: bool = True) -> str:
+    """A text that can be written as UTF-8. numbers: a whole number is one too; empty: nothing but spaces is."""
+    if numbers and isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise BadLineError(f"`{key}` is not text", got=f"{value!r}"[:80], expected="a string")
+    if "\0" in value:
+        raise BadLineError(f"`{key}` holds NUL characters", got=f"{value.count(chr(0))} of them", action="Remove them.")
+    if not empty and not value.strip():
+        raise BadLineError(f"`{key}` is empty", expected="some text", action="Fill it or remove the line.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadLineError(f"`{key}` holds half a surrogate pair", expected="whole characters") from None
+    return value
+
+
+def strings(value: Any, key: str, *, numbers: bool = False) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        expected = "a list of strings, also for a single one"
+        raise BadLineError(f"`{key}` is not a list", got=f"{value!r}"[:80], expected=expected)
+    return tuple(string(item, key, numbers=numbers, empty=False) for item in value)
+
+
+def text(fields: Mapping[str, Any], key: str, *, empty: bool = False) -> str:
+    """The text at a key that a record must have."""
+    return string(require(fields, key, f"a text named `{key}`"), key, numbers=True, empty=empty)
+
+
+def listed(fields: Mapping[str, Any], key: str, kind: type = dict) -> list[Any]:
+    """A list of objects of one kind at a key. Hugging Face's data sets keep a list of objects as one object of equally
+    long lists; that is turned round. Missing or null: an empty list."""
+    value = fields.get(key)
+    if kind is dict and isinstance(value, dict) and all(isinstance(column, list) for column in value.values()):
+        if len({len(column) for column in value.values()}) > 1:
+            raise BadLineError(f"the lists of `{key}` differ in length", expected="one value each")
+        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, kind) for one in value):
+        expected = "objects" if kind is dict else "lists" if kind is list else "strings"
+        raise BadLineError(
+            f"`{key}` is not a list of {expected}", got=f"{value!r}"[:80], expected=f"a list of {expected}"
+        )
+    return value
+
+
+def answers_of(value: Any, key: str) -> tuple[str, ...]:
+    """Distinct answers in their order: a list of texts or numbers, one text, or a list written as text, as csv files
+    have it (['a', 'b'] as Python or JSON writes it). Empty ones are left out."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            with suppress(ValueError):  # else it is a text that begins with a bracket
+                value = json.loads(value)
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        value = [value]
+    found = (string(_written(one), key) for one in value)
+    return tuple(dict.fromkeys([one for one in found if one.strip()]))
+
+
+def _written(value: Any) -> Any:
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def passage_of(title: str, content: str, identity: str = "") -> Passage:
+    """A passage that a record carries. One without an id of its own is known by its content: the same passage has the
+    same id in every file and at every reading."""
+    if not identity:
+        identity = "h" + hashlib.blake2b(f"{title}\0{content}".encode(), digest_size=8).hexdigest()
+    return Passage(identity, title, content)
+
+
+def json_of(example: Example) -> dict[str, Any]:
+    """A question as this project's .jsonl has it; what came with later versions is left out where it is empty."""
+    written: dict[str, Any] = {
+        "id": example.id,
+        "question": example.question,
+        "answers": example.answers,
+        "positive_ids": example.positive_ids,
+        "relation": example.relation,
+        "phrasing": example.phrasing,
+    }
+    if example.negative_ids:
+        written["negative_ids"] = example.negative_ids
+    if example.grades:
+        written["grades"] = example.grades
+    return written
