@@ -22,6 +22,7 @@ from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
 from openbook.utils.distributed import from_rank_zero
+from openbook.utils.signals import Stopped
 
 WARMED_UP = "Before joint training the small reader was warmed up for {steps} steps on {what}."
 NO_GOLD = "Joint training itself saw no gold passage."
@@ -88,9 +89,8 @@ class Stages:
         self.clock.lap("train")
         if from_rank_zero(self.checkpointing.received is not None):
             self._write_summary("interrupted")
-            say(f"`make resume RUN={run.path}` continues the run")
             if trainer.is_global_zero:  # another rank that ends with a code would have this one killed
-                raise SystemExit(128 + (self.checkpointing.received or 15))
+                raise Stopped(self.checkpointing.received or 15)
             return run.path
 
         if config.data.test:
