@@ -11,7 +11,7 @@ from openbook.tracking.checkpoint import keep_last
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
 from openbook.utils.distributed import any_rank
-from openbook.utils.signals import SIGNALS
+from openbook.utils.signals import SIGNALS, Stopped
 
 # What a resumed run goes on with.
 STATE = ("validated", "best", "best_step", "since_best")
@@ -141,7 +141,7 @@ class Checkpointing(L.Callback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise Stopped(number)
         self.received = number
 
     def _restore_handlers(self) -> None:

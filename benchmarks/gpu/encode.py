@@ -21,6 +21,7 @@ from benchmarks.gpu.common import PER_SCORE, device, dtype, in_turns, main, peak
 from benchmarks.index import amortized
 from benchmarks.training.cost import Stack
 from openbook.data.corpus import PassageTokens
+from openbook.data.encoder_inputs import separated
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.models.attention import implementation
 from openbook.models.encoders import TextEncoder
@@ -43,7 +44,9 @@ def encoding(quick: bool) -> dict[str, Value]:
     )
     model.set_attn_implementation(implementation())
     encoder = TextEncoder(model, "cls", normalize=False).to(device())
-    corpus = CorpusOptions(tokens, SPECIAL, 256, "synthetic", 65536 if torch.cuda.is_available() else 4096, dtype())
+    corpus = CorpusOptions(
+        tokens, separated(SPECIAL), 256, "synthetic", 65536 if torch.cuda.is_available() else 4096, dtype()
+    )
     index = ShardIndex(shape.dim, n, IndexOptions("Flat", "gpu" if torch.cuda.is_available() else "cpu"))
     coder = corpus.coder(encoder, index.device)
     passes = coder.passes(corpus.my_rows(), corpus.tokens_per_pass)

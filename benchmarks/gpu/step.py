@@ -31,6 +31,7 @@ from benchmarks.training.cost import TRAINING, Stack
 from openbook.batch import Batch, Example
 from openbook.config.training import OptimConfig
 from openbook.data.corpus import PassageTokens
+from openbook.data.encoder_inputs import separated
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.models.attention import implementation
@@ -136,7 +137,7 @@ def joint(quick: bool, best: float, rounds: int) -> dict[str, Value]:
         rows = np.arange(start, min(start + (1 << 17), n))
         index.write(rows, torch.randn(len(rows), encoder.dim, device=index.device))
     retriever = DenseRetriever(
-        encoders[0], PassageEmbedder(encoders[1], tokens, SPECIAL, 256), temperature=float(encoder.dim**0.5)
+        encoders[0], PassageEmbedder(encoders[1], tokens, separated(SPECIAL), 256), temperature=float(encoder.dim**0.5)
     )
     retriever.snapshot = Snapshot(index.finish(), 0, "", "", n)
     model = peer.bart(stack, vocab).to(device())

@@ -16,6 +16,7 @@ from openbook.commands.evaluate import evaluate
 from openbook.commands.train import resume, train
 from openbook.errors import OpenBookError
 from openbook.tracking.checkpoint import read_checkpoint
+from openbook.utils.signals import Stopped
 from tests.small_system import SmallSystem, column, train_until
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -198,6 +199,37 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_goes_on(
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     kept = sorted(path.name for path in last.parent.iterdir())
     assert kept == ["best.ckpt", "last-1.ckpt", "last.ckpt", "last.ckpt.damaged"]
+
+
+def test_a_finished_run_whose_longer_training_was_stopped_before_it_began_can_be_trained_on(
+    small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=2"))
+    before = contents(run)
+
+    def stop(*_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("openbook.commands.train.make_trainer", stop)
+        with pytest.raises(Stopped):
+            resume(run, ["trainer.max_steps=4"])
+    assert contents(run).keys() == before.keys()
+    assert (run / "config.yaml").read_bytes() == before["config.yaml"]
+    assert json.loads((resume(run, ["trainer.max_steps=4"]) / "summary.json").read_text())["steps"] == 4
+
+
+def test_a_damaged_best_checkpoint_is_named_and_keeps_no_run_from_its_end(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=3", "evaluate.checkpoint=best"))
+    best = run / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:-2000])
+    with pytest.raises(OpenBookError, match=r"evaluate\.checkpoint=last"):
+        evaluate(run, [])
+    resume(run, ["trainer.max_steps=4"])
+    assert "the last weights are tested" in capsys.readouterr().out
+    assert json.loads((run / "summary.json").read_text())["tested_step"] == 4
 
 
 def test_a_validation_that_a_signal_left_no_time_for_is_made_good(

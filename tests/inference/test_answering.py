@@ -17,6 +17,7 @@ from openbook.config.evaluation import DecodeConfig
 from openbook.data.collate import Collate
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
+from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids, targets
 from openbook.data.sampler import BatchPlan
 from openbook.errors import OpenBookError
@@ -104,6 +105,7 @@ class System:
         indices = tuple(None if one.id == padding else n for n, one in enumerate(examples))
         collate = Collate(
             question_tokenizer=self.tokenizer,
+            question_format=encoder_format(self.tokenizer, "joined"),
             generator_tokenizer=self.tokenizer,
             max_question_tokens=32,
             max_target_tokens=MOST,

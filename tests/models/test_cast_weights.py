@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BartForConditionalGeneration, BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartForConditionalGeneration,
+    BertConfig,
+    BertModel,
+    LongformerConfig,
+    LongformerModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
+from openbook.config.models import LoraConfig
 from openbook.models import cast_weights
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoders import load_encoder
+from openbook.models.lora import add_adapters
 from tests.tiny_models import bart_config
 
 
@@ -181,3 +192,47 @@ def test_a_step_uses_it(on_a_cpu: None, encoder_folder: Path) -> None:
     with torch.autocast("cpu", torch.bfloat16), Casts() as counted:
         encoder(IDS, IDS != 0)
     assert at_once < counted.casts
+
+
+def test_no_gradient_is_made_of_weights_under_adapters(on_a_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be as large as the model, in fp32, and thrown away."""
+    pytest.importorskip("peft")
+    model = models("bert")
+    add_adapters(model, LoraConfig(rank=2), "retriever.lora", 0)
+    made: list[int] = []
+    original = cast_weights._CastAll.backward
+
+    def counted(ctx: Any, *gradients: Tensor | None) -> Any:
+        found = original(ctx, *gradients)
+        made.append(sum(one.numel() for one in found if one is not None))
+        return found
+
+    monkeypatch.setattr(cast_weights._CastAll, "backward", staticmethod(counted))
+    ids = torch.arange(1, 13).view(2, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = with_weights_cast(model, lambda: model(input_ids=ids).last_hidden_state)
+    found.float().square().sum().backward()
+    assert sum(made) == sum(one.numel() for one in model.parameters() if one.requires_grad) > 0
+    assert all((one.grad is not None) == one.requires_grad for one in model.parameters())
+
+
+def test_a_model_that_scales_its_queries_in_place(on_a_cpu: None) -> None:
+    config = LongformerConfig(
+        vocab_size=61,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
+        attention_window=16,
+        max_position_embeddings=130,
+        pad_token_id=1,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(3)
+    model, ids = LongformerModel(config, add_pooling_layer=False).train(), torch.arange(5, 45).view(2, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(input_ids=ids).last_hidden_state
+        found = with_weights_cast(model, lambda: model(input_ids=ids).last_hidden_state)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+    found.float().square().sum().backward()

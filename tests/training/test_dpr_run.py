@@ -19,7 +19,7 @@ from openbook.reporting.report import results_table
 from openbook.setup import models as setup_models
 from openbook.setup.start_from import resolve_start
 from openbook.tracking import run_folder as runs
-from openbook.tracking.checkpoint import read_checkpoint
+from openbook.tracking.checkpoint import WholeCheckpoints, read_checkpoint
 from tests.small_system import SmallSystem, column, train_until
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -223,7 +223,7 @@ def test_an_experiment_stands_for_its_newest_finished_run_of_the_seed(
     def fabricate(name: str, seed: int, status: str, age: int) -> None:
         folder = tmp_path / "runs" / "dpr" / name
         (folder / "checkpoints").mkdir(parents=True)
-        (folder / "checkpoints" / "last.ckpt").touch()
+        WholeCheckpoints().save_checkpoint({"global_step": 1}, folder / "checkpoints" / "last.ckpt")
         (folder / "config.yaml").write_text(f"experiment: dpr\nseed: {seed}\nobjective: dpr\n", encoding="utf-8")
         (folder / "summary.json").write_text(json.dumps({"status": status, "seed": seed}), encoding="utf-8")
         os.utime(folder / "config.yaml", (time.time() - age,) * 2)
@@ -253,7 +253,7 @@ def test_what_cannot_be_started_from_is_refused(
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.yaml").write_text(f"experiment: {name}\n{content}\n", encoding="utf-8")
         if checkpoint:
-            (folder / "checkpoints" / "last.ckpt").touch()
+            WholeCheckpoints().save_checkpoint({"global_step": 1}, folder / "checkpoints" / "last.ckpt")
         return folder
 
     def refused(start: object, text: str, *words: str) -> None:

@@ -14,7 +14,7 @@ from openbook.metrics.ranking import lines_of
 from openbook.reporting.report import results_table, write_report
 from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
-from openbook.tracking.checkpoint import read_checkpoint
+from openbook.tracking.checkpoint import damage, read_checkpoint
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
@@ -109,6 +109,9 @@ class Stages:
     def _load_best(self) -> None:
         """The weights of the best validation, where the test shall use them."""
         if self.prepared.config.evaluate.checkpoint == "best" and from_rank_zero(self.run.best.is_file()):
+            if found := damage(self.run.best):
+                say(f"warning: {self.run.best} is damaged ({found}): the last weights are tested")
+                return
             content = read_checkpoint(self.run.best)
             self.module.load_state_dict(content["state_dict"])
             self.module.retriever.weights_changed()

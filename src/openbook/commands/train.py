@@ -1,6 +1,7 @@
 """`train` and `resume`: from a configuration to a run folder with a trained model, its metrics and its report."""
 
 import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,12 +77,11 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         check_data(run.read_summary().get("data", {}), prepared.fingerprints)
     elif rank_from_environment() == 0:
         run.create(config)
+    trainer: L.Trainer | None = None
     try:
         module = prepared.module()
         if resumed:
             check_weights(module, run.newest)
-            if rank_from_environment() == 0:
-                run.create(config)
         elif config.retriever.start_from and prepared.is_dense:
             start_encoders(config, cast(DenseRetriever, module.retriever))
         n_passages = prepared.parts.corpus.n_passages
@@ -102,8 +102,13 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         how = f"on {prepared.on}, {trainer.precision}, {computing()}"
         say(f"run folder {run.path}; {n_passages:,} passages; {how}")
         clock.lap("setup")
+        if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
+            write_json(run.summary, run.read_summary() | {"status": "running"})
+            run.create(config)
         return Stages(run, prepared, module, trainer, clock, checkpointing)(resumed)
     except Stopped:
+        if trainer is not None and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)  # the ranks that it has started
         if rank_from_environment() == 0:
             if (summary := run.read_summary()).get("status") == "running":
                 write_json(run.summary, summary | {"status": "interrupted"})

@@ -42,7 +42,7 @@ def with_weights_cast(model: nn.Module, run: Callable[[], Result], but: Tensor |
     groups = [[part.weight for part in parts] for parts in joined]
     groups += [[part.bias for part in parts] for parts in joined if parts[0].bias is not None]
     groups += [[weight] for weight in single.values()]
-    casts = _CastAll.apply(torch.get_autocast_dtype(kind), [len(group) for group in groups], *chain(*groups))
+    casts = _cast(torch.get_autocast_dtype(kind), groups)
     biases = iter(casts[len(joined) :])
     with ExitStack() as stack:
         for parts, weight in zip(joined, casts, strict=False):
@@ -51,14 +51,29 @@ def with_weights_cast(model: nn.Module, run: Callable[[], Result], but: Tensor |
         return functional_call(_Running(model), named, (run,), tie_weights=False)
 
 
+def _cast(dtype: torch.dtype, groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Each group as one tensor; frozen weights, as those under adapters, apart: no gradient is made of them."""
+    made: dict[int, Tensor] = {}
+    for learns in (True, False):
+        some = [n for n, group in enumerate(groups) if group[0].requires_grad == learns]
+        if some:
+            with torch.set_grad_enabled(learns):
+                casts = _CastAll.apply(dtype, [len(groups[n]) for n in some], *chain(*(groups[n] for n in some)))
+            made |= zip(some, casts, strict=True)
+    return [made[n] for n in range(len(groups))]
+
+
 def _self_attentions(model: nn.Module, but: Tensor | None) -> Iterator[list[nn.Linear]]:
     """The three projections of each, all of one shape and in fp32."""
     for name, part in model.named_modules():
         for names in () if name.endswith(_CROSS) else _PROJECTIONS:
             parts = [getattr(part, own, None) for own in names]
             if all(isinstance(one, nn.Linear) and one.weight is not but for one in parts):
-                kinds = {(one.weight.shape, one.weight.dtype, one.bias is None) for one in parts}  # type: ignore[union-attr]
-                if len(kinds) == 1 and next(iter(kinds))[1] == torch.float32:
+                kinds = {
+                    (one.weight.dtype, one.weight.shape, one.weight.requires_grad, one.bias is None)  # type: ignore[union-attr]
+                    for one in parts
+                }
+                if len(kinds) == 1 and next(iter(kinds))[0] == torch.float32:
                     yield parts  # type: ignore[misc]
 
 
@@ -88,7 +103,11 @@ class _Joined:
     def __call__(self, states: Tensor, place: int) -> Tensor:
         if self.states is not states:
             self.states = states
-            self.outputs = list(nn.functional.linear(states, self.weight, self.bias).chunk(3, -1))
+            whole = nn.functional.linear(states, self.weight, self.bias)
+            width = (
+                whole.shape[-1] // 3
+            )  # `chunk` would give views that a model may not scale in place, as Longformer does
+            self.outputs = [whole.narrow(-1, at * width, width) for at in range(3)]
         output = self.outputs[place]
         if place == 2:  # the last that is asked for
             self.states, self.outputs = None, []

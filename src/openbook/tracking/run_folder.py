@@ -14,7 +14,7 @@ from typing import Any
 from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.tracking.checkpoint import newest_sound, set_aside_damaged
+from openbook.tracking.checkpoint import damage, newest_sound, set_aside_damaged
 from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
 from openbook.utils.json_lines import write_json_lines
@@ -147,8 +147,18 @@ class RunFolder:
         return newest_sound(self.last)
 
     def weights(self, config: Config) -> Path:
-        """The checkpoint whose weights are the run's result: what its tests, and runs that start from it, use."""
-        return self.best if config.evaluate.checkpoint == "best" else self.newest
+        """The checkpoint whose weights are the run's result: what its tests, and runs that start from it, use.
+        OpenBookError where it is damaged."""
+        if config.evaluate.checkpoint != "best":
+            return self.newest
+        if self.best.is_file() and (found := damage(self.best)):
+            raise OpenBookError(
+                "the best checkpoint is damaged",
+                where=self.best,
+                got=found,
+                action="evaluate.checkpoint=last uses the last one.",
+            )
+        return self.best
 
     def load_config(self, overrides: list[str], training: bool = True) -> Config:
         """The configuration the run was started with, and overrides."""
