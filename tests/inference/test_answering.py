@@ -17,6 +17,7 @@ from openbook.config.evaluation import DecodeConfig
 from openbook.data.collate import Collate
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
+from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids, targets
 from openbook.data.sampler import BatchPlan
 from openbook.errors import OpenBookError
@@ -104,6 +105,7 @@ class System:
         indices = tuple(None if one.id == padding else n for n, one in enumerate(examples))
         collate = Collate(
             question_tokenizer=self.tokenizer,
+            question_format=encoder_format(self.tokenizer),
             generator_tokenizer=self.tokenizer,
             max_question_tokens=32,
             max_target_tokens=MOST,
@@ -577,3 +579,41 @@ def test_settings_reach_the_answers(small_system: SmallSystem, tmp_path: Path) -
 def test_pooled_candidates_may_be_more_than_beams(small_system: SmallSystem, tmp_path: Path) -> None:
     words = ("objective=rag_sequence", "decode.beams=1", "decode.n_best=3")
     assert small_system.config(tmp_path / "run", *words).decode.n_best == 3
+
+
+# Constraints and drawn answers
+
+
+@pytest.mark.parametrize("reads", ["rag_token", "rag_sequence", "closed_book"])
+def test_drawn_answers_depend_on_seed_and_question_alone(reads: str, system: System) -> None:
+    """Not on the batch, nor on how often it is answered; of the smallest nucleus they are the greedy ones."""
+    decode = DecodeConfig(sample=True, temperature=1.5)
+    retriever: Any = ClosedBookRetriever() if reads == "closed_book" else GivenRetriever()
+    together = system.answers(reads, decode, seed=1)
+    assert system.answers(reads, decode, seed=1) == together
+    for number in reversed(range(len(EXAMPLES))):
+        if (name := EXAMPLES[number].id) in together:
+            (alone,) = system.answering(reads, decode, seed=1)(system.batch(EXAMPLES[number : number + 1]), retriever)
+            assert alone.prediction == together[name].prediction
+    drawn = {system.answers(reads, decode, seed=seed)["five"].prediction for seed in range(6)}
+    assert len(drawn) > 3
+    again = system.answers(reads, DecodeConfig(sample=True, top_p=1e-9), seed=1)["five"]
+    assert again.prediction == system.answers(reads, DecodeConfig(rag_sequence="greedy"))["five"].prediction
+
+
+def test_no_ngram_comes_twice_however_answers_are_decoded(system: System) -> None:
+    """Where without the constraint some do."""
+
+    def repeated(reads: str, decode: DecodeConfig, ngram: int) -> int:
+        rows = [[part.text for part in one.tokens] for one in system.answers(reads, decode).values()]
+        grams = [[tuple(row[at : at + ngram]) for at in range(len(row) - ngram + 1)] for row in rows]
+        return sum(len(own) - len(set(own)) for own in grams)
+
+    free = 0
+    for reads in ("rag_token", "rag_sequence"):
+        for how in ({}, {"beams": 3}, {"rag_sequence": "fast"}, {"rag_sequence": "greedy"}, {"sample": True}):
+            decode = DecodeConfig(min_tokens=MOST, **how)  # type: ignore[arg-type]
+            for ngram in (1, 2):
+                assert repeated(reads, replace(decode, no_repeat_ngram=ngram), ngram) == 0
+            free += repeated(reads, decode, 1) > 0
+    assert free >= 3
