@@ -190,3 +190,12 @@ def test_drawn_answers_and_searches_have_settings_of_their_own(overrides: list[s
     with pytest.raises(OpenBookError, match=said):
         load_experiment("tiny", overrides)
     load_experiment("tiny", ["decode.sample=true", "decode.temperature=0.7", "decode.top_p=0.9"])
+
+
+def test_a_run_from_before_languages_goes_on_without(tmp_path: Path) -> None:
+    lines = to_yaml(load_experiment("tiny")).splitlines()
+    older = [line for line in lines if "_language:" not in line]
+    assert len(lines) - len(older) == 2
+    (tmp_path / "config.yaml").write_text("\n".join(older), encoding="utf-8")
+    generator = load_resolved(tmp_path / "config.yaml").generator
+    assert (generator.source_language, generator.target_language) == ("as_is", "as_is")

@@ -109,15 +109,24 @@ class Answering:
     ) -> Sequence[Sequence[Hypothesis]]:
         how, prior, reads = self.decode, doc_logprobs(doc_scores), self.likelihood
         limits, ngram = (how.max_tokens, how.min_tokens, how.length_penalty, how.n_best), how.no_repeat_ngram
-        step_by_step = reads == "rag_sequence" and how.rag_sequence == "greedy"
-        if how.sample or step_by_step:
-            contexts: Any = (generator, ids, mask, prior, reads)
+        if how.sample or (reads == "rag_sequence" and how.rag_sequence == "greedy"):
+            objective: Any = reads
             if how.sample:
-                places = uniforms(self.seed, questions, how.max_tokens)
-                shape = {"temperature": how.temperature, "top_p": how.top_p}
-                decoded = sample(*contexts, places, how.min_tokens, no_repeat_ngram=ngram, **shape)
+                decoded = sample(
+                    generator,
+                    ids,
+                    mask,
+                    prior,
+                    objective,
+                    uniforms(self.seed, questions, how.max_tokens),
+                    how.min_tokens,
+                    temperature=how.temperature,
+                    top_p=how.top_p,
+                    no_repeat_ngram=ngram,
+                )
             else:
-                decoded = greedy(*contexts, how.max_tokens, how.min_tokens, no_repeat_ngram=ngram)
+                ends = (how.max_tokens, how.min_tokens)
+                decoded = greedy(generator, ids, mask, prior, objective, *ends, no_repeat_ngram=ngram)
             rows, eos = decoded.token_ids.tolist(), generator.eos_token_id
             cut = [tuple(row[: row.index(eos) + 1] if eos in row else row) for row in rows]
             return [
