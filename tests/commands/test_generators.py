@@ -118,3 +118,18 @@ def test_two_ranks_train_as_one_process_does(kind: str, objective: str, on_ranks
         for run in ("one", "ranks")
     ]
     assert answers[0] == answers[1]
+
+
+# Drawn answers
+
+
+def test_two_ranks_draw_the_answers_of_one_process(small_system: SmallSystem, tmp_path: Path) -> None:
+    drawn = {}
+    for name, more in (("one", []), ("ranks", ["trainer.devices=2", "trainer.batch_size=2", "evaluate.batch_size=3"])):
+        rates = [f"optim.lr_{part}=1e-12" for part in ("generator", "question_encoder", "passage_encoder")]
+        words = small_system.words(tmp_path / name, *SHORT, *rates, "decode.sample=true", "trainer.max_steps=1", *more)
+        on_two_ranks([["train", *words]]) if more else train(small_system.config(tmp_path / name, *words[1:]))
+        lines = (tmp_path / name / "predictions.jsonl").read_text().splitlines()
+        drawn[name] = [(one["id"], one["prediction"]) for one in map(json.loads, lines)]
+    assert drawn["one"] == drawn["ranks"] and len(drawn["one"]) == 7
+    assert len({answer for _, answer in drawn["one"]}) > 4

@@ -172,3 +172,30 @@ def test_without_a_corpus_the_questions_carry_it(folder: Path) -> None:
     assert load_experiment("base", [*files, "data.corpus=p.jsonl"], folder).data.corpus == "p.jsonl"
     assert load_experiment("base", [*files, "objective=closed_book"], folder).data.corpus == "factbook"
     assert load_experiment("base", ["data.train=spans"], folder).data.corpus == "factbook"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["decode.temperature=0.7"], r"a temperature that a search ignores \(decode\.temperature\)"),
+        (["decode.top_p=0.9"], r"a nucleus that a search ignores \(decode\.top_p\)"),
+        (["decode.top_p=0", "decode.sample=true"], r"value out of range \(decode\.top_p\)"),
+        (["decode.temperature=0", "decode.sample=true"], r"value out of range \(decode\.temperature\)"),
+        (["decode.no_repeat_ngram=-1"], r"value out of range \(decode\.no_repeat_ngram\)"),
+        (["decode.beams=2", "decode.sample=true"], r"a drawn answer is not searched for \(decode\.beams\)"),
+        (["decode.n_best=2", "decode.sample=true"], r"one answer is drawn for a question \(decode\.n_best\)"),
+    ],
+)
+def test_drawn_answers_and_searches_have_settings_of_their_own(overrides: list[str], said: str) -> None:
+    with pytest.raises(OpenBookError, match=said):
+        load_experiment("tiny", overrides)
+    load_experiment("tiny", ["decode.sample=true", "decode.temperature=0.7", "decode.top_p=0.9"])
+
+
+def test_a_run_from_before_languages_goes_on_without(tmp_path: Path) -> None:
+    lines = to_yaml(load_experiment("tiny")).splitlines()
+    older = [line for line in lines if "_language:" not in line]
+    assert len(lines) - len(older) == 2
+    (tmp_path / "config.yaml").write_text("\n".join(older), encoding="utf-8")
+    generator = load_resolved(tmp_path / "config.yaml").generator
+    assert (generator.source_language, generator.target_language) == ("as_is", "as_is")

@@ -135,3 +135,36 @@ def test_missing_passages_are_as_if_they_had_not_been_found() -> None:
     for (one,), (other,) in zip(fewer, more, strict=True):
         assert one.token_ids == other.token_ids
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("ngram", [1, 2, 3])
+def test_no_ngram_comes_twice_as_in_generate(ngram: int, beams: int) -> None:
+    """Of several passages as in RagTokenForGeneration, of one as in the generator's own class."""
+    differ = 0
+    for seed in range(4):
+        generator, peer = both(seed)
+        # transformers counts the start token among the answer's, so it must not be written
+        generator.model.final_logits_bias[0, START] = -1e4
+        generator.model.final_logits_bias[0, EOS] = 1.0
+        ids, mask, scores = asked(seed)
+        how = {"num_beams": beams, "max_length": MAX_LENGTH + 1, "do_sample": False, "no_repeat_ngram_size": ngram}
+        several = peer.generate(
+            context_input_ids=ids, context_attention_mask=mask, doc_scores=scores, n_docs=N_DOCS, **how
+        )
+        single = generator.model.generate(input_ids=ids, attention_mask=mask, **how)
+        prior = scores.log_softmax(1)
+        for rows, weights in ((several, prior), (single, prior.new_zeros(len(ids), 1))):
+            expected = [without_padding(row) for row in rows.tolist()]
+            arguments = (generator, ids, mask, weights)
+            free, found = (
+                [one[0].token_ids for one in rag_token_beams(*arguments, beams, MAX_LENGTH, 0, 1.0, no_repeat_ngram=n)]
+                for n in (0, ngram)
+            )
+            assert found == expected
+            if beams == 1:
+                plain = greedy(*arguments, "rag_token", MAX_LENGTH, no_repeat_ngram=ngram).token_ids.tolist()
+                assert [without_padding([START, *row]) for row in plain] == expected
+            differ += free != found
+    assert differ >= 3, "the constraint says little where nothing repeats"

@@ -6,7 +6,6 @@ from typing import Any
 
 from openbook.config.combinations import (
     Check,
-    answer_checks,
     bm25_checks,
     checkpoint_checks,
     dpr_checks,
@@ -15,7 +14,7 @@ from openbook.config.combinations import (
     refresh_checks,
 )
 from openbook.config.data import BUILT_IN, SPANS
-from openbook.config.model_checks import adapter_checks, model_checks
+from openbook.config.model_checks import adapter_checks, answer_checks, model_checks
 from openbook.config.models import MINILM
 from openbook.config.refresh_schedule import RefreshSchedule
 from openbook.config.schema import Config
@@ -38,7 +37,7 @@ NOT_NEGATIVE = """
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
-    retriever.projection data.split.overlap evaluate.depth
+    retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram
 """.split()
 FRACTIONS = (
     "refresh.share",
@@ -90,7 +89,8 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         (numbers, lambda value: -LARGEST <= value <= LARGEST, f"a number, at most {LARGEST:,}"),
         (["seed"], lambda value: value < 2**32, "less than 4,294,967,296"),
         (["retriever.temperature"], lambda value: value == 0 or 1e-6 <= value <= 1e6, "0, or from 1e-6 to 1e6"),
-        (["distill_temperature"], lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6"),
+        (["distill_temperature", "decode.temperature"], lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6"),
+        (["decode.top_p"], lambda value: 0 < value <= 1, "above 0, at most 1"),
         (["warmup.steps"], lambda value: value >= -1, "0 or more, or -1"),
         (["data.spans.share"], lambda value: 0 <= value < 1, "from 0 to below 1; data.train=spans for spans alone"),
         (["warmup.spans"], lambda value: 0 <= value <= 1 or value == -1, "a share from 0 to 1, or -1"),

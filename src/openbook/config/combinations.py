@@ -134,51 +134,6 @@ def bm25_checks(config: Config) -> list[Check]:
     ]
 
 
-def answer_checks(config: Config) -> list[Check]:
-    decode, evaluate = config.decode, config.evaluate
-    most = decode.max_tokens or config.data.max_target_tokens
-    sequence, greedy = config.objective == "rag_sequence", decode.rag_sequence == "greedy"
-    return [
-        Check(
-            decode.min_tokens > most,
-            "answers of no possible length",
-            "decode.min_tokens",
-            f"at most {most}, the most tokens of an answer",
-        ),
-        Check(
-            decode.n_best > decode.beams and not (sequence and not greedy),  # else the candidates of all passages
-            "more answers than beams",
-            "decode.n_best",
-            f"at most decode.beams = {decode.beams}",
-            "Raise decode.beams.",
-        ),
-        Check(
-            sequence and greedy and decode.beams > 1,
-            "a greedy search has one beam",
-            "decode.beams",
-            "1, or decode.rag_sequence=thorough or fast",
-        ),
-        Check(
-            evaluate.task == "labels" and len(labels_of(evaluate.labels)) < 2,
-            "no labels to choose from",
-            "evaluate.labels",
-            "two labels or more, comma-separated",
-        ),
-        Check(
-            len({label.casefold() for label in labels_of(evaluate.labels)}) < len(labels_of(evaluate.labels)),
-            "two labels are the same but for their case",
-            "evaluate.labels",
-            "distinct labels",
-        ),
-        Check(
-            evaluate.task != "labels" and evaluate.labels,
-            "labels that this task ignores",
-            "evaluate.labels",
-            "nothing, or evaluate.task=labels",
-        ),
-    ]
-
-
 def objective_checks(config: Config) -> list[Check]:
     retriever, learns = config.retriever, config.objective in ("emdr2", "perplexity_distillation", "leave_one_out")
     return [

@@ -22,6 +22,14 @@ class DecodeConfig:
     )
     min_tokens: int = unit(0, "minimum tokens of an answer, end-of-sequence included")
     max_tokens: int = unit(0, "maximum tokens of an answer, end-of-sequence included; 0: data.max_target_tokens")
+    no_repeat_ngram: int = unit(0, "no answer has the same so many tokens in a row twice; 0: it may")
+    sample: bool = unit(
+        False,
+        "draw one answer from the marginal instead of searching for the most probable, by seed and question id; "
+        "RAG-Sequence draws token by token, and rag_sequence does not count",
+    )
+    temperature: float = unit(1.0, "of drawn answers: the next token's log-probabilities are divided by it")
+    top_p: float = unit(1.0, "of drawn answers: draw from the fewest tokens that together have this probability")
     n_best: int = unit(1, "answers kept per question in predictions.jsonl, best first")
 
 

@@ -22,7 +22,7 @@ EXPERIMENTS = Path("experiments")
 BEFORE = {
     **{"retriever.teacher": "generator", "warmup.spans": "0", "evaluate.checkpoint": "last"},
     **{"retriever.question_prefix": "", "retriever.passage_prefix": "", "retriever.passage_layout": "separated"},
-    "retriever.override_folder": "true",  # normalize could contradict a folder
+    **{"generator.source_language": "as_is", "generator.target_language": "as_is", "retriever.override_folder": "true"},
 }
 
 # The section of an experiment's file that counts for the embedded data alone.

@@ -1,6 +1,6 @@
-"""Rules about models that cannot be trained, or not as they were asked to be."""
+"""Rules about models that cannot be trained, or not as they were asked to be, and about the answers they write."""
 
-from openbook.config.combinations import Check, has_index
+from openbook.config.combinations import Check, has_index, labels_of
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 
@@ -88,5 +88,76 @@ def adapter_checks(config: Config) -> list[Check]:
             "no encoder is trained that could have adapters",
             "retriever.lora.rank",
             "0 without encoders that train",
+        ),
+    ]
+
+
+def answer_checks(config: Config) -> list[Check]:
+    decode, evaluate = config.decode, config.evaluate
+    most = decode.max_tokens or config.data.max_target_tokens
+    sequence, greedy = config.objective == "rag_sequence", decode.rag_sequence == "greedy"
+    return [
+        Check(
+            decode.min_tokens > most,
+            "answers of no possible length",
+            "decode.min_tokens",
+            f"at most {most}, the most tokens of an answer",
+        ),
+        Check(
+            decode.sample and decode.beams > 1,
+            "a drawn answer is not searched for",
+            "decode.beams",
+            "1 with decode.sample=true",
+        ),
+        Check(
+            decode.sample and decode.n_best > 1,
+            "one answer is drawn for a question",
+            "decode.n_best",
+            "1 with decode.sample=true",
+        ),
+        Check(
+            decode.temperature != 1 and not decode.sample,
+            "a temperature that a search ignores",
+            "decode.temperature",
+            "1, or decode.sample=true",
+        ),
+        Check(
+            decode.top_p != 1 and not decode.sample,
+            "a nucleus that a search ignores",
+            "decode.top_p",
+            "1, or decode.sample=true",
+        ),
+        Check(
+            decode.n_best > decode.beams
+            and not decode.sample
+            and not (sequence and not greedy),  # else the candidates of all passages
+            "more answers than beams",
+            "decode.n_best",
+            f"at most decode.beams = {decode.beams}",
+            "Raise decode.beams.",
+        ),
+        Check(
+            sequence and greedy and decode.beams > 1,
+            "a greedy search has one beam",
+            "decode.beams",
+            "1, or decode.rag_sequence=thorough or fast",
+        ),
+        Check(
+            evaluate.task == "labels" and len(labels_of(evaluate.labels)) < 2,
+            "no labels to choose from",
+            "evaluate.labels",
+            "two labels or more, comma-separated",
+        ),
+        Check(
+            len({label.casefold() for label in labels_of(evaluate.labels)}) < len(labels_of(evaluate.labels)),
+            "two labels are the same but for their case",
+            "evaluate.labels",
+            "distinct labels",
+        ),
+        Check(
+            evaluate.task != "labels" and evaluate.labels,
+            "labels that this task ignores",
+            "evaluate.labels",
+            "nothing, or evaluate.task=labels",
         ),
     ]

@@ -33,6 +33,14 @@ class GeneratorConfig:
         "plain",
     )
     system: str = unit("", "of a chat: the system's message")
+    source_language: str = unit(
+        "",
+        "of questions and passages, by the tokenizer's name (mBART-50: en_XX, M2M100: en, NLLB: eng_Latn); empty: the "
+        "folder's; as_is: contexts without it",
+    )
+    target_language: str = unit(
+        "", "of answers, which begin with it, likewise; where the folder states none either, one has to be set"
+    )
     lora: LoraConfig = field(default_factory=LoraConfig)
     quantize: Literal["none", "8bit", "4bit"] = unit("none", "weights under adapters, by bitsandbytes")
     dropout: float = unit(0.0, "dropout probability of a transformers model during training; the small reader has none")

@@ -122,7 +122,7 @@ def target_start(tokenizer: Tokenizer) -> int | None:
     """The token that answers begin with by the tokenizer's own convention for targets; None where they begin with their
     text. BART: <s>; mBART-50, M2M100: the language; T5, Pegasus, Marian: none. A tokenizer without a begin-of-sequence
     token (BERT's) has no such convention: its CLS is what the decoder starts from."""
-    if tokenizer.bos_token_id is None:
+    if tokenizer.bos_token_id is None and getattr(tokenizer, "tgt_lang", None) is None:
         return None
     try:
         first = tokenizer(text_target="")["input_ids"][0]

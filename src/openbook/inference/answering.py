@@ -19,6 +19,7 @@ from openbook.inference.evidence import best_passages, found_passages, reading_o
 from openbook.inference.likelihood import EncodedOnce, label_logprobs, target_logprobs
 from openbook.inference.rag_sequence import rag_sequence_fast, rag_sequence_thorough
 from openbook.inference.rag_token import greedy, rag_token_beams
+from openbook.inference.sampling import sample, uniforms
 from openbook.metrics.matching import exact_match, f1
 from openbook.metrics.prediction import Prediction, TokenProvenance
 from openbook.metrics.summary import Task
@@ -36,7 +37,7 @@ class Answering:
     targets: texts to labels [n, target_len], as the generator is trained on them; detokenize: ids to text. likelihood:
     the one that decodes ("rag_token", "rag_sequence" or "closed_book"). n_docs passages are read per question,
     whatever their number was in training. decode.max_tokens is set. labels: of task "labels". utility: whether gold
-    answers are scored, with the passages and without.
+    answers are scored, with the passages and without. seed: of answers that are drawn (decode.sample).
     """
 
     generator: Generator
@@ -51,6 +52,7 @@ class Answering:
     labels: tuple[str, ...] = ()
     regex: bool = False
     utility: bool = True
+    seed: int = 0
 
     @torch.inference_mode()
     def __call__(
@@ -70,7 +72,7 @@ class Answering:
         candidates: Sequence[Sequence[Hypothesis]] = (
             self._labels(memory, mask, doc_scores)
             if self.task == "labels"
-            else self._search(encoded, ids, mask, doc_scores)
+            else self._search(encoded, ids, mask, doc_scores, [example.id for example in batch.examples])
         )
         scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
         gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
@@ -102,21 +104,39 @@ class Answering:
         ids, mask = self.contexts(batch.context_questions, rows)
         return to_device(ids, batch.labels.device), to_device(mask, batch.labels.device)
 
-    def _search(self, generator: Any, ids: Tensor, mask: Tensor, doc_scores: Tensor) -> Sequence[Sequence[Hypothesis]]:
-        how, prior = self.decode, doc_logprobs(doc_scores)
-        limits = (how.max_tokens, how.min_tokens, how.length_penalty, how.n_best)
-        if self.likelihood != "rag_sequence":
-            return rag_token_beams(generator, ids, mask, prior, how.beams, *limits)
-        if how.rag_sequence == "greedy":
-            decoded = greedy(generator, ids, mask, prior, "rag_sequence", how.max_tokens, how.min_tokens)
+    def _search(
+        self, generator: Any, ids: Tensor, mask: Tensor, doc_scores: Tensor, questions: Sequence[str]
+    ) -> Sequence[Sequence[Hypothesis]]:
+        how, prior, reads = self.decode, doc_logprobs(doc_scores), self.likelihood
+        limits, ngram = (how.max_tokens, how.min_tokens, how.length_penalty, how.n_best), how.no_repeat_ngram
+        if how.sample or (reads == "rag_sequence" and how.rag_sequence == "greedy"):
+            objective: Any = reads
+            if how.sample:
+                decoded = sample(
+                    generator,
+                    ids,
+                    mask,
+                    prior,
+                    objective,
+                    uniforms(self.seed, questions, how.max_tokens),
+                    how.min_tokens,
+                    temperature=how.temperature,
+                    top_p=how.top_p,
+                    no_repeat_ngram=ngram,
+                )
+            else:
+                ends = (how.max_tokens, how.min_tokens)
+                decoded = greedy(generator, ids, mask, prior, objective, *ends, no_repeat_ngram=ngram)
             rows, eos = decoded.token_ids.tolist(), generator.eos_token_id
             cut = [tuple(row[: row.index(eos) + 1] if eos in row else row) for row in rows]
             return [
                 [Hypothesis(row, logprob, logprob)]
                 for row, logprob in zip(cut, decoded.sequence_logprob.tolist(), strict=True)
             ]
+        if reads != "rag_sequence":
+            return rag_token_beams(generator, ids, mask, prior, how.beams, *limits, no_repeat_ngram=ngram)
         search = rag_sequence_thorough if how.rag_sequence == "thorough" else rag_sequence_fast
-        return search(generator, ids, mask, prior, how.beams, *limits)
+        return search(generator, ids, mask, prior, how.beams, *limits, no_repeat_ngram=ngram)
 
     @cached_property
     def label_ids(self) -> Tensor:

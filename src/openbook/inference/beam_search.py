@@ -8,6 +8,7 @@ length_penalty is 1.0 unless told otherwise; here it is 0.0, which ranks by prob
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +35,7 @@ class BeamSearch:
     Every question starts with one row, the empty prefix, and has `beams` rows after the first step. possible: [batch],
     False for questions that have no probabilities at all; those get end-of-sequence alone, of log-probability -inf.
     first: the one token that every answer begins with, if there is one; its probability counts as any other's.
+    no_repeat_ngram: no answer has the same so many tokens in a row twice; 0: it may.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class BeamSearch:
         length_penalty: float,
         eos: int,
         first: int | None = None,
+        no_repeat_ngram: int = 0,
     ):
         self.beams, self.max_length, self.min_length = beams, max_length, min_length
         self.length_penalty, self.eos, self.first = length_penalty, eos, first
+        self.no_repeat_ngram = no_repeat_ngram
         self.length = 0
         self.open = list(possible)
         self._prefixes: list[list[tuple[int, ...]]] = [[()] for _ in possible]
@@ -64,6 +68,9 @@ class BeamSearch:
             logprobs[:, :, self.eos] = -torch.inf
         if self.length == 1 and self.first is not None:
             only_token(logprobs, self.first)
+        for b, prefixes in enumerate(self._prefixes if self.no_repeat_ngram else []):
+            for row, prefix in enumerate(prefixes):
+                logprobs[b, row, repeating_tokens(prefix, self.no_repeat_ngram)] = -torch.inf
         logprobs += self._running.to(logprobs)[:, :, None]
         best = logprobs.flatten(1).topk(min(2 * self.beams, rows * vocab), dim=1)
         candidates = (
@@ -99,6 +106,13 @@ class BeamSearch:
     def best(self, n_best: int) -> list[list[Hypothesis]]:
         """The n_best hypotheses of every question, best first; fewer where fewer were found, at least one."""
         return [found[:n_best] or [Hypothesis((self.eos,), -math.inf, -math.inf)] for found in self._found]
+
+
+def repeating_tokens(prefix: Sequence[int], n: int) -> list[int]:
+    """The tokens that would make the last n tokens, n >= 1, the same as n tokens in a row before them. The start token,
+    which the answer does not hold, does not count; in transformers' generate it does."""
+    newest = tuple(prefix[len(prefix) - n + 1 :])
+    return [prefix[at + n - 1] for at in range(len(prefix) - n + 1) if tuple(prefix[at : at + n - 1]) == newest]
 
 
 def only_token(logprobs: Tensor, token: int) -> None:

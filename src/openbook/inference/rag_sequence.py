@@ -66,6 +66,8 @@ def rag_sequence_thorough(
     length_penalty: float = 0.0,
     n_best: int = 1,
     tokens_per_pass: int = TOKENS_PER_PASS,
+    *,
+    no_repeat_ngram: int = 0,
 ) -> list[list[SequenceHypothesis]]:
     """The most probable answers among all that any passage's beams found, each scored under every passage.
 
@@ -75,6 +77,7 @@ def rag_sequence_thorough(
     max_length, min_length: tokens, end-of-sequence included. An answer of max_length may lack end-of-sequence, and is
         scored as it is.
     length_penalty: ranks, in the beams and in the end, by logprob / length ** length_penalty.
+    no_repeat_ngram: of what beams may find, as in rag_token_beams.
     n_best: at most so many per question, best first. Answers that beams found more than once count once.
     tokens_per_pass: decoder tokens in one scoring pass, all contexts together; at least one answer for each.
 
@@ -83,9 +86,8 @@ def rag_sequence_thorough(
     if tokens_per_pass < 1:
         raise OpenBookError("no room to score in", got=f"tokens_per_pass {tokens_per_pass}", expected="at least 1")
     shared = EncodedOnce(generator)
-    found = _found(
-        shared, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty, n_best
-    )
+    limits = (max_length, min_length, length_penalty, n_best, no_repeat_ngram)
+    found = _found(shared, context_ids, context_mask, doc_logprobs, beams, *limits)
     memory, n_docs = shared.encode(context_ids, context_mask), doc_logprobs.shape[1]
     unknown: list[list[Tokens]] = []
     for first in range(0, len(found), n_docs):
@@ -110,12 +112,13 @@ def rag_sequence_fast(
     min_length: int = 0,
     length_penalty: float = 0.0,
     n_best: int = 1,
+    *,
+    no_repeat_ngram: int = 0,
 ) -> list[list[SequenceHypothesis]]:
     """Like rag_sequence_thorough, but an answer counts only under the passages whose beams found it: a lower bound of
     its likelihood, for the price of the beams alone."""
-    found = _found(
-        generator, context_ids, context_mask, doc_logprobs, beams, max_length, min_length, length_penalty, n_best
-    )
+    limits = (max_length, min_length, length_penalty, n_best, no_repeat_ngram)
+    found = _found(generator, context_ids, context_mask, doc_logprobs, beams, *limits)
     return _ranked(found, doc_logprobs, generator.eos_token_id, length_penalty, n_best)
 
 
@@ -195,6 +198,7 @@ def _found(
     min_length: int,
     length_penalty: float,
     n_best: int,
+    no_repeat_ngram: int,
 ) -> list[dict[Tokens, float]]:
     """What the beams of each context found, with log p(y | x, z); nothing where there is no passage.
 
@@ -204,8 +208,9 @@ def _found(
         raise OpenBookError("no answer is asked for", got=f"n_best {n_best}", expected="at least 1")
     checked_shape(context_ids, doc_logprobs, "rag_sequence", max_length, min_length)  # the beams see no question
     alone = torch.zeros_like(doc_logprobs).masked_fill(doc_logprobs == -torch.inf, -torch.inf).view(-1, 1)
+    limits = (max_length, min_length, length_penalty)
     found = rag_token_beams(
-        generator, context_ids, context_mask, alone, beams, max_length, min_length, length_penalty, n_best=beams
+        generator, context_ids, context_mask, alone, beams, *limits, n_best=beams, no_repeat_ngram=no_repeat_ngram
     )
     return [
         {hypothesis.token_ids: hypothesis.logprob for hypothesis in own} if there else {}

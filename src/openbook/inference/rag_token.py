@@ -7,9 +7,11 @@ With log-weights w[b,k] over passages, the next token's marginal is
 RAG-Token keeps w = doc_logprobs at every step, and so is a language model like any other, which beams can search (Lewis
 et al. 2020, sections 2.1 and 2.5). `greedy` serves RAG-Sequence too: there w moves to the posterior given the prefix,
 w <- log_softmax_k( w + log p_G(y_t | x, z_k, y_<t) ), which is greedy on the exact marginal of the prefix. The paper
-searches once per passage and scores the candidates afterwards: openbook.sequence_decode.
+searches once per passage and scores the candidates afterwards: rag_sequence.py. `follow` is its loop, which sampling
+(sampling.py) shares.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from openbook.errors import OpenBookError
-from openbook.inference.beam_search import BeamSearch, Hypothesis, only_token
+from openbook.inference.beam_search import BeamSearch, Hypothesis, only_token, repeating_tokens
 from openbook.models.generator import Generator
 
 Objective = Literal["rag_token", "rag_sequence", "closed_book"]
@@ -34,6 +36,8 @@ def rag_token_beams(
     min_length: int = 0,
     length_penalty: float = 0.0,
     n_best: int = 1,
+    *,
+    no_repeat_ngram: int = 0,
 ) -> list[list[Hypothesis]]:
     """The n_best answers to each question under the RAG-Token marginal, best first, by beam search.
 
@@ -43,10 +47,11 @@ def rag_token_beams(
         doc_logprob of 0 is the plain beam search of the generator.
     max_length, min_length: tokens, end-of-sequence included; min_length forbids end-of-sequence as token 1 to
         min_length - 1 and leaves the probabilities as they are. length_penalty: see Hypothesis; any number.
+    no_repeat_ngram: see BeamSearch; like min_length it narrows the choice only.
 
-    Equal to RagTokenForGeneration.generate with the same num_beams and length_penalty, except that transformers'
-    length_penalty is 1.0 by default. Marginals are computed in fp32 whatever the autocast dtype. The caller puts the
-    generator in eval mode.
+    Equal to RagTokenForGeneration.generate with the same num_beams, length_penalty and no_repeat_ngram_size, except
+    that transformers' length_penalty is 1.0 by default. Marginals are computed in fp32 whatever the autocast dtype. The
+    caller puts the generator in eval mode.
     """
     batch, n_docs = checked_shape(context_ids, doc_logprobs, "rag_token", max_length, min_length)
     if not 1 <= n_best <= beams:
@@ -63,6 +68,7 @@ def rag_token_beams(
         length_penalty=length_penalty,
         eos=generator.eos_token_id,
         first=generator.first_token_id,
+        no_repeat_ngram=no_repeat_ngram,
     )
     memory = generator.encode(context_ids, context_mask)
     first_row = torch.arange(batch * n_docs).view(batch, n_docs, 1)
@@ -117,6 +123,8 @@ def greedy(
     objective: Objective,
     max_length: int,
     min_length: int = 0,
+    *,
+    no_repeat_ngram: int = 0,
 ) -> Decoded:
     """Take the most probable token of the marginal at every step, until end-of-sequence or max_length tokens.
 
@@ -126,9 +134,41 @@ def greedy(
         sequence_logprob of -inf. "closed_book" is one context per question with a doc_logprob of 0.
     max_length, min_length: tokens, end-of-sequence included; min_length forbids end-of-sequence as token 1 to
         min_length - 1. It narrows the choice only, the probabilities stay the model's.
+    no_repeat_ngram: no answer has the same so many tokens in a row twice; 0: it may. It too narrows the choice only. An
+        answer that could not go on otherwise ends.
 
     Marginals are computed in fp32 whatever the autocast dtype. The caller puts the generator in eval mode.
     """
+
+    def most_probable(step: int, marginal: Tensor) -> Tensor:
+        return marginal.argmax(dim=1)
+
+    return follow(
+        most_probable,
+        generator,
+        context_ids,
+        context_mask,
+        doc_logprobs,
+        objective,
+        max_length,
+        min_length,
+        no_repeat_ngram,
+    )
+
+
+def follow(
+    choose: Callable[[int, Tensor], Tensor],
+    generator: Generator,
+    context_ids: Tensor,
+    context_mask: Tensor,
+    doc_logprobs: Tensor,
+    objective: Objective,
+    max_length: int,
+    min_length: int,
+    no_repeat_ngram: int,
+) -> Decoded:
+    """One token after another of every question by `choose`, a function of its place (from 0) and the marginal [batch,
+    vocab], -inf where a token is ruled out. The other arguments are those of `greedy`."""
     batch, n_docs = checked_shape(context_ids, doc_logprobs, objective, max_length, min_length)
     missing = doc_logprobs == -torch.inf
     hopeless = missing.all(dim=1)
@@ -153,8 +193,11 @@ def greedy(
             marginal[:, eos] = -torch.inf
         if length == 1 and generator.first_token_id is not None:
             only_token(marginal, generator.first_token_id)
+        for row, prefix in enumerate(torch.stack(produced, 1).tolist() if no_repeat_ngram and produced else []):
+            marginal[row, repeating_tokens(prefix, no_repeat_ngram)] = -torch.inf
 
-        newest = torch.where(finished, pad, torch.where(hopeless, eos, marginal.argmax(dim=1)))
+        stuck = marginal.amax(dim=1) == -torch.inf
+        newest = torch.where(finished, pad, torch.where(stuck, eos, choose(length - 1, marginal)))
         joint = weights + token_logprobs.take_along_dim(newest.view(batch, 1, 1), 2).squeeze(2)
         step_logprob = torch.logsumexp(joint, dim=1, keepdim=True)
 

@@ -47,9 +47,11 @@ class Seq2SeqGenerator(nn.Module):
         self.eos_token_id = int(eos)
         self.pad_token_id = int(pad)
         self.first_token_id: int | None = None  # of every answer, by the tokenizer's convention for targets
-        # T5 with tied embeddings shrinks the decoder's output before the head; the head alone must be linear here.
-        self.shared_layers = cross_attentions(model)
-        self.scale = float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0
+        umt5 = config.model_type == "umt5"  # it shapes cross-attention's keys by the number of the decoder's rows
+        self.shared_layers = 0 if umt5 else cross_attentions(model)
+        # T5 with tied embeddings and UMT5 shrink the decoder's output before the head, which must be linear here.
+        scaled = getattr(config, "scale_decoder_outputs", umt5)
+        self.scale = float(config.d_model**-0.5) if scaled else 1.0
 
     @property
     def head_weight(self) -> Tensor:
@@ -145,6 +147,8 @@ def load_generator(
         )
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     config.update({name: dropout for name in DROPOUTS if hasattr(config, name)})
+    # M2M100's default leaves out whole layers at random, whose gradients several ranks would wait for.
+    config.update({name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(config, name)})
     kind = AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM
     settings = settings or GeneratorConfig()
     quantized = quantization(settings.quantize)

@@ -16,6 +16,7 @@ from openbook.data.encoder_inputs import EncoderFormat, encoder_format
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
 from openbook.data.inputs import SpecialIds, special_ids, token_ids
+from openbook.data.languages import set_languages
 from openbook.data.prompts import Prompt
 from openbook.data.spans.files import Limit, SpanFiles, build_spans, mixed
 from openbook.data.spans.masking import SpanOptions
@@ -41,7 +42,8 @@ class Files:
 
 @dataclass(frozen=True)
 class Parts:
-    """Data parts to be read: no model among them yet. prompt: of a decoder-only generator."""
+    """Data parts to be read: no model among them yet. prompt: of a decoder-only generator. language: the token that
+    contexts of a multilingual one begin with."""
 
     files: Files
     corpus: Corpus
@@ -51,11 +53,15 @@ class Parts:
     question_format: EncoderFormat
     passage_format: EncoderFormat
     prompt: Prompt | None = None
+    language: int | None = None
 
     @property
     def in_context(self) -> SpecialIds | Prompt:
         """What stands in the generator's contexts beside question and passage."""
-        return special_ids(self.generator_tokenizer) if self.prompt is None else self.prompt
+        if self.prompt is not None:
+            return self.prompt
+        special = special_ids(self.generator_tokenizer)
+        return special if self.language is None else replace(special, start=self.language)
 
 
 @cache
@@ -141,7 +147,11 @@ def parts(config: Config) -> Parts:
     question_tokenizer = load_tokenizer(config.retriever.question_encoder)
     generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
     passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
-    prompt = prompt_for(config, generator_tokenizer)
+    prompt, language = prompt_for(config, generator_tokenizer), None
+    if config.objective != "dpr":
+        language = set_languages(
+            generator_tokenizer, config.generator.source_language, config.generator.target_language
+        )
     layout: Any = retriever.passage_layout
     question_layout: Any = "separated" if layout == "separated" else "joined"
     question_format = encoder_format(question_tokenizer, question_layout, retriever.question_prefix)
@@ -155,7 +165,7 @@ def parts(config: Config) -> Parts:
             {"encoder": passage_format, **({"generator": prompt} if prompt else {})},
         )
     tokenizers = (question_tokenizer, passage_tokenizer, generator_tokenizer)
-    return Parts(named, corpus, *tokenizers, question_format, passage_format, prompt)
+    return Parts(named, corpus, *tokenizers, question_format, passage_format, prompt, language)
 
 
 def prompt_for(config: Config, tokenizer: Any) -> Prompt | None:

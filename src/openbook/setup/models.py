@@ -114,6 +114,7 @@ def answering(config: Config, parts: Parts, generator: Generator, contexts: Cont
         labels=labels_of(evaluation.labels),
         regex=evaluation.regex_answers,
         utility=evaluation.utility,
+        seed=config.seed,
     )
     if evaluation.task == "labels":
         answers.label_ids  # noqa: B018 - raises now, not after training, where labels cannot be told apart
