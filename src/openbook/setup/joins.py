@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from openbook.batch import Example
+from openbook.batch import MISSING_ROW, Example
 from openbook.config.combinations import labels_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError, raise_all
+from openbook.inference.evidence import own_row
 from openbook.metrics.matching import has_answer, normalize_answer
 from openbook.metrics.summary import is_label
 from openbook.retrieval.bm25 import BM25Index
@@ -46,6 +47,8 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
         negatives = [one for example in some for one in example.negative_ids]
         if n := sum(parts.corpus.row_of(one) is None for one in negatives):
             say(f"{where}: {n:,} of {len(negatives):,} negative ids are not in the corpus")
+        if config.objective == "dpr" and split != "train":
+            _say_own(config, parts.corpus, where, file)
         if config.objective == "dpr":
             known = (any(parts.corpus.row_of(one) is not None for one in example.positive_ids) for example in some)
             n = sum(not (has or example.answers) for has, example in zip(known, some, strict=True))
@@ -91,6 +94,18 @@ def check_bm25(index: BM25Index, questions: dict[str, QuestionFile]) -> None:
             )
         if n:
             say(f"data.{split}: BM25 finds no passage for {n:,} of {len(some):,} questions")
+
+
+def _say_own(config: Config, corpus: Corpus, where: str, file: QuestionFile) -> None:
+    """How many questions are passages of the corpus themselves, and whether these count as found."""
+    how = config.evaluate.identical_ids
+    asked = "auto" if how == "keep" else how
+    if n := sum(own_row(example, corpus, asked) != MISSING_ROW for example in file):
+        counts = "counts as found" if how == "keep" else "is ignored among what is found for them"
+        say(
+            f"{where}: {n:,} of {len(file):,} questions have the id of a passage, which {counts} "
+            f"(evaluate.identical_ids={how})"
+        )
 
 
 def _spread(file: QuestionFile, n: int) -> list[Example]:

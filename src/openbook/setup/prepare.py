@@ -181,11 +181,10 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     planning.check_early(config, parts.corpus)
     questions = setup_data.data(config, parts)
     questions.setup(stage)
-    if stage is None:
-        if own.retriever is not None:  # only openbook's own two encoders can be taught directly
-            config = replace(config, retriever=replace(config.retriever, teacher="generator"))
-        prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
-        config = settle(config, parts.corpus, len(questions.questions["train"]), prompt)
+    if stage is None and own.retriever is not None:  # only openbook's own two encoders can be taught directly
+        config = replace(config, retriever=replace(config.retriever, teacher="generator"))
+    prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
+    config = settle(config, parts.corpus, len(questions.questions["train"]) if stage is None else 0, prompt)
     if parts.prompt is not None:
         least = 0 if config.objective == "closed_book" else 8
         limits = (config.data.max_question_tokens, config.data.max_context_tokens)
