@@ -42,7 +42,9 @@ COMMANDS = {
         "a file, a folder or hf:NAME",
         "write data in another format as questions.jsonl and passages.jsonl into the folder OUT",
     ),
-    "data": Command("[EXPERIMENT] [key=value ...]", "", "build and validate the data only"),
+    "data": Command(
+        "[EXPERIMENT] [key=value ...]", "", "build and validate the data only; counts duplicates and leaks"
+    ),
 }
 
 # What add_argument gets: command -> flag -> settings.
