@@ -11,9 +11,11 @@ import torch
 from transformers import AutoTokenizer, BertModel
 
 from openbook.__main__ import main
+from openbook.batch import MISSING_ROW, Retrieved
 from openbook.commands.evaluate import evaluate
 from openbook.commands.train import train
 from openbook.errors import OpenBookError
+from openbook.inference.evidence import without_rows
 from openbook.tracking.run_folder import RunFolder
 from tests.data.readers.samples import RANKING_FILES, written
 from tests.small_system import SmallSystem
@@ -135,3 +137,10 @@ def test_queries_that_are_passages(
     said = " ".join(capsys.readouterr().out.split())
     counted = "1 of 2 questions have the id of a passage, which counts as found" if how == "keep" else f"{n} of 2"
     assert f"{counted}" in said and f"(evaluate.identical_ids={how})" in said
+
+
+def test_a_row_left_out_by_hand() -> None:
+    rows, scores = torch.tensor([[4, 7, 2], [4, 7, 2], [4, 2, MISSING_ROW]]), torch.tensor([[3.0, 2.0, 1.0]] * 3)
+    left = without_rows(Retrieved(rows, scores), torch.tensor([4, 5, MISSING_ROW]))
+    assert left.rows.tolist() == [[7, 2], [4, 7], [4, 2]]
+    assert left.index_scores.tolist() == [[2, 1], [3, 2], [3, 2]]

@@ -88,7 +88,7 @@ class DataConfig:
     duplicates: Literal["keep", "drop", "drop_near"] = unit(
         "keep",
         "passages with title and text of an earlier one, but for case, spaces and Unicode form: keep; drop: left out, "
-        "ids in questions become the earlier one's; drop_near: and those of its title with 0.8 of 5-word runs in common",
+        "ids in questions become the earlier one's; drop_near: and those of its title with 0.8 of 5-word runs shared",
     )
     columns: str = unit(
         "",

@@ -15,6 +15,7 @@ from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, judgem
 from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
 from openbook.retrieval.base import Retriever
+from openbook.utils.distributed import sum_over_ranks
 
 
 def own_row(example: Example, corpus: Corpus, identical_ids: str) -> int:
@@ -52,11 +53,15 @@ def best_passages(
     the first.
 
     Those that are read are ordered (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by
-    the index's own where index_is_exact says that they are the same. own: for each question a row to leave out.
+    the index's own where index_is_exact says that they are the same. own: for each question a row to leave out;
+    all ranks give some, or none does.
     """
     queries = retriever.represent(batch)
     search = retriever.search if index_is_exact else retriever.retrieve
-    most, leaves_out = max(n_docs, depth, *RECALL_AT), any(row != MISSING_ROW for row in own)
+    most, leaves_out = max(n_docs, depth, *RECALL_AT), False
+    if own:  # ranks search together, for as many passages
+        n_own = sum(row != MISSING_ROW for row in own)
+        leaves_out = bool(sum_over_ranks(torch.tensor(n_own, device=batch.weight.device)))
     top = search(queries, most + leaves_out)
     if leaves_out:
         top = without_rows(top, torch.tensor(own))

@@ -65,7 +65,7 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
         if split != "train" and "train" in questions:
             counts.append(_leaks(where, file, questions["train"]))
         if config.objective == "dpr" and split != "train":
-            _say_own(config, parts.corpus, where, file)
+            counts.append(_own(config, parts.corpus, where, file))
         if config.objective == "dpr":
             known = (any(parts.corpus.row_of(one) is not None for one in example.positive_ids) for example in some)
             n = sum(not (has or example.answers) for has, example in zip(known, some, strict=True))
@@ -135,16 +135,18 @@ def check_bm25(index: BM25Index, questions: dict[str, QuestionFile]) -> None:
             say(f"data.{split}: BM25 finds no passage for {n:,} of {len(some):,} questions")
 
 
-def _say_own(config: Config, corpus: Corpus, where: str, file: QuestionFile) -> None:
+def _own(config: Config, corpus: Corpus, where: str, file: QuestionFile) -> Count:
     """How many questions are passages of the corpus themselves, and whether these count as found."""
     how = config.evaluate.identical_ids
     asked = "auto" if how == "keep" else how
-    if n := sum(own_row(example, corpus, asked) != MISSING_ROW for example in file):
+    n = sum(own_row(example, corpus, asked) != MISSING_ROW for example in file)
+    if n:
         counts = "counts as found" if how == "keep" else "is ignored among what is found for them"
         say(
             f"{where}: {n:,} of {len(file):,} questions have the id of a passage, which {counts} "
             f"(evaluate.identical_ids={how})"
         )
+    return Count(where, "questions are passages themselves", n, len(file))
 
 
 def _spread(file: QuestionFile, n: int) -> list[Example]:

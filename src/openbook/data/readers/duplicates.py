@@ -41,8 +41,8 @@ Progress = Callable[[int, int], None]
 
 class Duplicates(NamedTuple):
     """Of n_passages: how many have title and text of an earlier one sign for sign (exact), how many but for case,
-    spaces and Unicode form (same, the exact among them), how many are near one (None: not looked for). kept: {row: row of the earlier passage that
-    stands for it}, of all of them."""
+    spaces and Unicode form (same, the exact among them), how many are near one (None: not looked for). kept: {row: row
+    of the earlier passage that stands for it}, of all of them."""
 
     n_passages: int
     exact: int
@@ -85,7 +85,7 @@ def shingles(title: Sequence[str], text: Sequence[str]) -> np.ndarray:
     start = np.uint64(id_hash(" ".join(title)))
     codes = np.fromiter((zlib.crc32(word.encode()) for word in text), np.uint64, len(text))
     if not len(codes):
-        return start[None]
+        return np.array([start])
     runs = sliding_window_view(codes, min(SHINGLE, len(codes)))
     return np.unique((runs * _POWERS[: runs.shape[1]]).sum(1) + start)
 
@@ -145,7 +145,6 @@ def without_duplicates(passages: Path, cache: Path, near: bool, progress: Progre
         with replacing_folder(folder, complete=lambda made: (made / "dropped.json").is_file()) as new:
             found = find_duplicates(passages, near, progress)
             ids, firsts = dict[int, str](), set(found.kept.values())
-
             with open(new / "passages.jsonl", "w", encoding="utf-8", newline="\n") as file:
                 for row, one in enumerate(read_passages(passages)):
                     if row in firsts or row in found.kept:
