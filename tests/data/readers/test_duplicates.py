@@ -84,6 +84,7 @@ def test_the_same_but_for_case_spaces_and_unicode(tmp_path: Path) -> None:
     ]
     found = find_duplicates(written(tmp_path / "p.jsonl", *passages), near=False)
     assert found == (5, 1, 2, None, {1: 0, 2: 0})
+    assert find_duplicates(written(tmp_path / "empty.jsonl"), near=True) == (0, 0, 0, 0, {})
 
 
 def test_what_is_left_out_and_what_questions_then_name(tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ def find_duplicates(passages: Path, near: bool, progress: Progress | None = None
             bands.frombytes(_bands(_shingles_of(passage)).tobytes())
         if progress and n % 1000 == 0:
             progress(n, 0)
+    if not keys:  # refused when the corpus is built
+        return Duplicates(0, 0, 0, 0 if near else None, {})
     n_passages, kept = len(keys), _first_of_each(keys)
     exact, same = len(_first_of_each(raw)), len(kept)
     if near:
