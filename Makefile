@@ -44,7 +44,7 @@ train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.m
 resume: $(READY) ## continue an interrupted run: make resume RUN=runs/rag_token/NAME
 	$(PY) -m openbook resume $(RUN) $(ARGS)
 
-evaluate: $(READY) ## answer the test questions with a trained model: make evaluate RUN=...
+evaluate: $(READY) ## answer the test questions with a trained model (or RUN=EXPERIMENT untrained): make evaluate RUN=...
 	$(PY) -m openbook evaluate $(RUN) $(ARGS)
 
 hot-swap: $(READY) ## answer from two conflicting corpora without retraining: make hot-swap RUN=... (DOCS=1: also write docs/)
@@ -73,7 +73,7 @@ keys: $(READY) ## list the configuration keys with defaults and units
 show: $(READY) ## print the complete configuration of an experiment
 	$(PY) -m openbook show $(EXP) $(OVERRIDES)
 
-data: $(READY) ## build and validate an experiment's data only
+data: $(READY) ## build and validate an experiment's data only; counts duplicates and leaks
 	$(PY) -m openbook data $(EXP) $(OVERRIDES)
 
 convert: $(READY) ## write data in another format as this project's files: make convert IN=FILE OUT=FOLDER

@@ -73,10 +73,11 @@ def _run(parsed: argparse.Namespace) -> None:
 
             show_answers(subject, " ".join(rest), parsed.n)
         case _:
-            _run_model(parsed.command, subject, rest)
+            _run_model(parsed, subject, rest)
 
 
-def _run_model(command: str, subject: str, overrides: list[str]) -> None:
+def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -> None:
+    command = parsed.command
     if command == "train":
         from openbook.config.load import load_experiment
 
@@ -97,7 +98,7 @@ def _run_model(command: str, subject: str, overrides: list[str]) -> None:
         case "evaluate":
             from openbook.commands.evaluate import evaluate
 
-            evaluate(subject, overrides)
+            evaluate(subject, overrides, untrained=parsed.untrained)
         case "hot-swap":
             from openbook.commands.hot_swap import hot_swap
 

@@ -7,7 +7,7 @@ import pytest
 from torchmetrics.functional.text import squad
 
 from openbook.errors import OpenBookError
-from openbook.metrics.matching import exact_match, f1, has_answer, normalize_answer
+from openbook.metrics.matching import answers_in_texts, exact_match, f1, has_answer, normalize_answer
 
 
 @pytest.mark.parametrize(
@@ -136,3 +136,24 @@ def test_answers_in_text_without_spaces_between_words() -> None:
     assert has_answer("东山上长的是北树", ["北树"]) and not has_answer("东山上长的是北树", ["树北"])
     assert has_answer("富士山は日本で一番高い山です", ["日本"])
     assert not has_answer("the party", ["art"])  # where there are spaces a word is a word
+
+
+def test_many_answers_in_many_texts_are_what_has_answer_finds() -> None:
+    texts = ["The Danube flows through Vienna.", "an art party", "东山上长的是北树", "CAFE\u0301 au lait, U.S."]
+    answers = [
+        "danube",
+        "the  danube",
+        "art",
+        "part",
+        "长的是",
+        "café au",
+        "U.S.",
+        "u.s",
+        "Vienna .",
+        "lait u",
+        "",
+        "???",
+    ]
+    held = {answer for answer in answers if any(has_answer(text, [answer]) for text in texts)}
+    assert answers_in_texts(answers, texts) == held
+    assert {"danube", "art", "café au", "长的是"} <= held and not {"part", "lait u", ""} & held

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from openbook.__main__ import main
 from openbook.errors import OpenBookError
 from openbook.retrieval.bm25 import BM25Index
 from openbook.setup.joins import check_bm25
@@ -141,3 +142,43 @@ def test_passages_cut_for_a_prompt(
 def test_a_prompt_for_a_generator_that_reads_none(small_system: SmallSystem, tmp_path: Path) -> None:
     with pytest.raises(OpenBookError, match=r"only a decoder-only generator reads a prompt \(generator\.prompt\)"):
         prepare(small_system.config(tmp_path / "run", "generator.prompt=chat"))
+
+
+def test_data_counts_what_stands_twice_and_what_leaks(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One passage again as it is, one in capitals, one with a word more; two test questions from training; an answer
+    that no passage has. Dropped, the questions' ids are those of the passages that are kept."""
+    rows = [json.loads(line) for line in (small_system.data / "passages.jsonl").read_text().splitlines()]
+    again = [rows[0] | {"id": "0 again"}, rows[1] | {"id": "1 again", "text": rows[1]["text"].upper()}]
+    again.append(rows[2] | {"id": "2 again", "text": rows[2]["text"] + " nu"})
+    corpus = tmp_path / "p.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in again + rows), encoding="utf-8")
+    asked = [json.loads(line)["question"] for line in (small_system.data / "train.jsonl").read_text().splitlines()]
+    test = rewritten(
+        small_system.data / "test.jsonl",
+        tmp_path / "t.jsonl",
+        question=lambda row, n: asked[n].upper().replace("?", " ?") if n in (1, 3) else row["question"],
+        answers=lambda row, n: ["omega psi"] if n == 0 else row["answers"],
+    )
+    words = small_system.words(tmp_path / "run", f"data.corpus={corpus}", f"data.test={test}")
+    assert main(["data", *words]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "data.test: 2 of 7 questions stand in data.train too" in said
+    content = json.loads((tmp_path / "run" / "data.json").read_text())
+    counts = {(one["where"], one["what"]): (one["n"], one["of"]) for one in content["counts"]}
+    of_corpus = [pair for (where, _), pair in counts.items() if where == "data.corpus"]
+    assert of_corpus[:3] == [(1, 40), (2, 40), (1, 40)]
+    assert counts["data.test", "questions stand in data.train too"] == (2, 7)
+    assert counts["data.validation", "questions stand in data.train too"] == (0, 7)
+    assert counts["data.test", "questions have no answer in any passage"] == (1, 7)
+    assert counts["data.train", "positive ids are not in the corpus"] == (0, 23)
+    assert content["passages"] == 40 and content["questions"] == {"train": 23, "validation": 7, "test": 7}
+
+    for how, n in (("drop", 38), ("drop_near", 37)):
+        prepared = prepare(small_system.config(tmp_path / how, *words[1:], f"data.duplicates={how}"))
+        assert prepared.parts.corpus.n_passages == n
+        ids = [one for example in prepared.questions.questions["train"] for one in example.positive_ids]
+        assert ids[:2] == ["0 again", "1 again"] and ids[2] == ("2 again" if how == "drop_near" else "p2")
+        assert all(prepared.parts.corpus.row_of(one) is not None for one in ids)
+        assert f"{40 - n} passages that say what an earlier one says are left out" in capsys.readouterr().out

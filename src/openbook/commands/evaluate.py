@@ -1,29 +1,44 @@
-"""`evaluate`: a trained run on its test split, or on another corpus or other questions, without training."""
+"""`evaluate`: a trained run on its test split, or on another corpus or other questions, without training; or the
+retriever of an experiment as its encoders come, without a run."""
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import lightning as L
 
 from openbook.callbacks import IndexRefresh
+from openbook.config.checks import source_problems
+from openbook.config.load import list_experiments, load_experiment
 from openbook.config.schema import Config
-from openbook.errors import OpenBookError
+from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.ranking import lines_of
 from openbook.reporting.report import results_table
-from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared, prepare
+from openbook.retrieval.dense import DenseRetriever
+from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare
+from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
-from openbook.tracking.run_folder import RunFolder
+from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
+from openbook.utils.hardware import rank_from_environment
+
+UNTRAINED = "Nothing was trained here: the encoders are as they were loaded."
 
 
-def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN) -> Path:
-    """Load a run's last checkpoint, or the best (evaluate.checkpoint), encode the corpus with it and answer the test
+def evaluate(
+    folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN, untrained: bool = False
+) -> Path:
+    """The test of a trained run. An experiment that has no run, and with `untrained` one that has, is tested as its
+    encoders come: see `evaluate_untrained`.
+
+    Load a run's last checkpoint, or the best (evaluate.checkpoint), encode the corpus with it and answer the test
     questions; returns the result's file.
 
     Results go to `evaluations/<number>/` in the run folder: summary.json (as the run's, with the overrides),
@@ -31,7 +46,16 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
     retrieval is measured alone, without the run's generator. The run's own files are left as they are. A run that was
     tested on a stale index is tested on that index again, unless the corpus is another one.
     """
-    run = RunFolder.existing(str(folder))
+    try:
+        run = None if untrained else RunFolder.existing(str(folder))
+    except OpenBookError:
+        if not (
+            str(folder) in list_experiments() or (Path(folder).suffix in (".yaml", ".yml") and Path(folder).exists())
+        ):
+            raise
+        run = None
+    if run is None:
+        return evaluate_untrained(str(folder), overrides, own)
     config = run.load_config(list(overrides), training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
@@ -41,19 +65,86 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = 
     target = run.path / "evaluations" / str(number)
     if trainer.is_global_zero:
         os.makedirs(target)
-        run.write_predictions(target, [prediction.to_json() for prediction in module.predictions])
-        write_trec(target, module.predictions)
         # With other questions or another corpus the run's own metrics are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
         result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
         data = {split: sha for split, sha in prepared.fingerprints.items() if split in ("corpus", "test")}
-        result |= {"test": module.summary, "data": data}
-        write_json(target / "summary.json", result)
-        console.print(results_table(result))
-        for line in lines_of(module.summary.get("retrieval", {})):
-            say(line)
-        say(f"results in {target}")
+        _write(target, module, result | {"test": module.summary, "data": data})
     return target / "summary.json"
+
+
+def evaluate_untrained(experiment: str, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN) -> Path:
+    """Measure the retriever of an experiment as its encoders come (zero-shot), or as those of retriever.start_from
+    are; returns the result's file. No training questions are read and no generator is loaded.
+
+    The run folder is one of `EXPERIMENT_untrained`, so that nothing takes it for a run of the experiment. It holds
+    config.yaml, environment.json, summary.json, predictions.jsonl, run.trec and qrels.trec. OpenBookError where the
+    experiment has a generator, which could answer nothing untrained.
+    """
+    config = load_experiment(experiment, [*overrides, "data.train=", "data.validation="], training=False)
+    if config.objective != "dpr":
+        raise OpenBookError(
+            "an experiment without a run is measured by its retrieval alone",
+            where="objective",
+            got=config.objective,
+            expected="dpr",
+            action=f"Set objective=dpr; or `openbook train {experiment}` trains a run to evaluate.",
+        )
+    if not config.data.test:
+        raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
+    raise_all(source_problems(config))
+    own.check(config)
+    evaluation = replace(config.evaluate, depth=config.evaluate.depth or RANKED)
+    config = resolve_start(replace(config, experiment=f"{config.experiment}_untrained", evaluate=evaluation))
+    run = RunFolder.choose(config)
+    if rank_from_environment():
+        return _test_untrained(run, config)
+    run = run.claim()
+    try:
+        return _test_untrained(run, config)
+    finally:
+        run.release()
+        os.environ.pop(SHARED, None)
+
+
+def _test_untrained(run: RunFolder, config: Config) -> Path:
+    prepared = prepare(config, "test")
+    config = prepared.config
+    if rank_from_environment() == 0:
+        run.create(config)
+        say(f"run folder {run.path}; {prepared.parts.corpus.n_passages:,} passages; {UNTRAINED}")
+    module = prepared.module(training=False)
+    if config.retriever.start_from:
+        start_encoders(config, cast(DenseRetriever, module.retriever))
+    trainer = make_trainer(config, [prepared.refresh(probes=False)], [])
+    trainer.test(module, prepared.questions, verbose=False, weights_only=True)
+    if trainer.is_global_zero:
+        result = {
+            "experiment": config.experiment,
+            "status": "evaluated",
+            "steps": 0,
+            "seed": config.seed,
+            "n_docs": config.evaluate.n_docs or config.retriever.n_docs,
+            "test": module.summary,
+            "before_training": {},
+            "questions": {"test": len(prepared.questions.questions["test"])},
+            "data": prepared.fingerprints,
+            "index": module.retriever.index_facts(),
+            "disclosures": [UNTRAINED],
+        }
+        _write(run.path, module, result)
+    return run.summary
+
+
+def _write(target: Path, module: RagModule | DprModule, result: dict[str, Any]) -> None:
+    """The files of a test, and what of it is printed."""
+    RunFolder.write_predictions(target, [prediction.to_json() for prediction in module.predictions])
+    write_trec(target, module.predictions)
+    write_json(target / "summary.json", result)
+    console.print(results_table(result))
+    for line in lines_of(module.summary.get("retrieval", {})):
+        say(line)
+    say(f"results in {target}")
 
 
 def answer_test(

@@ -18,7 +18,11 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("EXPERIMENT [key=value ...]", "an experiment", "train and evaluate; writes runs/EXPERIMENT/NAME/"),
     "resume": Command("RUN [key=value ...]", "a run folder", "continue an interrupted run from its last checkpoint"),
-    "evaluate": Command("RUN [key=value ...]", "a run folder", "answer the test questions with a trained model"),
+    "evaluate": Command(
+        "RUN|EXPERIMENT [key=value ...]",
+        "a run folder, or an experiment",
+        "answer the test questions with a trained model, or measure retrieval untrained",
+    ),
     "hot-swap": Command(
         "RUN [key=value ...]", "a run folder", "answer from two conflicting corpora without retraining"
     ),
@@ -38,12 +42,17 @@ COMMANDS = {
         "a file, a folder or hf:NAME",
         "write data in another format as questions.jsonl and passages.jsonl into the folder OUT",
     ),
-    "data": Command("[EXPERIMENT] [key=value ...]", "", "build and validate the data only"),
+    "data": Command(
+        "[EXPERIMENT] [key=value ...]", "", "build and validate the data only; counts duplicates and leaks"
+    ),
 }
 
 # What add_argument gets: command -> flag -> settings.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "convert": {"--only": {"default": "", "help": "questions or passages, where a file may be read as either"}},
+    "evaluate": {
+        "--untrained": {"action": "store_true", "help": "measure the encoders as they come, also where there are runs"}
+    },
     "answers": {"--n": {"default": "10", "help": "number of answers to print (default: 10)"}},
     "compare": {
         "--seeds": {"default": "0", "help": 'the seeds, for example "0 1 2" (default: 0)'},

@@ -26,11 +26,45 @@ def show_config(experiment: str, overrides: Sequence[str]) -> None:
 
 
 def build_data(experiment: str, overrides: Sequence[str]) -> None:
-    """Build and validate the data of an experiment."""
+    """Build and validate the data of an experiment: what does not fit, stands twice or leaks, as a table and as
+    data.json in run.dir, or else in runs/EXPERIMENT/. No model is loaded."""
     config = load_experiment(experiment, overrides)
-    from openbook.setup import data as setup_data
+    from rich.table import Table
 
-    setup_data.data(config, setup_data.parts(config)).setup()
+    from openbook.data.readers.duplicates import find_duplicates
+    from openbook.setup.joins import Count, answers_nowhere
+    from openbook.setup.prepare import prepare
+    from openbook.setup.trainer import quiet
+    from openbook.tracking.run_folder import RUNS
+    from openbook.utils.atomic import write_json
+    from openbook.utils.console import console, progress, say
+
+    quiet()
+    prepared = prepare(config)
+    corpus, files = prepared.parts.corpus, prepared.parts.files
+    with progress("looking for duplicates", "passages") as done:
+        found = find_duplicates(files.corpus, near=True, progress=done)
+    counts = [
+        Count("data.corpus", "passages have title and text of an earlier one", found.exact, found.n_passages),
+        Count(
+            "data.corpus", "passages have them but for case and spaces (those among them)", found.same, found.n_passages
+        ),
+        Count("data.corpus", "passages are near-duplicates of an earlier one", found.near or 0, found.n_passages),
+        *prepared.counts,
+    ]
+    if not config.evaluate.regex_answers:
+        questions = prepared.questions.questions.items()
+        counts += [answers_nowhere(corpus, f"data.{split}", file) for split, file in questions]
+    table = Table("", "", "", "of")
+    for one in sorted(counts, key=lambda one: one.where):
+        table.add_row(one.where, one.what, f"{one.n:,}", f"{one.of:,}")
+    console.print(table)
+    target = (Path(config.run.dir) if config.run.dir else RUNS / config.experiment) / "data.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sizes = {split: len(file) for split, file in prepared.questions.questions.items()}
+    content = {"experiment": config.experiment, "passages": len(corpus), "questions": sizes}
+    write_json(target, content | {"data": prepared.fingerprints, "counts": [one._asdict() for one in counts]})
+    say(f"counts in {target}")
 
 
 def convert(source: str, words: Sequence[str], only: str) -> None:

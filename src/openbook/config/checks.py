@@ -115,7 +115,10 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         problems.append(problem)
     checks = [*answer_checks(config), *objective_checks(config)]
     if training:
-        checks += [*_source_checks(config), *checkpoint_checks(config)]
+        lacking = Check(
+            not config.data.train, "no training questions", "data.train", "a file of questions or 'factbook'"
+        )
+        checks += [lacking, *_source_checks(config), *checkpoint_checks(config)]
     checks += [*model_checks(config), *adapter_checks(config)]
     if config.retriever.kind == "bm25" and config.objective != "closed_book":
         checks += bm25_checks(config)
@@ -126,6 +129,11 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         Check(foreign, "the warm-up is for the small reader", "warmup.steps", "0 with a generator of your own")
     )
     return problems + _failures(config, checks)
+
+
+def source_problems(config: Config) -> list[OpenBookError]:
+    """Embedded passages beside questions of files, and the other way round."""
+    return _failures(config, _source_checks(config))
 
 
 def _failures(config: Config, checks: Iterable[Check]) -> list[OpenBookError]:

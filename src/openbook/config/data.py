@@ -85,6 +85,11 @@ class DataConfig:
     factbook: FactbookConfig = field(default_factory=FactbookConfig)
     spans: SpansConfig = field(default_factory=SpansConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    duplicates: Literal["keep", "drop", "drop_near"] = unit(
+        "keep",
+        "passages with title and text of an earlier one, but for case, spaces and Unicode form: keep; drop: left out, "
+        "ids in questions become the earlier one's; drop_near: and those of its title with 0.8 of 5-word runs shared",
+    )
     columns: str = unit(
         "",
         "columns (or keys) of files in other formats, OURS:THEIRS,...; ours: question, answers, positive_ids, "

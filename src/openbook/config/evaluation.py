@@ -66,6 +66,11 @@ class EvaluateConfig:
         "passages ranked per test question: writes run.trec and qrels.trec, and adds recall, nDCG, MRR and success to "
         "this depth; 0: 100 where no test question has an answer, else none",
     )
+    identical_ids: Literal["auto", "ignore", "keep"] = unit(
+        "auto",
+        "with objective=dpr, the passage that has a question's own id (BEIR's data sets whose queries are documents): "
+        "ignore: it is left out of what is found; auto: if it also has the question's text; keep: it counts",
+    )
     validation_questions: int = unit(128, "validation questions used during training; 0: all")
     test_questions: int = unit(0, "test questions used; 0: all")
     before_training: bool = unit(True, "also evaluate on the test split before training")

@@ -15,7 +15,6 @@ def model_checks(config: Config) -> list[Check]:
             "data.split.overlap",
             f"less than data.split.size = {data.split.size}",
         ),
-        Check(not data.train, "no training questions", "data.train", "a file of questions or 'factbook'"),
         Check(
             0 < data.max_context_tokens < data.max_question_tokens + 8,
             "contexts would hold no passage",

@@ -7,28 +7,64 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openbook.batch import Batch, Retrieved
+from openbook.batch import MISSING_ROW, Batch, Example, Retrieved
 from openbook.data.corpus import Corpus
+from openbook.metrics.matching import normalize_answer
 from openbook.metrics.prediction import Prediction, ReadPassage
 from openbook.metrics.retrieval import RECALL_AT, answer_hits, gold_hits, judgements, relevant_passages
 from openbook.metrics.summary import summarize
 from openbook.objectives.marginal import doc_logprobs
 from openbook.retrieval.base import Retriever
+from openbook.utils.distributed import sum_over_ranks
+
+
+def own_row(example: Example, corpus: Corpus, identical_ids: str) -> int:
+    """The row of the passage that is the question itself and no answer to it; MISSING_ROW where there is none.
+
+    BEIR (Thakur et al. 2021) ignores every hit with the query's own id ("ignore"); ids of two numberings may also meet
+    by chance, so "auto" asks for the question's text as well, up to case, punctuation and articles.
+    """
+    row = None if identical_ids == "keep" else corpus.row_of(example.id)
+    if row is None:
+        return MISSING_ROW
+    passage = corpus.passage(row)
+    texts = (passage.text, f"{passage.title} {passage.text}")
+    same = identical_ids == "ignore" or normalize_answer(example.question) in map(normalize_answer, texts)
+    return row if same else MISSING_ROW
+
+
+def without_rows(top: Retrieved, own: Tensor) -> Retrieved:
+    """The hits [batch, k] of top [batch, k + 1] without the row `own` [batch] of each question; the last is left out
+    where that is not among them. MISSING_ROW stands for none."""
+    order = (top.rows == own[:, None]).int().argsort(dim=1, stable=True)[:, :-1]
+    return Retrieved(top.rows.gather(1, order), top.index_scores.gather(1, order.to(top.index_scores.device)))
 
 
 @torch.inference_mode()
 def best_passages(
-    batch: Batch, retriever: Retriever[Any], n_docs: int, index_is_exact: bool, depth: int = 0
+    batch: Batch,
+    retriever: Retriever[Any],
+    n_docs: int,
+    index_is_exact: bool,
+    depth: int = 0,
+    own: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Rows [batch, top_k] (on the CPU) of the 20 (or `depth`) best passages at least, and doc_scores [batch, n_docs] of
     the first.
 
     Those that are read are ordered (unless the retriever's rerank is -1) and weighted by freshly computed scores, or by
-    the index's own where index_is_exact says that they are the same.
+    the index's own where index_is_exact says that they are the same. own: for each question a row to leave out;
+    all ranks give some, or none does.
     """
     queries = retriever.represent(batch)
     search = retriever.search if index_is_exact else retriever.retrieve
-    top = search(queries, max(n_docs, depth, *RECALL_AT))
+    most, leaves_out = max(n_docs, depth, *RECALL_AT), False
+    if own:  # ranks search together, for as many passages
+        n_own = sum(row != MISSING_ROW for row in own)
+        leaves_out = bool(sum_over_ranks(torch.tensor(n_own, device=batch.weight.device)))
+    top = search(queries, most + leaves_out)
+    if leaves_out:
+        top = without_rows(top, torch.tensor(own))
     read = Retrieved(top.rows[:, :n_docs], top.index_scores[:, :n_docs])
     rows, behind = read.rows, top.rows[:, n_docs:]
     doc_scores = read.index_scores / retriever.temperature if index_is_exact else retriever.score(queries, read)

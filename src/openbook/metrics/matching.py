@@ -59,6 +59,30 @@ def has_answer(text: str, answers: Iterable[str], regex: bool = False) -> bool:
     return any(answer in joined for answer in map(_joined_tokens, answers) if answer.strip())
 
 
+def words(text: str) -> list[str]:
+    """The tokens by which `has_answer` compares: NFD-normalised and lower-cased."""
+    return _joined(text).split()
+
+
+def answers_in_texts(answers: Iterable[str], texts: Iterable[str]) -> set[str]:
+    """Which of the answers some text holds (`has_answer`), in one pass over the texts, however many answers."""
+    waiting: dict[str, list[tuple[str, str]]] = {}  # by the first token: (the answer, its tokens between spaces)
+    for answer in set(answers):
+        if tokens := words(answer):
+            waiting.setdefault(tokens[0], []).append((answer, f" {' '.join(tokens)} "))
+    found: set[str] = set()
+    for text in texts:
+        joined = _joined(text)
+        for first in waiting.keys() & set(joined.split()):
+            there = {answer for answer, tokens in waiting[first] if tokens in joined}
+            if there:
+                found |= there
+                waiting[first] = [one for one in waiting[first] if one[0] not in there]
+                if not waiting[first]:
+                    del waiting[first]
+    return found
+
+
 def require_answers(answers: Sequence[str]) -> None:
     """An OpenBookError where there is nothing to compare a prediction with; one text is not a list of texts."""
     if isinstance(answers, str) or not answers:
@@ -82,6 +106,10 @@ def _token_f1(produced: str, gold: str) -> float:
 
 @lru_cache(maxsize=65536)  # the same passages are retrieved for many questions
 def _joined_tokens(text: str) -> str:
+    return _joined(text)
+
+
+def _joined(text: str) -> str:
     return f" {' '.join(_TOKENS.findall(_nfd(text)))} ".lower()
 
 

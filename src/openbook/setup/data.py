@@ -18,6 +18,7 @@ from openbook.data.factbook.edition import EditionFiles, build_edition
 from openbook.data.inputs import SpecialIds, special_ids, token_ids
 from openbook.data.languages import set_languages
 from openbook.data.prompts import Prompt
+from openbook.data.readers.duplicates import with_kept_ids
 from openbook.data.spans.files import Limit, SpanFiles, build_spans, mixed
 from openbook.data.spans.masking import SpanOptions
 from openbook.errors import OpenBookError
@@ -25,9 +26,11 @@ from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
 from openbook.setup.encoders import follow_folders
-from openbook.setup.own_files import own_passages, own_questions
+from openbook.setup.own_files import own_passages, own_questions, unique_passages
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
+
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,11 @@ def files(config: Config) -> Files:
     share, train = config.data.spans.share, paths["train"]
     if share and train and config.data.train != SPANS:
         paths["train"] = mixed(train, masked_spans(config).paths["train"], share, Path(config.data.cache))
+    if config.data.duplicates != "keep" and paths["corpus"]:
+        paths["corpus"], dropped = unique_passages(config, paths["corpus"])
+        for split in SPLITS if dropped else ():
+            path = paths[split]
+            paths[split] = path and with_kept_ids(path, dropped, Path(config.data.cache))
     return Files(**paths)  # type: ignore[arg-type]
 
 

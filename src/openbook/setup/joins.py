@@ -2,17 +2,19 @@
 
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from openbook.batch import Example
+from openbook.batch import MISSING_ROW, Example
 from openbook.config.combinations import labels_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError, raise_all
-from openbook.metrics.matching import has_answer, normalize_answer
+from openbook.inference.evidence import own_row
+from openbook.metrics.matching import answers_in_texts, has_answer, normalize_answer
 from openbook.metrics.summary import is_label
 from openbook.retrieval.bm25 import BM25Index
 from openbook.setup.data import Parts
@@ -22,12 +24,24 @@ SAMPLE = 2000  # questions of a file that are looked at where each costs a token
 BM25_SAMPLE = 200
 
 
-def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile], training: bool) -> None:
-    """Say how many positive ids, labels, answers and passages do not fit, as far as any do not; OpenBookError where a
-    file's positive ids, labels or answers fit nowhere and the run is there to train on them."""
+class Count(NamedTuple):
+    """Of so many things, n do not fit."""
+
+    where: str
+    what: str
+    n: int
+    of: int
+
+
+def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile], training: bool) -> list[Count]:
+    """Say how many positive ids, labels, answers and passages do not fit, as far as any do not, and return what was
+    counted; OpenBookError where a file's positive ids, labels or answers fit nowhere and the run is there to train on
+    them."""
     problems: list[OpenBookError] = []
+    counts: list[Count] = []
 
     def count(where: str, n: int, of: int, things: str, fits: str, fails: str, action: str = "") -> None:
+        counts.append(Count(where, f"{things} {fails}", n, of))
         if n and n == of and training:
             problems.append(OpenBookError(f"none of {of:,} {things} {fits}", where=where, action=action))
         elif n:
@@ -44,8 +58,14 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
             words = ("positive ids", "are in the corpus", "are not in the corpus")
             count(where, n, len(positives), *words, action)
         negatives = [one for example in some for one in example.negative_ids]
-        if n := sum(parts.corpus.row_of(one) is None for one in negatives):
+        n = sum(parts.corpus.row_of(one) is None for one in negatives)
+        counts.append(Count(where, "negative ids are not in the corpus", n, len(negatives)))
+        if n:
             say(f"{where}: {n:,} of {len(negatives):,} negative ids are not in the corpus")
+        if split != "train" and "train" in questions:
+            counts.append(_leaks(where, file, questions["train"]))
+        if config.objective == "dpr" and split != "train":
+            counts.append(_own(config, parts.corpus, where, file))
         if config.objective == "dpr":
             known = (any(parts.corpus.row_of(one) is not None for one in example.positive_ids) for example in some)
             n = sum(not (has or example.answers) for has, example in zip(known, some, strict=True))
@@ -68,12 +88,34 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
             count(where, n, len(some), "questions", has, f"do not {has}", action)
         if config.objective not in ("closed_book", "dpr"):
             n, of = _answers_cut(config, parts, some)
+            counts.append(Count(where, "answers stand where the generator does not read", n, of))
             if n:
                 say(
                     f"{where}: the answer of {n:,} of {of:,} questions stands only in the part of their gold passage "
                     "that the generator does not read: split passages, or raise data.max_context_tokens"
                 )
     raise_all(problems)
+    return counts
+
+
+def answers_nowhere(corpus: Corpus, where: str, file: QuestionFile) -> Count:
+    """Questions with answers none of which stands in any passage (as recall counts it); every passage is read."""
+    answers = [example.answers for example in file if example.answers]
+    texts = (corpus.passage(row).text for row in range(len(corpus)))
+    there = answers_in_texts((answer for some in answers for answer in some), texts)
+    return Count(
+        where, "questions have no answer in any passage", sum(there.isdisjoint(a) for a in answers), len(answers)
+    )
+
+
+def _leaks(where: str, file: QuestionFile, train: QuestionFile) -> Count:
+    """Questions that are also training questions, up to case, punctuation and articles."""
+    asked = [normalize_answer(example.question) for example in file]
+    trained = set(asked).intersection(normalize_answer(example.question) for example in train)
+    found = Count(where, "questions stand in data.train too", sum(one in trained for one in asked), len(asked))
+    if found.n:
+        say(f"{where}: {found.n:,} of {found.of:,} {found.what}: what is measured on them may be learned by heart")
+    return found
 
 
 def check_bm25(index: BM25Index, questions: dict[str, QuestionFile]) -> None:
@@ -91,6 +133,20 @@ def check_bm25(index: BM25Index, questions: dict[str, QuestionFile]) -> None:
             )
         if n:
             say(f"data.{split}: BM25 finds no passage for {n:,} of {len(some):,} questions")
+
+
+def _own(config: Config, corpus: Corpus, where: str, file: QuestionFile) -> Count:
+    """How many questions are passages of the corpus themselves, and whether these count as found."""
+    how = config.evaluate.identical_ids
+    asked = "auto" if how == "keep" else how
+    n = sum(own_row(example, corpus, asked) != MISSING_ROW for example in file)
+    if n:
+        counts = "counts as found" if how == "keep" else "is ignored among what is found for them"
+        say(
+            f"{where}: {n:,} of {len(file):,} questions have the id of a passage, which {counts} "
+            f"(evaluate.identical_ids={how})"
+        )
+    return Count(where, "questions are passages themselves", n, len(file))
 
 
 def _spread(file: QuestionFile, n: int) -> list[Example]:

@@ -132,6 +132,7 @@ def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) 
         n_docs=config.evaluate.n_docs or config.retriever.n_docs,
         resamples=config.evaluate.bootstrap,
         regex_answers=config.evaluate.regex_answers,
+        identical_ids=config.evaluate.identical_ids,
         seed=config.seed,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from openbook.data.corpus_build import tokenizer_fingerprint
 from openbook.data.readers.columns import PASSAGE, QUESTION, parse_columns
 from openbook.data.readers.convert import Converted, convert_passages, convert_questions, merged_passages
 from openbook.data.readers.detect import exists, is_native
+from openbook.data.readers.duplicates import without_duplicates
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.questions.ranking import first_split
 from openbook.errors import OpenBookError, UnknownFormatError
@@ -68,6 +70,19 @@ def own_passages(config: Config, name: str) -> Path:
         raise OpenBookError("no passages are in it", where=name, got=made.told, action="Set data.corpus=FILE.")
     _say_once(f"data.corpus: {name}, {made.told}")
     return made.passages
+
+
+def unique_passages(config: Config, passages: Path) -> tuple[Path, dict[str, str]]:
+    """The passages without duplicates (data.duplicates), and {id of a dropped one: id of the one kept for it}."""
+    folder, near = config.data.cache, config.data.duplicates == "drop_near"
+    with progress("looking for duplicates", "passages") as done, in_turn(folder, "unique"):
+        made = without_duplicates(passages, Path(folder), near, done)
+    dropped = json.loads((made / "dropped.json").read_text(encoding="utf-8"))
+    _say_once(
+        f"data.corpus: {len(dropped):,} passages that say what an earlier one says are left out "
+        f"(data.duplicates={config.data.duplicates})"
+    )
+    return (made / "passages.jsonl", dropped) if dropped else (passages, dropped)
 
 
 def splitter_of(config: Config) -> Splitter:

@@ -33,7 +33,7 @@ from openbook.setup import models as setup_models
 from openbook.setup import plan as planning
 from openbook.setup import warmup as setup_warmup
 from openbook.setup.encoders import encoder_dim, follow_folders
-from openbook.setup.joins import check_bm25, check_joins
+from openbook.setup.joins import Count, check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
 from openbook.setup.settle import settle
 from openbook.training.dpr_module import DprModule
@@ -106,6 +106,7 @@ class Prepared:
     on: Literal["cpu", "gpu"]
     autocast: torch.dtype | None
     own: OwnParts = NOTHING_OWN
+    counts: Sequence[Count] = ()
 
     @property
     def is_dense(self) -> bool:
@@ -181,19 +182,18 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     planning.check_early(config, parts.corpus)
     questions = setup_data.data(config, parts)
     questions.setup(stage)
-    if stage is None:
-        if own.retriever is not None:  # only openbook's own two encoders can be taught directly
-            config = replace(config, retriever=replace(config.retriever, teacher="generator"))
-        prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
-        config = settle(config, parts.corpus, len(questions.questions["train"]), prompt)
+    if stage is None and own.retriever is not None:  # only openbook's own two encoders can be taught directly
+        config = replace(config, retriever=replace(config.retriever, teacher="generator"))
+    prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
+    config = settle(config, parts.corpus, len(questions.questions["train"]) if stage is None else 0, prompt)
     if parts.prompt is not None:
         least = 0 if config.objective == "closed_book" else 8
         limits = (config.data.max_question_tokens, config.data.max_context_tokens)
         parts.prompt.check_room(*limits, least, "data.max_context_tokens")
-    check_joins(config, parts, questions.questions, training=stage is None)
+    counts = check_joins(config, parts, questions.questions, training=stage is None)
     for note in notes_of(config) if stage is None else ():
         say(f"warning: {note}")
-    return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on), own)
+    return Prepared(config, parts, questions, on, autocast_dtype(config.trainer.precision, on), own, counts)
 
 
 def index_refresh(

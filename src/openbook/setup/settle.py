@@ -44,16 +44,19 @@ class Choice(NamedTuple):
 
 def settle(config: Config, corpus: Corpus, n_questions: int, n_prompt: int = 0) -> Config:
     """The configuration without an open value: what is 0, -1 or `auto` and means "from the data" is chosen by rule, and
-    said. n_questions: of training. n_prompt: tokens of a decoder-only generator's prompt."""
+    said. n_questions: of training; 0 where nothing is trained, and what only training needs stays open. n_prompt:
+    tokens of a decoder-only generator's prompt."""
     chosen: list[Choice] = []
-    for rule in (partial(_lengths, n_prompt), _training, _refreshing, _warm_up, _the_rest):
+    rules = (_training, _refreshing, _warm_up) if n_questions else ()
+    for rule in (partial(_lengths, n_prompt), *rules, _the_rest):
         for choice in rule(config, corpus, n_questions):
             if value_of(config, choice.key) != choice.value:
                 config = _with(config, choice.key, choice.value)
                 chosen.append(choice)
     if chosen:
         lines = [f"{key} = {value}{f': {reason}' if reason else ''}" for key, value, reason in chosen]
-        say("\n  ".join([f"chosen for {n_questions:,} questions and {corpus.n_passages:,} passages:", *lines]))
+        questions = f"{n_questions:,} questions and " if n_questions else ""
+        say("\n  ".join([f"chosen for {questions}{corpus.n_passages:,} passages:", *lines]))
     return config
 
 

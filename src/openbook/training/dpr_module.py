@@ -9,7 +9,7 @@ from torch import Tensor
 from openbook.batch import MISSING_ROW, Batch, to_device
 from openbook.config.training import OptimConfig
 from openbook.data.corpus import Corpus
-from openbook.inference.evidence import best_passages, found_passages, summarize_found
+from openbook.inference.evidence import best_passages, found_passages, own_row, summarize_found
 from openbook.objectives.dpr import dpr_scores, in_batch_hits, nll_of
 from openbook.retrieval.dense import DenseRetriever, of_all_ranks
 from openbook.training.base_module import QuestionModule
@@ -20,8 +20,9 @@ class DprModule(QuestionModule):
     """Dense passage retrieval (Karpukhin et al. 2020, section 3.2). `training_step` is the method.
 
     passages chooses what the questions are trained on; None where nothing trains (evaluate). n_docs passages per
-    question are kept in the predictions. Every rank encodes its share of the distinct passages of all ranks' batches,
-    and all of them are every rank's candidates: several ranks give the gradient of one with the whole batch.
+    question are kept in the predictions; identical_ids: what of those found is ignored (own_row). Every rank encodes
+    its share of the distinct passages of all ranks' batches, and all of them are every rank's candidates: several ranks
+    give the gradient of one with the whole batch.
     """
 
     retriever: DenseRetriever
@@ -37,11 +38,12 @@ class DprModule(QuestionModule):
         n_docs: int,
         resamples: int = 0,
         regex_answers: bool = False,
+        identical_ids: str = "auto",
         seed: int = 0,
     ):
         super().__init__(retriever, optim=optim, max_steps=max_steps, resamples=resamples, seed=seed)
         self.corpus, self.passages = corpus, passages
-        self.eval_n_docs, self.regex_answers = n_docs, regex_answers
+        self.eval_n_docs, self.regex_answers, self.identical_ids = n_docs, regex_answers, identical_ids
         self.train()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -87,7 +89,8 @@ class DprModule(QuestionModule):
         return self.retriever.search(question_emb.detach(), self.passages.options.depth).rows
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact, self.depth)
+        own = [own_row(example, self.corpus, self.identical_ids) for example in batch.examples]
+        rows, doc_scores = best_passages(batch, self.retriever, self.eval_n_docs, self.index_is_exact, self.depth, own)
         self.predictions.extend(
             found_passages(batch, rows, doc_scores, self.corpus, self.regex_answers, depth=self.depth)
         )
