@@ -167,7 +167,7 @@ def test_the_plan_of_several_ranks_in_lines() -> None:
     assert lines(plan) == [
         "passages  21,015,324 of dim 768; 8 ranks, at most 2,626,916 each",
         "index     Flat, 7.5 GiB per rank, searched on the GPU",
-        "RAM       12.0 MiB per rank at the swap (12.0 MiB to build), without models and libraries",
+        "RAM       7.5 GiB per rank at the swap (12.0 MiB to build), without models and libraries",
         "GPU       7.8 GiB per rank at the swap",
         "disk      nothing besides the corpus",
         "refresh   hot, 10% of the corpus when stale; a full refresh takes 1.5 h",
@@ -230,7 +230,7 @@ def test_on_a_gpu_other_settings_fit() -> None:
     said = refusal(plan, ram=256 * GIB, gpu=80 * GIB)
     assert "got 120.5 GiB of GPU memory, expected at most 72.0 GiB (90% of what is free)." in said
     assert said.endswith(
-        "What would fit: refresh.mode=rolling (12.0 MiB of RAM, 60.4 GiB on the GPU); index.factory=SQfp16 (12.0 MiB "
+        "What would fit: refresh.mode=rolling (60.1 GiB of RAM, 60.4 GiB on the GPU); index.factory=SQfp16 (12.0 MiB "
         "of RAM, 60.4 GiB on the GPU); index.device=cpu (120.3 GiB of RAM)."
     )
     # A GPU's shared memory holds the tables of 48 codes.

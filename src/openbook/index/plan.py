@@ -75,9 +75,11 @@ class Plan:
 
     @property
     def ram_at_swap(self) -> int:
-        """RAM for the index at its fullest. One on a GPU is made there; RAM keeps row numbers beside a family."""
+        """RAM for the index at its fullest. One on a GPU is made there; RAM keeps row numbers beside a family, and is
+        where vectors pass on their way to the disk."""
         if self.device == "gpu":
-            rows = 0 if self._flat_on_gpu else self.indexes_at_swap * ROW * self.n_shard
+            written = self.in_place or (self.keep_vectors and self.factory == "Flat")
+            rows = self.bytes_index * bool(written) if self._flat_on_gpu else self.indexes_at_swap * ROW * self.n_shard
             return rows + self.bytes_build + self.bookkeeping * self.n_shard
         # In RAM, families with plain codes take all of their memory at the start; the others grow into it.
         at_once = re.fullmatch(r"Flat|SQ\w+|PQ\d+(x\d+)?\w*", self.factory)
