@@ -24,6 +24,7 @@ from openbook.data.readers.questions.ranking import (
     folder_file,
     is_beir,
     looks_like_judgements,
+    of_split,
     ranked,
     ranking_of,
 )
@@ -94,7 +95,7 @@ def questions_of(name: str, split: str, columns: dict[str, str]) -> Reading:
                 "queries beside them: qrels/NAME.tsv under queries.jsonl, or qrels.NAME.tsv beside queries.NAME.tsv"
             )
             raise OpenBookError("judgements without queries", where=path, expected=expected)
-    files, stream = _records(name, split, columns)
+    files, stream = _records(name, split, columns, notes)
     first, stream = _peek(stream)
     if own := chosen(columns, QUESTION):
         family = Family("data.columns", lambda _: True, lambda record, number: plain.own(renamed(record, own), number))
@@ -142,8 +143,11 @@ def _carried(one: Any) -> Sequence[Any]:
     return [one] if isinstance(one, BadLineError) else one.passages
 
 
-def _records(name: str, split: str, columns: dict[str, str]) -> tuple[list[Path], Iterator[Found]]:
-    """The files and records of a name; of a folder, those of all its files, in the order of their names."""
+def _records(
+    name: str, split: str, columns: dict[str, str], of_one: Counter[str] | None = None
+) -> tuple[list[Path], Iterator[Found]]:
+    """The files and records of a name; of a folder, those of all its files, in the order of their names. of_one: notes,
+    where only the split's files are asked for."""
     if name.startswith(HUB):
         return [], hub_records(name, split)
     path, names = Path(name), HEADER | set(columns.values())
@@ -152,6 +156,8 @@ def _records(name: str, split: str, columns: dict[str, str]) -> tuple[list[Path]
     shards = [one for one in visible(path) if one.suffix not in (".md", ".py", ".txt")]
     if not shards:
         raise OpenBookError("the folder holds no file of records", where=path, expected="files of one format")
+    if of_one is not None:
+        shards = of_split(shards, split, of_one)
     return shards, chain.from_iterable(_of_file(one, names) for one in shards)
 
 

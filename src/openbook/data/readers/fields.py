@@ -3,9 +3,12 @@
 import ast
 import difflib
 import hashlib
+import io
 import json
+import tokenize
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from openbook.batch import Example, Passage
@@ -109,6 +112,8 @@ def listed(fields: Mapping[str, Any], key: str, kind: type = dict) -> list[Any]:
 def answers_of(value: Any, key: str) -> tuple[str, ...]:
     """Distinct answers in their order: a list of texts or numbers, one text, or a list written as text, as csv files
     have it (['a', 'b'] as Python or JSON writes it). Empty ones are left out."""
+    if isinstance(value, str) and value.lstrip().startswith("[") and (strings := _side_by_side(value)) is not None:
+        value = strings
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = ast.literal_eval(value.strip())
@@ -121,6 +126,22 @@ def answers_of(value: Any, key: str) -> tuple[str, ...]:
         value = [value]
     found = (string(_written(one), key) for one in value)
     return tuple(dict.fromkeys([one for one in found if one.strip()]))
+
+
+def _side_by_side(text: str) -> list[str] | None:
+    """The strings of a list that numpy has written, ['a' 'b'] without commas, which Python would read as one; None for
+    any other list."""
+    try:
+        tokens = [one for one in tokenize.generate_tokens(io.StringIO(text.strip()).readline) if one.string.strip()]
+    except (tokenize.TokenError, SyntaxError):
+        return None
+    inner = tokens[1:-1]
+    kinds = [one.type for one in inner]
+    if (tokenize.STRING, tokenize.STRING) not in pairwise(kinds):
+        return None
+    if set(kinds) != {tokenize.STRING}:
+        raise BadLineError("a list in which commas are missing", got=text[:80], expected="['a', 'b']")
+    return [ast.literal_eval(one.string) for one in inner]
 
 
 def _written(value: Any) -> Any:

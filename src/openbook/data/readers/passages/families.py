@@ -26,11 +26,13 @@ def own(record: dict[str, Any], number: str) -> Iterator[Passage]:
     identity = next(
         (record[key] for key in ("id", "_id", "docid", "pid", "passage_id") if record.get(key) is not None), number
     )
-    yield Passage(
-        string(identity, "id", numbers=True, empty=False),
+    title, body = (
         string(record.get("title") or "", "title"),
-        text(record, "text"),
+        string(require(record, "text", "a text named `text`"), "text", numbers=True),
     )
+    if title.strip() and not body.strip():  # BEIR has documents that are a title alone
+        title, body = "", title
+    yield Passage(string(identity, "id", numbers=True, empty=False), title, string(body, "text", empty=False))
 
 
 def contents(record: dict[str, Any], number: str) -> Iterator[Passage]:

@@ -8,7 +8,7 @@ from openbook.batch import Example, Passage
 from openbook.data.readers.fields import Asked, answers_of, listed, passage_of, string, text
 from openbook.data.readers.questions.family import Family, has
 
-NEGATIVES = ("hard_negative_ctxs", "negative_ctxs")  # hard ones first: the order in which they are used
+NEGATIVES = ("hard_negative_ctxs", "negative_ctxs")
 
 
 def _context(fields: dict[str, Any]) -> Passage:
@@ -20,12 +20,14 @@ def _context(fields: dict[str, Any]) -> Passage:
 
 
 def dpr(record: dict[str, Any], number: str) -> Iterator[Asked]:
-    """`positive_ctxs` become positive ids, `hard_negative_ctxs` and `negative_ctxs` negative ones. Negatives that are
-    also positives are no negatives."""
+    """`positive_ctxs` become positive ids, `hard_negative_ctxs` negative ones, and where there are none
+    `negative_ctxs`; all of them are passages. Negatives that are also positives are no negatives."""
     positives = [_context(one) for one in listed(record, "positive_ctxs")]
-    negatives = [_context(one) for key in NEGATIVES for one in listed(record, key)]
+    hard, easy = ([_context(one) for one in listed(record, key)] for key in NEGATIVES)
     identity = string(record.get("id", record.get("q_id", number)), "id", numbers=True)
-    yield _asked(identity, text(record, "question"), answers_of(record.get("answers"), "answers"), positives, negatives)
+    answers = answers_of(record.get("answers"), "answers")
+    asked = _asked(identity, text(record, "question"), answers, positives, hard or easy)
+    yield asked._replace(passages=tuple({one.id: one for one in (*positives, *hard, *easy)}.values()))
 
 
 def tevatron(record: dict[str, Any], number: str) -> Iterator[Asked]:

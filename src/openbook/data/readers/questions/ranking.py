@@ -1,8 +1,9 @@
 """Queries with relevance judgements: BEIR and MTEB folders (corpus, queries, qrels), MS MARCO's and TREC's pairs of
 files. A judgement above 0 makes a passage positive, with that grade; one of 0 makes it a negative."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from openbook.data.readers.tables import Found, Place, records
 from openbook.errors import OpenBookError
 
 SPLITS = {"train": ("train",), "validation": ("dev", "validation", "val", "dev.small"), "test": ("test",)}
+_NAMES = [(kind, name) for kind, names in SPLITS.items() for name in names]
 _HEADER = frozenset(("query-id", "corpus-id", "_id"))
 _TYPES = (".jsonl", ".tsv", ".parquet", ".json")
 
@@ -47,6 +49,27 @@ def ranking_of(path: Path, split: str) -> Ranking | None:
         if one in path.name and path.is_file() and beside.is_file():
             return Ranking(path, beside) if one == "queries" else Ranking(beside, path)
     return None
+
+
+def of_split(files: Sequence[Path], split: str, notes: Counter[str]) -> list[Path]:
+    """Of files whose names begin with the names of several splits those of this one, the others counted; else all."""
+
+    def named(path: Path) -> str:
+        begins = (re.match(rf"{re.escape(name)}(?![a-z])", path.name.lower()) and kind for kind, name in _NAMES)
+        return next(filter(None, begins), "")
+
+    if len({named(path) for path in files} - {""}) < 2:
+        return list(files)
+    mine = [path for path in files if named(path) == split]
+    if not mine:
+        raise OpenBookError(
+            "the folder holds files of other splits only",
+            where=files[0].parent,
+            got=", ".join(path.name for path in files[:4]),
+            expected=" or ".join(f"{name}*" for name in SPLITS[split]),
+        )
+    notes["files of other splits are passed over"] += len(files) - len(mine)
+    return mine
 
 
 def first_split(folder: Path) -> str:

@@ -1,0 +1,89 @@
+"""What files of the field hold beside what their formats say: titles alone, splits in one folder, numpy's lists."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openbook.data.readers.checked_lines import BadLineError
+from openbook.data.readers.detect import passages_of, questions_of
+from openbook.data.readers.fields import answers_of
+from openbook.data.readers.passages.splitter import Splitter
+from openbook.errors import OpenBookError
+
+WORDS = Splitter("words", 100, 0)
+
+
+def lines(path: Path, *records: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_a_document_that_is_a_title_alone_is_a_passage(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "corpus.jsonl", {"_id": "a", "title": "A title only", "text": ""}, {"_id": "b", "text": "b"}
+    )
+    read = [one for _, one in passages_of(str(path), {}, WORDS).found]
+    assert [(one.id, one.title, one.text) for one in read] == [("a", "", "A title only"), ("b", "", "b")]
+    nothing = lines(tmp_path / "empty.jsonl", {"_id": "a", "title": "", "text": " "})
+    assert isinstance(next(one for _, one in passages_of(str(nothing), {}, WORDS).found), BadLineError)
+
+
+@pytest.mark.parametrize("dev", ["dev", "validation", "val"])
+def test_of_a_folder_with_several_splits_only_one_is_read(tmp_path: Path, dev: str) -> None:
+    for split in ("train-0", "train-1", dev, "test"):
+        lines(tmp_path / f"{split}.jsonl", {"question": f"{split}?", "answer": ["a"]})
+    asked = {}
+    for split in ("train", "validation", "test"):
+        reading = questions_of(str(tmp_path), split, {})
+        asked[split] = [one.example.question for _, one in reading.found]
+        assert sum(reading.notes.values()) == 4 - len(asked[split])
+    assert asked == {"train": ["train-0?", "train-1?"], "validation": [f"{dev}?"], "test": ["test?"]}
+    (tmp_path / "test.jsonl").unlink()
+    with pytest.raises(OpenBookError, match=r"other splits only.*expected test\*"):
+        questions_of(str(tmp_path), "test", {})
+
+
+def test_a_folder_of_parts_is_read_whole(tmp_path: Path) -> None:
+    for part in ("part-0", "part-1"):
+        lines(tmp_path / f"{part}.jsonl", {"question": f"{part}?", "answer": ["a"]})
+    assert [one.example.question for _, one in questions_of(str(tmp_path), "test", {}).found] == ["part-0?", "part-1?"]
+
+
+@pytest.mark.parametrize(
+    ("written", "answers"),
+    [
+        ("['14 December 1972 UTC' 'December 1972']", ("14 December 1972 UTC", "December 1972")),
+        ("['one'\n \"two's\"]", ("one", "two's")),
+        ("['a', 'b']", ("a", "b")),
+        ('["a", "b"]', ("a", "b")),
+        ("[sic] 'a' 'b'", ("[sic] 'a' 'b'",)),
+        ("[1, 2.5]", ("1", "2.5")),
+    ],
+)
+def test_lists_as_python_json_and_numpy_write_them(written: str, answers: tuple[str, ...]) -> None:
+    assert answers_of(written, "answers") == answers
+
+
+def test_a_list_with_some_commas_missing_is_refused() -> None:
+    with pytest.raises(BadLineError, match="commas are missing"):
+        answers_of("['a', 'b' 'c']", "answers")
+
+
+def test_of_hard_and_easy_negatives_the_hard_ones_are_named(tmp_path: Path) -> None:
+    def context(name: str) -> dict[str, str]:
+        return {"title": name, "text": f"text of {name}", "passage_id": name}
+
+    record = {
+        "question": "q?",
+        "answers": ["a"],
+        "positive_ctxs": [context("p")],
+        "negative_ctxs": [context("e1"), context("e2")],
+        "hard_negative_ctxs": [context("h1")],
+    }
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([record, record | {"question": "r?", "hard_negative_ctxs": []}]))
+    first, second = (one for _, one in questions_of(str(path), "train", {}).found)
+    assert first.example.negative_ids == ("h1",) and second.example.negative_ids == ("e1", "e2")
+    assert {one.id for one in first.passages} == {"p", "h1", "e1", "e2"}
