@@ -87,3 +87,12 @@ def test_of_hard_and_easy_negatives_the_hard_ones_are_named(tmp_path: Path) -> N
     first, second = (one for _, one in questions_of(str(path), "train", {}).found)
     assert first.example.negative_ids == ("h1",) and second.example.negative_ids == ("e1", "e2")
     assert {one.id for one in first.passages} == {"p", "h1", "e1", "e2"}
+
+
+def test_titles_that_are_numbers_are_titles(tmp_path: Path) -> None:
+    (path := tmp_path / "my_knowledge.tsv").write_text("Aaron\tof Aaron\n1984\ta novel\n1984\ta film\n")
+    read = [one for _, one in passages_of(str(path), {}, WORDS).found]
+    assert [(one.title, one.text) for one in read] == [("Aaron", "of Aaron"), ("1984", "a novel"), ("1984", "a film")]
+    assert len({one.id for one in read}) == 3
+    path.write_text("1\tone\n2\ttwo\n")
+    assert [(one.id, one.text) for _, one in passages_of(str(path), {}, WORDS).found] == [("1", "one"), ("2", "two")]

@@ -132,7 +132,9 @@ def passages_of(name: str, columns: dict[str, str], splitter: Splitter, split: s
         return Reading(f"passages of {asked.name}", carried, files, notes)
     if family is None and first is not None:
         raise _unknown(name, "passage", first, PASSAGES)
-    return Reading((family or PASSAGES[0]).name, _read(stream, (family or PASSAGES[0]).passages), files, notes)
+    seen = list(islice(stream, _LOOKED_AT))
+    family = passages.by_rows(family or PASSAGES[0], (record for _, record in seen))
+    return Reading(family.name, _read(chain(seen, stream), family.passages), files, notes)
 
 
 def _is_prose(path: Path) -> bool:

@@ -70,17 +70,35 @@ def fever(record: dict[str, Any], number: str) -> Iterator[Passage]:
         yield Passage(name, title, body)
 
 
-def rows(record: list[str], number: str) -> Iterator[Passage]:
-    """Id, text and title; or id and text; or, where the first column is no number, title and text."""
-    if not isinstance(record, list) or not 2 <= len(record) <= 3:
-        raise BadLineError("a line has the wrong number of columns", got=f"{len(record)}", expected="2 or 3")
-    if record[0].strip().isdigit():
-        title = string(record[2], "title") if len(record) == 3 else ""
-        yield Passage(record[0].strip(), title, string(record[1], "text", empty=False))
-    elif len(record) == 2:
-        yield passage_of(_unquoted(record[0]), string(record[1], "text", empty=False))
-    else:
-        raise BadLineError("the first of three columns is no number", got=record[0][:40], expected="id, text, title")
+def numbered(record: list[str], number: str) -> Iterator[Passage]:
+    """Id, text and title; or id and text."""
+    _check_columns(record, 2, 3)
+    if not record[0].strip().isdigit():
+        raise BadLineError(
+            "the first column is no number, as those of other lines are", got=record[0][:40], expected="id"
+        )
+    title = string(record[2], "title") if len(record) == 3 else ""
+    yield Passage(record[0].strip(), title, string(record[1], "text", empty=False))
+
+
+def titled(record: list[str], number: str) -> Iterator[Passage]:
+    """Title and text; a title may be a number."""
+    _check_columns(record, 2, 2)
+    yield passage_of(_unquoted(record[0]), string(record[1], "text", empty=False))
+
+
+def _check_columns(record: Any, least: int, most: int) -> None:
+    if not isinstance(record, list) or not least <= len(record) <= most:
+        expected = f"{least} or {most}" if most > least else f"{least}, title and text"
+        raise BadLineError("a line has the wrong number of columns", got=f"{len(record)}", expected=expected)
+
+
+def by_rows(family: PassageFamily, seen: Iterable[Any]) -> PassageFamily:
+    """How a file of rows is read by its first records: by numbers where every one begins with a number."""
+    if family is not ROWS:
+        return family
+    firsts = [one[0].strip() for one in seen if isinstance(one, list) and one]
+    return family._replace(passages=numbered if all(map(str.isdigit, firsts)) else titled)
 
 
 def _unquoted(title: str) -> str:
@@ -89,12 +107,13 @@ def _unquoted(title: str) -> str:
     return inner if len(title) > 1 and title[0] == title[-1] == '"' and '"' not in inner else title
 
 
+ROWS = PassageFamily(
+    "ColBERT, MS MARCO and transformers' RAG", lambda one: isinstance(one, list) and len(one) in (2, 3), numbered
+)
 FAMILIES = (
     PassageFamily("KILT knowledge source", lambda one: has(one, "wikipedia_title", "text"), kilt),
     PassageFamily("FEVER Wikipedia pages", lambda one: has(one, "id", "text", "lines"), fever),
     PassageFamily("Pyserini and FlashRAG", lambda one: has(one, "contents"), contents),
     PassageFamily(OWN, lambda one: has(one, "text"), own),
-    PassageFamily(
-        "ColBERT, MS MARCO and transformers' RAG", lambda one: isinstance(one, list) and len(one) in (2, 3), rows
-    ),
+    ROWS,
 )
