@@ -6,19 +6,27 @@ import copy
 import hashlib
 import inspect
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+)
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
 from openbook.models.cast_weights import with_weights_cast
-from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder
-from openbook.models.linear import Linear, new_projection, read_dense
+from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder, standalone, write_modules
+from openbook.models.linear import Linear, new_projection, read_dense, write_dense
+from openbook.models.lora import merged
 from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, model_folder
 
 # What configurations call the dropout of their layers.
@@ -167,6 +175,39 @@ def load_encoder(
     use_implementation(model)
     normalize = stated.normalize if normalize is None else normalize
     return TextEncoder(model, pooling or stated.pooling, normalize, head=head, dim=dim, pads_left=pads_left)
+
+
+def save_encoder(encoder: TextEncoder, tokenizer: Any, folder: Path, prompts: dict[str, str], layout: str) -> None:
+    """A folder from which `load_encoder` and `load_tokenizer` make the same embeddings, in the files of
+    sentence-transformers; adapters are merged into the weights. prompts: "query" and "document". Raises OpenBookError
+    for a model that has no folder of its own (BART's encoder), and where what was written is read otherwise."""
+    model = merged(encoder.model)
+    standalone(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    dense = [f"{at}_Dense" for at in range(2, 2 + len(encoder.head))]
+    for layer, path in zip(encoder.head, dense, strict=True):
+        write_dense(layer, folder / path)  # type: ignore[arg-type]
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    write_modules(
+        folder,
+        encoder.pooling,
+        encoder.normalize,
+        dense,
+        prompts=prompts,
+        dim=encoder.dimensions,
+        layout=layout,
+        lower_case=bool(normalizer) and normalizer.normalize_str("A") == "a",
+    )
+    again = load_encoder(str(folder), None, None, 0.0, dim=read_folder(str(folder)).truncate)
+    kept = TextEncoder(
+        model,
+        encoder.pooling,
+        encoder.normalize,
+        head=list(encoder.head),
+        dim=encoder.dimensions,  # type: ignore[arg-type]
+    )
+    if again.fingerprint() != kept.fingerprint():
+        raise OpenBookError("the encoder was written and is not read back as it was", where=folder)
 
 
 def load_tokenizer(folder: str) -> Any:
