@@ -31,7 +31,7 @@ from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, 
 
 # What configurations call the dropout of their layers.
 _DROPOUT = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout dropout_rate embedding_dropout
-    mlp_dropout embd_pdrop resid_pdrop attn_pdrop""".split()
+    mlp_dropout embd_pdrop resid_pdrop attn_pdrop activation_dropout hidden_dropout""".split()
 
 
 class TextEncoder(nn.Module):
@@ -79,7 +79,11 @@ class TextEncoder(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether dropout is at work: then embeddings are fit for learning and for nothing else."""
-        return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules())
+        if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules()):
+            return True
+        # Llama's kin have no such layer: attention reads the rate from a number.
+        rates = (getattr(getattr(self.model, "config", None), name, 0) for name in _DROPOUT)
+        return self.training and any(float(rate or 0) > 0 for rate in rates)  # type: ignore[arg-type]
 
     def freeze_word_embeddings(self) -> None:
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
