@@ -357,3 +357,15 @@ def test_a_name_on_the_hub_is_followed_by_the_same_code(
         assert read_folder(f"somebody/{name}") == read_folder(str(folders[name]))
     config = small_system.config(tmp_path / "run", *both(Path("somebody/Qwen3")))
     assert follow_folders(config).retriever.question_prefix == INSTRUCTION
+
+
+def test_a_prefix_that_leaves_no_room(small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path) -> None:
+    """What is cut would be the prefix alone, the same for every question or passage."""
+    words = both(folders["BERT, cls"], "data.max_question_tokens=12", "data.long_questions=cut")
+    with pytest.raises(OpenBookError, match=r"no room for a question \(retriever.question_prefix\): got \d+ tokens in"):
+        prepare(small_system.config(tmp_path / "run", *words)).questions.setup()
+    prepare(small_system.config(tmp_path / "run", *words, "retriever.question_prefix="))
+    words = both(folders["BERT, cls"], "retriever.question_prefix=", "data.max_passage_tokens=14")
+    config = small_system.config(tmp_path / "run", *words, f"retriever.passage_prefix={'passage : ' * 3}")
+    with pytest.raises(OpenBookError, match=r"no room for a passage \(retriever.passage_prefix\)"):
+        setup_models.retriever_of(config, setup_data.parts(config))

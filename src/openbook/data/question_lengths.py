@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _CHUNK = 1024  # questions tokenised at once
+_LEAST = 8  # tokens of a text beside its prefix
 
 
 class Reader(NamedTuple):
@@ -37,6 +38,20 @@ class Limits(NamedTuple):
 def answer_room(tokenizer: Tokenizer | None, max_target_tokens: int) -> int:
     """Tokens of an answer beside its end and, by this tokenizer's convention, its start."""
     return max_target_tokens - 1 - (tokenizer is not None and target_start(tokenizer) is not None)
+
+
+def check_prefix(reader: Reader, limit: int, where: str, of: str) -> None:
+    """Raise OpenBookError where what is cut to `limit` tokens, a question or a passage, would be its prefix and little
+    else: then all are the same. where: the key of the prefix; of: that of the limit."""
+    n_prefix = len(token_ids(reader.tokenizer, [reader.prefix])[0]) if reader.prefix else 0
+    if n_prefix and n_prefix + _LEAST > limit:
+        raise OpenBookError(
+            f"the prefix leaves no room for a {where.removeprefix('retriever.').removesuffix('_prefix')}",
+            where=where,
+            got=f"{n_prefix} tokens in {of}={limit}",
+            expected=f"{_LEAST} tokens beside it",
+            action=f"Raise {of}, or shorten the prefix.",
+        )
 
 
 def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Limits) -> None:

@@ -10,6 +10,7 @@ from openbook.config.checks import has_index
 from openbook.config.retrieval import RetrieverConfig
 from openbook.config.schema import Config
 from openbook.data.encoder_inputs import EncoderFormat
+from openbook.data.question_lengths import Reader, check_prefix
 from openbook.errors import OpenBookError, raise_all
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.encoder_folder import PASSAGE_PROMPTS, POOLINGS, EncoderFolder, read_folder
@@ -165,6 +166,8 @@ def load_encoders(config: Config, tokenizers: Sequence[Any], formats: Sequence[E
     """Question and passage encoder, only one where they are tied, tried on what they will read. tokenizers, formats:
     of questions and of passages."""
     settings, data, both = config.retriever, config.data, sides(config)
+    room = data.max_passage_tokens - formats[1].n_special
+    check_prefix(Reader(tokenizers[1], formats[1].prefix), room, "retriever.passage_prefix", "data.max_passage_tokens")
     encoders = [
         load_encoder(
             side.name,
