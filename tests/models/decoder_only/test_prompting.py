@@ -80,3 +80,14 @@ def test_what_cannot_be_a_prompt(small_data: Path, tmp_path: Path) -> None:
     tokenizer.chat_template, tokenizer.eos_token = None, None
     with pytest.raises(OpenBookError, match=r"no end-of-sequence token"):
         prompt_of(tokenizer, folder, "plain")
+
+
+def test_a_chat_is_the_same_on_every_day(small_data: Path, tmp_path: Path) -> None:
+    folder = causal_folder(tmp_path, small_data, chat=True)
+    tokenizer = load_tokenizer(str(folder))
+    plain = shown(tokenizer, prompt_of(tokenizer, str(folder), "chat"))
+    for before in ("", "  {% if true %}{% endif %}"):  # blanks before a block are dropped, with a date or without
+        tokenizer.chat_template = before + CHATML
+        assert shown(tokenizer, prompt_of(tokenizer, str(folder), "chat")) == plain
+    tokenizer.chat_template = "{{ 'It is ' + strftime_now('%d %b %Y') + '. ' }}" + CHATML
+    assert shown(tokenizer, prompt_of(tokenizer, str(folder), "chat")) == "It is 26 Jul 2024. " + plain
