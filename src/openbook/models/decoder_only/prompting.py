@@ -102,12 +102,13 @@ def _chat_words(
 
 
 def _behind(tokenizer: Any, system: str) -> str:
-    """What the chat template writes behind an assistant's answer."""
+    """What the chat template writes behind an assistant's answer, without the space that Llama-2's puts before its
+    end: answers would end with that."""
     whole = _rendered(tokenizer, "question", system, MARKS["answer"])
     behind = whole.rpartition(MARKS["answer"])[2]
     if MARKS["answer"] not in whole or not behind.strip():
         raise _unusable(tokenizer, "nothing ends the assistant's answer")
-    return behind
+    return behind.lstrip(" ")
 
 
 def _chat_end(tokenizer: Any, system: str) -> int:
