@@ -216,4 +216,8 @@ class QuestionAnswerData(LightningDataModule):
 
     @property
     def _readers(self) -> tuple[Reader, Reader]:
-        return Reader(self.question_tokenizer, self.question_format.prefix), Reader(self.generator_tokenizer)
+        asks = Reader(self.question_tokenizer, self.question_format.prefix)
+        if self.prompt is None:
+            return asks, Reader(self.generator_tokenizer)
+        spaces = [self.prompt.spaced_texts(field, [""])[0] for field in ("question", "answer")]
+        return asks, Reader(self.generator_tokenizer, *spaces)

@@ -19,10 +19,11 @@ _LEAST = 8  # tokens of a text beside its prefix
 
 
 class Reader(NamedTuple):
-    """A tokenizer that reads questions, and the prefix that it reads before each."""
+    """A tokenizer that reads questions, the prefix that it reads before each, and the space before an answer."""
 
     tokenizer: Tokenizer
     prefix: str = ""
+    before_answer: str = ""
 
 
 class Limits(NamedTuple):
@@ -68,7 +69,7 @@ def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Li
             long_questions += [(n_tokens, -questions.line_number(place), place) for place, n_tokens in found]
         if limits.answer is not None:
             answers = [(number, answer) for number, example in lines for answer in example.answers]
-            long_answers += over(readers[-1], answers, limits.answer)
+            long_answers += over(Reader(readers[-1].tokenizer, readers[-1].before_answer), answers, limits.answer)
     if long_questions:
         _settle_long(questions, long_questions, limits, readers)
     if long_answers:
@@ -86,7 +87,7 @@ def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Li
 
 def told(n_tokens: int, readers: Sequence[Reader]) -> str:
     """A question's length as it is counted."""
-    return f"{n_tokens} tokens" + (", retriever.question_prefix included" if readers[0].prefix else "")
+    return f"{n_tokens} tokens" + (", retriever.question_prefix included" if readers[0].prefix.strip() else "")
 
 
 def _settle_long(
