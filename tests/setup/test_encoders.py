@@ -307,7 +307,14 @@ def test_start_from_a_run_that_reads_otherwise(
         OpenBookError, match=r"read differently \(retriever.passage_prefix\): got '', expected 'passage: '"
     ):
         resolve_start(small_system.config(tmp_path / "run", *words))
-    resolve_start(small_system.config(tmp_path / "run", *words, "retriever.passage_prefix=passage: "))
+    words.append("retriever.passage_prefix=passage: ")
+    resolve_start(small_system.config(tmp_path / "run", *words))
+    with pytest.raises(OpenBookError, match=r"\(retriever.passage_layout\): got 'pair', expected 'joined'"):
+        resolve_start(small_system.config(tmp_path / "run", *words, "retriever.passage_layout=pair"))
+    separated = small_system.config(tmp_path / "run", *words[:2], "retriever.passage_layout=separated")
+    (tmp_path / "a" / "config.yaml").write_text(to_yaml(separated))
+    same = [*words[:3], "retriever.passage_layout=pair"]  # to a tokenizer that drops the space between words
+    resolve_start(small_system.config(tmp_path / "run", *same))
 
 
 def test_prefixes_count_as_tokens(small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path) -> None:
