@@ -376,3 +376,13 @@ def test_a_prefix_that_leaves_no_room(small_system: SmallSystem, folders: dict[s
     config = small_system.config(tmp_path / "run", *words, f"retriever.passage_prefix={'passage : ' * 3}")
     with pytest.raises(OpenBookError, match=r"no room for a passage \(retriever.passage_prefix\)"):
         setup_models.retriever_of(config, setup_data.parts(config))
+
+
+@pytest.mark.parametrize("file", ["config.json", "modules.json", "config_sentence_transformers.json"])
+def test_a_damaged_file_is_named(
+    file: str, small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["BERT, cls"], tmp_path / "copy")
+    (folder / file).write_text("[{")
+    with pytest.raises(OpenBookError, match=rf"damaged JSON \(.*/{file}\): got Expecting"):
+        sides(small_system.config(tmp_path / "run", *both(folder)))
