@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import DistilBertConfig, DistilBertModel
 
 from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
@@ -386,3 +387,27 @@ def test_a_damaged_file_is_named(
     (folder / file).write_text("[{")
     with pytest.raises(OpenBookError, match=rf"damaged JSON \(.*/{file}\): got Expecting"):
         sides(small_system.config(tmp_path / "run", *both(folder)))
+
+
+def test_the_width_of_a_distilbert(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.json calls it dim; where none says it, more numbers are refused once it is loaded."""
+    folder = shutil.copytree(folders["BERT, cls"], tmp_path / "distil", ignore=shutil.ignore_patterns("*odule*"))
+    sizes = {"dim": 24, "hidden_dim": 40, "n_layers": 1, "n_heads": 2, "vocab_size": 600}
+    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(folder)
+    config = small_system.config(tmp_path / "run", *both(folder))
+    assert encoder_dim(config) == 24
+    config = small_system.config(tmp_path / "run", *both(folder, "retriever.dim=25"))
+    with pytest.raises(OpenBookError, match=r"more numbers than an embedding has .*got 25, expected at most 24"):
+        sides(config)
+    monkeypatch.setattr("openbook.models.encoder_folder._hidden", lambda facts: None)
+    with pytest.raises(OpenBookError, match=r"more numbers than an embedding has .*got 25, expected at most 24"):
+        setup_models.retriever_of(config, setup_data.parts(config))
+
+
+def test_a_prompt_or_system_that_nothing_reads_is_shown(small_system: SmallSystem, tmp_path: Path) -> None:
+    for word, shown in (("system=Be short.", "Be short."), ("prompt=plain", "plain")):
+        config = small_system.config(tmp_path / "run", f"generator.{word}")
+        with pytest.raises(OpenBookError, match=rf"\(generator.{word.partition('=')[0]}\): got '{shown}' with"):
+            setup_data.prompt_for(config, None)

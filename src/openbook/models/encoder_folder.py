@@ -224,5 +224,5 @@ def _pooling(config: Mapping[str, Any]) -> str:
 
 
 def _hidden(facts: Mapping[str, Any]) -> int | None:
-    """The dim of token states; T5 and BART call it d_model, GPT-2 n_embd."""
-    return next((int(facts[key]) for key in ("hidden_size", "d_model", "n_embd") if facts.get(key)), None)
+    """The dim of token states; T5 and BART call it d_model, GPT-2 n_embd, DistilBERT dim."""
+    return next((int(facts[key]) for key in ("hidden_size", "d_model", "n_embd", "dim") if facts.get(key)), None)

@@ -67,9 +67,14 @@ class TextEncoder(nn.Module):
     @property
     def dim(self) -> int:
         """Of an embedding."""
+        return self.dimensions or self.width
+
+    @property
+    def width(self) -> int:
+        """Of an embedding before its first numbers are taken."""
         hidden = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         widths: list[Any] = [part.weight.shape[0] for part in self.head]  # type: ignore[index]
-        return self.dimensions or [hidden, *widths][-1]
+        return [hidden, *widths][-1]
 
     @property
     def trains(self) -> bool:

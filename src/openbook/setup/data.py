@@ -167,7 +167,7 @@ def prompt_for(config: Config, tokenizer: Any) -> Prompt | None:
         raise OpenBookError(
             "only a decoder-only generator reads a prompt",
             where="generator.prompt" if settings.prompt != "auto" else "generator.system",
-            got=f"{settings.prompt or settings.system!r} with {settings.model}",
+            got=f"{settings.prompt if settings.prompt != 'auto' else settings.system!r} with {settings.model}",
             expected="auto, and nothing as generator.system",
         )
     return None

@@ -99,9 +99,13 @@ def _problems(settings: RetrieverConfig, side: Side) -> Iterator[OpenBookError]:
             expected=f"one of {', '.join(sorted(known))}",
         )
     if folder.dim and side.dim > folder.dim:
-        yield OpenBookError(
-            "more numbers than an embedding has", where="retriever.dim", got=side.dim, expected=f"at most {folder.dim}"
-        )
+        yield _too_many_numbers(side.dim, folder.dim)
+
+
+def _too_many_numbers(asked: int, width: int) -> OpenBookError:
+    return OpenBookError(
+        "more numbers than an embedding has", where="retriever.dim", got=asked, expected=f"at most {width}"
+    )
 
 
 def flag(normalize: str) -> bool | None:
@@ -181,6 +185,9 @@ def load_encoders(config: Config, tokenizers: Sequence[Any], formats: Sequence[E
         )
         for side, style in zip(both[: 1 if settings.tied else 2], formats, strict=False)
     ]
+    for encoder in encoders:  # of folders that do not say, it shows only now
+        if encoder.dim > encoder.width:
+            raise _too_many_numbers(encoder.dim, encoder.width)
     for at, encoder in enumerate(encoders):
         if (settings.train_question_encoder, settings.train_passage_encoder)[at]:
             add_adapters(encoder.model, settings.lora, "retriever.lora", config.seed + at)
