@@ -411,3 +411,24 @@ def test_a_prompt_or_system_that_nothing_reads_is_shown(small_system: SmallSyste
         config = small_system.config(tmp_path / "run", f"generator.{word}")
         with pytest.raises(OpenBookError, match=rf"\(generator.{word.partition('=')[0]}\): got '{shown}' with"):
             setup_data.prompt_for(config, None)
+
+
+def test_a_run_from_before_leaves_out_what_was_not_read(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Dense, truncate_dim and do_lower_case were not applied then; a run of today has them."""
+    folder = modules(folders["T5, Dense"], tmp_path / "m", {"truncate_dim": 11}, "config_sentence_transformers.json")
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    config = small_system.config(tmp_path / "run", *both(folder, "data.max_passage_tokens=100"))
+    content = yaml.safe_load(to_yaml(config))
+    new = "override_folder question_prefix passage_prefix passage_layout dim projection".split()
+    content["retriever"] = {key: value for key, value in content["retriever"].items() if key not in new}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    for one, dim, lower in ((load_resolved(tmp_path / "config.yaml"), 24, False), (config, 11, True)):
+        followed = follow_folders(one)
+        parts = setup_data.parts(followed)
+        retriever: Any = setup_models.retriever_of(followed, parts)
+        assert (retriever.passage_encoder.dim, len(retriever.passage_encoder.head)) == (dim, int(lower))
+        for tokenizer in (parts.question_tokenizer, parts.passage_tokenizer):
+            assert (tokenizer("ALPHA")["input_ids"] == tokenizer("alpha")["input_ids"]) == lower
+    assert "as in older runs" in str(sides(load_resolved(tmp_path / "config.yaml"))[1])

@@ -155,9 +155,11 @@ def load_encoder(
     projection: int = 0,
     seed: int = 0,
     pads_left: bool = False,
+    dense: bool = True,
 ) -> TextEncoder:
     """An encoder from a transformers or sentence-transformers folder (safetensors only; nothing is executed from it) or
     a hub name. pooling, normalize: None as the folder states. projection: dim of a new linear layer, made by the seed.
+    dense: whether the folder's Dense modules are applied.
 
     Of a DPR encoder the BERT inside is taken, and its projection where it has one: with pooling "cls" and no
     normalisation that is what DPR computes.
@@ -178,7 +180,7 @@ def load_encoder(
         kind: Any = getattr(transformers, half) if half else AutoModel
         model = load_weights(kind, "encoder", folder, "retriever", config, ignored="pooler")
         model = model.get_encoder() if config.is_encoder_decoder or half else model
-        head = [read_dense(folder, path) for path in stated.dense]
+        head = [read_dense(folder, path) for path in stated.dense if dense]
     if projection:
         head.append(new_projection(head[-1].weight.shape[0] if head else config.hidden_size, projection, seed))
     use_implementation(model)
@@ -219,13 +221,14 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, folder: Path, prompts: di
         raise OpenBookError("the encoder was written and is not read back as it was", where=folder)
 
 
-def load_tokenizer(folder: str) -> Any:
-    """The fast tokenizer beside a model; in lower case where a sentence-transformers folder asks for that beside it."""
+def load_tokenizer(folder: str, lower_case: bool = True) -> Any:
+    """The fast tokenizer beside a model; with lower_case in lower case where a sentence-transformers folder asks for
+    that beside it."""
     with loading("tokenizer", folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(model_folder(folder), trust_remote_code=False)
         if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:  # of a file it could not use
             raise ValueError("it has special tokens only")
-        if lower_cases(folder):
+        if lower_case and lower_cases(folder):
             backend = tokenizer.backend_tokenizer
             if not backend.normalizer or backend.normalizer.normalize_str("A") != "a":
                 rest = [backend.normalizer] if backend.normalizer else []

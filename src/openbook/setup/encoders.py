@@ -33,6 +33,7 @@ class Side:
     normalize: bool
     prefix: str
     dim: int  # the first numbers of an embedding that are used, 0 for all
+    as_before: bool = False  # without the folder's Dense, truncate_dim and lower case
 
     @property
     def final_dim(self) -> int | None:
@@ -48,7 +49,9 @@ class Side:
         made = f"{self.pooling} of the token states, " + ("of length 1" if self.normalize else "of any length")
         cut = f", the first {self.dim} numbers" if self.dim else ""
         dense = f", {len(self.folder.dense)} Dense" if self.folder.dense else ""
-        return f"{self.key} = {self.name}: {made}{dense}{cut}, prefix {self.prefix!r}; {source}"
+        return f"{self.key} = {self.name}: {made}{dense}{cut}, prefix {self.prefix!r}; {source}" + (
+            ", without its Dense, truncate_dim and do_lower_case, as in older runs" if self.as_before else ""
+        )
 
 
 def sides(config: Config) -> tuple[Side, Side]:
@@ -61,6 +64,10 @@ def sides(config: Config) -> tuple[Side, Side]:
         key = f"retriever.{which}_encoder"
         name = settings.question_encoder if settings.tied else getattr(settings, f"{which}_encoder")
         folder = read_folder(name, key)
+        # Together these are what a run has that began before they were keys; such runs left the rest of a folder out.
+        before = settings.passage_layout == "separated" and settings.override_folder and not folder.trained_layout
+        if before:
+            folder = replace(folder, dense=(), truncate=0, dim=None if folder.dense else folder.dim)
         prefix, asked = getattr(settings, f"{which}_prefix"), flag(settings.normalize)
         side = Side(
             key,
@@ -70,6 +77,7 @@ def sides(config: Config) -> tuple[Side, Side]:
             folder.normalize if asked is None else asked,
             folder.prompt(prompts) if prefix == AUTO else prefix,
             settings.dim or (0 if settings.projection else folder.truncate),
+            before,
         )
         problems += _problems(settings, side)
         made.append(side)
@@ -182,6 +190,7 @@ def load_encoders(config: Config, tokenizers: Sequence[Any], formats: Sequence[E
             projection=settings.projection,
             seed=config.seed,
             pads_left=style.pads_left,
+            dense=not side.as_before,
         )
         for side, style in zip(both[: 1 if settings.tied else 2], formats, strict=False)
     ]
