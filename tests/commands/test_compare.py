@@ -140,6 +140,7 @@ def commands(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[list[str]]:
         "shows=nothing",
         "trainer.validate_every=7",
         "evaluate.before_training=false",
+        "retriever.override_folder=true",  # which finished runs of before have
     ],
 )
 def test_keys_without_effect_make_no_other_run(override: str) -> None:

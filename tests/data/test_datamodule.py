@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from openbook.batch import IGNORED_LABEL, Batch
 from openbook.data.datamodule import QuestionAnswerData
+from openbook.data.prompts import Prompt
 from openbook.data.sampler import sampled_answer
 from openbook.errors import OpenBookError
+from tests.decoder_only import bpe_tokenizer
 
 N_TRAIN, N_VALIDATION, BATCH_SIZE = 23, 7, 3
 STEPS_PER_EPOCH = math.ceil(N_TRAIN / BATCH_SIZE)
@@ -56,7 +58,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 def data(files: dict[str, Path], **changed: Any) -> QuestionAnswerData:
     asks, answers = tokenizer(template=True), tokenizer()
     limits: dict[str, Any] = {"batch_size": BATCH_SIZE, "max_question_tokens": 11, "max_target_tokens": 5, "seed": 5}
-    return QuestionAnswerData(question_tokenizer=asks, generator_tokenizer=answers, **(limits | files | changed))
+    tokenizers = {"question_tokenizer": asks, "generator_tokenizer": answers}
+    return QuestionAnswerData(**(tokenizers | limits | files | changed))
 
 
 class KilledError(Exception):
@@ -279,3 +282,20 @@ def test_a_limit_takes_examples_spread_over_the_file(files: dict[str, Path]) -> 
     ids = [example.id for batch in module.val_dataloader() for example in batch.examples]
     assert ids == ["q0", "q2", "q4"]
     assert len(list(module.train_dataloader())) == STEPS_PER_EPOCH
+
+
+def test_texts_are_counted_with_the_space_that_a_prompt_writes(files: dict[str, Path]) -> None:
+    """In byte-level BPE a number behind a space is one token more: as many as its label then has."""
+    generator = bpe_tokenizer(["Question: Answer: what is"] * 3)
+    prompt = Prompt(((0,), (1, 2)), ("question",), frozenset({"question", "answer"}), 0, 0)
+    files["train"].write_text('{"question": "7", "answers": ["1995"]}\n')
+    space, answer, question = (len(ids) for ids in generator([" ", " 1995", " 7"])["input_ids"])
+    assert (space, answer, question) == (1, 5, 2)
+    words: dict[str, Any] = {"generator_tokenizer": generator, "prompt": prompt, "strict": True}
+    with pytest.raises(OpenBookError, match=r"answers are longer .*got up to 5 tokens, expected at most 4"):
+        data({"train": files["train"]}, **words, max_target_tokens=5).setup("fit")
+    module = data({"train": files["train"]}, **words, max_target_tokens=6)
+    module.setup("fit")
+    assert next(iter(module.train_dataloader())).labels[0].tolist() == [*generator(" 1995")["input_ids"], 0]
+    with pytest.raises(OpenBookError, match=r"question is longer .*got 2 tokens, expected at most 1"):
+        data({"train": files["train"]}, **words, max_question_tokens=1).setup("fit")

@@ -176,3 +176,14 @@ def test_gradients_reach_every_weight(made: tuple[Family, Path], small_data: Pat
             projection[2, 5] -= sign * step
     slope = float(moved[0] - moved[1]) / (2 * step)
     assert float(projection.grad[2, 5]) == pytest.approx(slope, rel=2e-2, abs=1e-4)
+
+
+def test_dropout_at_work_is_seen(made: tuple[Family, Path]) -> None:
+    """Of every family, however its model keeps the rate: what differs between two passes is fit for learning alone."""
+    ids = torch.arange(5, 20)[None]
+    encoder = load_encoder(str(made[1]), None, None, 0.3)
+    for mode in (True, False):
+        encoder.train(mode)
+        assert encoder.has_dropout == mode
+        assert torch.equal(encoder(ids, None), encoder(ids, None)) != mode
+    assert not load_encoder(str(made[1]), None, None, 0.0).train().has_dropout

@@ -206,3 +206,19 @@ def test_targets_that_are_no_layers_or_the_head(folder: Path, encoder_folder: Pa
     encoder = load_encoder(str(encoder_folder), "mean", True, 0.0)
     with pytest.raises(OpenBookError, match=r"\(retriever\.lora\.targets\)"):
         add_adapters(encoder.model, LoraConfig(rank=2, targets="q_proj"), "retriever.lora", 0)
+
+
+def test_another_alpha_is_another_model() -> None:
+    """The same adapters give other outputs with it: neither a fingerprint nor a checkpoint may pass for the other."""
+    one, other = adapted(), tiny_encoder(1)
+    add_adapters(other.model, LoraConfig(rank=3, alpha=9.0), "retriever.lora", 0)
+    state = one.state_dict()
+    with pytest.raises(OpenBookError, match="or to another alpha"):
+        other.load_state_dict(state)
+    before = {name: one.model._weights_alone if name.endswith(BASE) else value for name, value in state.items()}
+    again = tiny_encoder(1)
+    add_adapters(again.model, RANK, "retriever.lora", 0)
+    assert again.fingerprint() != other.fingerprint()
+    again.load_state_dict(before)  # a checkpoint from before alpha was part of it
+    ids = torch.randint(4, 61, (5, 9))
+    assert torch.equal(again.eval()(ids, None), one.eval()(ids, None))

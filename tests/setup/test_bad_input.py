@@ -118,6 +118,8 @@ def test_limits_beyond_the_models_positions(refused: Callable[..., str]) -> None
     said = refused("data.max_context_tokens=200", "data.max_passage_tokens=200")
     assert "longer than the model reads (data.max_context_tokens): got 200, expected at most 128" in said
     assert "(data.max_passage_tokens)" in said
+    said = refused("decode.max_tokens=200")
+    assert "longer than the model reads (decode.max_tokens): got 200, expected at most" in said
 
 
 def test_warm_up_files_are_looked_at_too(refused: Callable[..., str]) -> None:

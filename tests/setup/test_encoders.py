@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import DistilBertConfig, DistilBertModel
 
 from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
@@ -307,7 +308,14 @@ def test_start_from_a_run_that_reads_otherwise(
         OpenBookError, match=r"read differently \(retriever.passage_prefix\): got '', expected 'passage: '"
     ):
         resolve_start(small_system.config(tmp_path / "run", *words))
-    resolve_start(small_system.config(tmp_path / "run", *words, "retriever.passage_prefix=passage: "))
+    words.append("retriever.passage_prefix=passage: ")
+    resolve_start(small_system.config(tmp_path / "run", *words))
+    with pytest.raises(OpenBookError, match=r"\(retriever.passage_layout\): got 'pair', expected 'joined'"):
+        resolve_start(small_system.config(tmp_path / "run", *words, "retriever.passage_layout=pair"))
+    separated = small_system.config(tmp_path / "run", *words[:2], "retriever.passage_layout=separated")
+    (tmp_path / "a" / "config.yaml").write_text(to_yaml(separated))
+    same = [*words[:3], "retriever.passage_layout=pair"]  # to a tokenizer that drops the space between words
+    resolve_start(small_system.config(tmp_path / "run", *same))
 
 
 def test_prefixes_count_as_tokens(small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path) -> None:
@@ -357,3 +365,70 @@ def test_a_name_on_the_hub_is_followed_by_the_same_code(
         assert read_folder(f"somebody/{name}") == read_folder(str(folders[name]))
     config = small_system.config(tmp_path / "run", *both(Path("somebody/Qwen3")))
     assert follow_folders(config).retriever.question_prefix == INSTRUCTION
+
+
+def test_a_prefix_that_leaves_no_room(small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path) -> None:
+    """What is cut would be the prefix alone, the same for every question or passage."""
+    words = both(folders["BERT, cls"], "data.max_question_tokens=12", "data.long_questions=cut")
+    with pytest.raises(OpenBookError, match=r"no room for a question \(retriever.question_prefix\): got \d+ tokens in"):
+        prepare(small_system.config(tmp_path / "run", *words)).questions.setup()
+    prepare(small_system.config(tmp_path / "run", *words, "retriever.question_prefix="))
+    words = both(folders["BERT, cls"], "retriever.question_prefix=", "data.max_passage_tokens=14")
+    config = small_system.config(tmp_path / "run", *words, f"retriever.passage_prefix={'passage : ' * 3}")
+    with pytest.raises(OpenBookError, match=r"no room for a passage \(retriever.passage_prefix\)"):
+        setup_models.retriever_of(config, setup_data.parts(config))
+
+
+@pytest.mark.parametrize("file", ["config.json", "modules.json", "config_sentence_transformers.json"])
+def test_a_damaged_file_is_named(
+    file: str, small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(folders["BERT, cls"], tmp_path / "copy")
+    (folder / file).write_text("[{")
+    with pytest.raises(OpenBookError, match=rf"damaged JSON \(.*/{file}\): got Expecting"):
+        sides(small_system.config(tmp_path / "run", *both(folder)))
+
+
+def test_the_width_of_a_distilbert(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config.json calls it dim; where none says it, more numbers are refused once it is loaded."""
+    folder = shutil.copytree(folders["BERT, cls"], tmp_path / "distil", ignore=shutil.ignore_patterns("*odule*"))
+    sizes = {"dim": 24, "hidden_dim": 40, "n_layers": 1, "n_heads": 2, "vocab_size": 600}
+    DistilBertModel(DistilBertConfig(**sizes)).save_pretrained(folder)
+    config = small_system.config(tmp_path / "run", *both(folder))
+    assert encoder_dim(config) == 24
+    config = small_system.config(tmp_path / "run", *both(folder, "retriever.dim=25"))
+    with pytest.raises(OpenBookError, match=r"more numbers than an embedding has .*got 25, expected at most 24"):
+        sides(config)
+    monkeypatch.setattr("openbook.models.encoder_folder._hidden", lambda facts: None)
+    with pytest.raises(OpenBookError, match=r"more numbers than an embedding has .*got 25, expected at most 24"):
+        setup_models.retriever_of(config, setup_data.parts(config))
+
+
+def test_a_prompt_or_system_that_nothing_reads_is_shown(small_system: SmallSystem, tmp_path: Path) -> None:
+    for word, shown in (("system=Be short.", "Be short."), ("prompt=plain", "plain")):
+        config = small_system.config(tmp_path / "run", f"generator.{word}")
+        with pytest.raises(OpenBookError, match=rf"\(generator.{word.partition('=')[0]}\): got '{shown}' with"):
+            setup_data.prompt_for(config, None)
+
+
+def test_a_run_from_before_leaves_out_what_was_not_read(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Dense, truncate_dim and do_lower_case were not applied then; a run of today has them."""
+    folder = modules(folders["T5, Dense"], tmp_path / "m", {"truncate_dim": 11}, "config_sentence_transformers.json")
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    config = small_system.config(tmp_path / "run", *both(folder, "data.max_passage_tokens=100"))
+    content = yaml.safe_load(to_yaml(config))
+    new = "override_folder question_prefix passage_prefix passage_layout dim projection".split()
+    content["retriever"] = {key: value for key, value in content["retriever"].items() if key not in new}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    for one, dim, lower in ((load_resolved(tmp_path / "config.yaml"), 24, False), (config, 11, True)):
+        followed = follow_folders(one)
+        parts = setup_data.parts(followed)
+        retriever: Any = setup_models.retriever_of(followed, parts)
+        assert (retriever.passage_encoder.dim, len(retriever.passage_encoder.head)) == (dim, int(lower))
+        for tokenizer in (parts.question_tokenizer, parts.passage_tokenizer):
+            assert (tokenizer("ALPHA")["input_ids"] == tokenizer("alpha")["input_ids"]) == lower
+    assert "as in older runs" in str(sides(load_resolved(tmp_path / "config.yaml"))[1])

@@ -17,7 +17,7 @@ from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
-from openbook.models.lora import merged
+from openbook.models.encoders import save_encoder
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.dense import DenseRetriever
@@ -80,17 +80,23 @@ class Run(os.PathLike[str]):
 
     def save_models(self, folder: str | Path) -> Path:
         """The trained models as transformers' folders, adapters merged into the weights: generator, question_encoder
-        and passage_encoder, each with its tokenizer, as far as the run has them; returns `folder`."""
+        and passage_encoder, each with its tokenizer, as far as the run has them; returns `folder`. Encoders come with
+        sentence-transformers' files for pooling, linear layers, normalisation and prompts. Raises OpenBookError for an
+        encoder that cannot be written so that it is read as it was trained."""
         module, _ = self._loaded
         parts, folder = self._prepared.parts, Path(folder)
-        models: dict[str, tuple[Any, Any]] = {"generator": (module.generator, parts.generator_tokenizer)}
         if isinstance(module.retriever, DenseRetriever):
             retriever = module.retriever
-            models["question_encoder"] = (merged(retriever.question_encoder.model), parts.question_tokenizer)
-            models["passage_encoder"] = (merged(retriever.passage_encoder.model), parts.passage_tokenizer)
-        for name, (model, tokenizer) in models.items():
-            model.save_pretrained(folder / name)
-            tokenizer.save_pretrained(folder / name)
+            asked, read = parts.question_format, parts.passage_format
+            prompts = {"query": asked.prefix, "document": read.prefix}
+            for name, encoder, tokenizer in (
+                ("question_encoder", retriever.question_encoder, parts.question_tokenizer),
+                ("passage_encoder", retriever.passage_encoder, parts.passage_tokenizer),
+            ):
+                save_encoder(encoder, tokenizer, folder / name, prompts, read.layout)
+        generator: Any = module.generator
+        generator.save_pretrained(folder / "generator")
+        parts.generator_tokenizer.save_pretrained(folder / "generator")
         return folder
 
     @cached_property

@@ -69,6 +69,14 @@ def value_of(config: object, key: str) -> object:
     return config
 
 
+def longest_answer(config: Config) -> tuple[str, int]:
+    """(key, tokens) of the longest answer that is learned or decoded."""
+    decoded = config.decode.max_tokens
+    if decoded > config.data.max_target_tokens:
+        return "decode.max_tokens", decoded
+    return "data.max_target_tokens", config.data.max_target_tokens
+
+
 def encoder_keys(config: Config) -> list[str]:
     """The keys of the encoders that a configuration loads."""
     return ["retriever.question_encoder", "retriever.passage_encoder"] if has_index(config) else []

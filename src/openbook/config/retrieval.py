@@ -99,7 +99,7 @@ class IndexConfig:
     factory: str = unit("Flat", "FAISS factory string, inner product; 'IVF256,Flat', 'HNSW32', …")
     device: Literal["auto", "cpu", "gpu"] = unit(
         "auto",
-        "where the index is searched; auto uses a GPU if torch has one, and beyond Flat and SQfp16 if FAISS has one too",
+        "where the index is searched; auto uses a GPU if torch has one, and beyond Flat, SQfp16 if FAISS has one too",
     )
     nprobe: int = unit(16, "lists visited per query (IVF families)")
     ef_search: int = unit(64, "candidates per query (HNSW families)")

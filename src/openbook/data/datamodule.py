@@ -19,7 +19,7 @@ from openbook.data.collate import Collate, PlannedExamples, one_thread_per_worke
 from openbook.data.encoder_inputs import EncoderFormat, encoder_format, question_inputs
 from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
-from openbook.data.question_lengths import Limits, Reader, answer_room, check_lengths, over, told
+from openbook.data.question_lengths import Limits, Reader, answer_room, check_lengths, check_prefix, over, told
 from openbook.data.sampler import BatchPlan, GlobalBatchSampler
 from openbook.errors import OpenBookError
 
@@ -95,6 +95,10 @@ class QuestionAnswerData(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check the files that the stage needs, once. Raises OpenBookError on bad input, all before training."""
+        if self.long_questions == "cut":
+            check_prefix(
+                self._readers[0], self.max_question_tokens, "retriever.question_prefix", "data.max_question_tokens"
+            )
         needed = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), None: self.paths}
         for split in needed.get(stage, self.paths):
             path = self.paths[split]
@@ -212,4 +216,8 @@ class QuestionAnswerData(LightningDataModule):
 
     @property
     def _readers(self) -> tuple[Reader, Reader]:
-        return Reader(self.question_tokenizer, self.question_format.prefix), Reader(self.generator_tokenizer)
+        asks = Reader(self.question_tokenizer, self.question_format.prefix)
+        if self.prompt is None:
+            return asks, Reader(self.generator_tokenizer)
+        spaces = [self.prompt.spaced_texts(field, [""])[0] for field in ("question", "answer")]
+        return asks, Reader(self.generator_tokenizer, *spaces)

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
 _CHUNK = 1024  # questions tokenised at once
+_LEAST = 8  # tokens of a text beside its prefix
 
 
 class Reader(NamedTuple):
-    """A tokenizer that reads questions, and the prefix that it reads before each."""
+    """A tokenizer that reads questions, the prefix that it reads before each, and the space before an answer."""
 
     tokenizer: Tokenizer
     prefix: str = ""
+    before_answer: str = ""
 
 
 class Limits(NamedTuple):
@@ -39,6 +41,20 @@ def answer_room(tokenizer: Tokenizer | None, max_target_tokens: int) -> int:
     return max_target_tokens - 1 - (tokenizer is not None and target_start(tokenizer) is not None)
 
 
+def check_prefix(reader: Reader, limit: int, where: str, of: str) -> None:
+    """Raise OpenBookError where what is cut to `limit` tokens, a question or a passage, would be its prefix and little
+    else: then all are the same. where: the key of the prefix; of: that of the limit."""
+    n_prefix = len(token_ids(reader.tokenizer, [reader.prefix])[0]) if reader.prefix else 0
+    if n_prefix and n_prefix + _LEAST > limit:
+        raise OpenBookError(
+            f"the prefix leaves no room for a {where.removeprefix('retriever.').removesuffix('_prefix')}",
+            where=where,
+            got=f"{n_prefix} tokens in {of}={limit}",
+            expected=f"{_LEAST} tokens beside it",
+            action=f"Raise {of}, or shorten the prefix.",
+        )
+
+
 def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Limits) -> None:
     """Raise OpenBookError, warn or leave questions out, as the limits say. readers: the question encoder's, then the
     generator's, which counts answers too."""
@@ -53,7 +69,7 @@ def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Li
             long_questions += [(n_tokens, -questions.line_number(place), place) for place, n_tokens in found]
         if limits.answer is not None:
             answers = [(number, answer) for number, example in lines for answer in example.answers]
-            long_answers += over(readers[-1], answers, limits.answer)
+            long_answers += over(Reader(readers[-1].tokenizer, readers[-1].before_answer), answers, limits.answer)
     if long_questions:
         _settle_long(questions, long_questions, limits, readers)
     if long_answers:
@@ -71,7 +87,7 @@ def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Li
 
 def told(n_tokens: int, readers: Sequence[Reader]) -> str:
     """A question's length as it is counted."""
-    return f"{n_tokens} tokens" + (", retriever.question_prefix included" if readers[0].prefix else "")
+    return f"{n_tokens} tokens" + (", retriever.question_prefix included" if readers[0].prefix.strip() else "")
 
 
 def _settle_long(

@@ -6,24 +6,32 @@ import copy
 import hashlib
 import inspect
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, DPRContextEncoder, DPRQuestionEncoder
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    DPRContextEncoder,
+    DPRQuestionEncoder,
+)
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
 from openbook.models.cast_weights import with_weights_cast
-from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder
-from openbook.models.linear import Linear, new_projection, read_dense
+from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder, standalone, write_modules
+from openbook.models.linear import Linear, new_projection, read_dense, write_dense
+from openbook.models.lora import merged
 from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, model_folder
 
 # What configurations call the dropout of their layers.
 _DROPOUT = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout dropout_rate embedding_dropout
-    mlp_dropout embd_pdrop resid_pdrop attn_pdrop""".split()
+    mlp_dropout embd_pdrop resid_pdrop attn_pdrop activation_dropout hidden_dropout""".split()
 
 
 class TextEncoder(nn.Module):
@@ -59,9 +67,14 @@ class TextEncoder(nn.Module):
     @property
     def dim(self) -> int:
         """Of an embedding."""
+        return self.dimensions or self.width
+
+    @property
+    def width(self) -> int:
+        """Of an embedding before its first numbers are taken."""
         hidden = int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         widths: list[Any] = [part.weight.shape[0] for part in self.head]  # type: ignore[index]
-        return self.dimensions or [hidden, *widths][-1]
+        return [hidden, *widths][-1]
 
     @property
     def trains(self) -> bool:
@@ -71,7 +84,11 @@ class TextEncoder(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether dropout is at work: then embeddings are fit for learning and for nothing else."""
-        return any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules())
+        if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules()):
+            return True
+        # Llama's kin have no such layer: attention reads the rate from a number.
+        rates = (getattr(getattr(self.model, "config", None), name, 0) for name in _DROPOUT)
+        return self.training and any(float(rate or 0) > 0 for rate in rates)  # type: ignore[arg-type]
 
     def freeze_word_embeddings(self) -> None:
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
@@ -138,9 +155,11 @@ def load_encoder(
     projection: int = 0,
     seed: int = 0,
     pads_left: bool = False,
+    dense: bool = True,
 ) -> TextEncoder:
     """An encoder from a transformers or sentence-transformers folder (safetensors only; nothing is executed from it) or
     a hub name. pooling, normalize: None as the folder states. projection: dim of a new linear layer, made by the seed.
+    dense: whether the folder's Dense modules are applied.
 
     Of a DPR encoder the BERT inside is taken, and its projection where it has one: with pooling "cls" and no
     normalisation that is what DPR computes.
@@ -161,7 +180,7 @@ def load_encoder(
         kind: Any = getattr(transformers, half) if half else AutoModel
         model = load_weights(kind, "encoder", folder, "retriever", config, ignored="pooler")
         model = model.get_encoder() if config.is_encoder_decoder or half else model
-        head = [read_dense(folder, path) for path in stated.dense]
+        head = [read_dense(folder, path) for path in stated.dense if dense]
     if projection:
         head.append(new_projection(head[-1].weight.shape[0] if head else config.hidden_size, projection, seed))
     use_implementation(model)
@@ -169,13 +188,47 @@ def load_encoder(
     return TextEncoder(model, pooling or stated.pooling, normalize, head=head, dim=dim, pads_left=pads_left)
 
 
-def load_tokenizer(folder: str) -> Any:
-    """The fast tokenizer beside a model; in lower case where a sentence-transformers folder asks for that beside it."""
+def save_encoder(encoder: TextEncoder, tokenizer: Any, folder: Path, prompts: dict[str, str], layout: str) -> None:
+    """A folder from which `load_encoder` and `load_tokenizer` make the same embeddings, in the files of
+    sentence-transformers; adapters are merged into the weights. prompts: "query" and "document". Raises OpenBookError
+    for a model that has no folder of its own (BART's encoder), and where what was written is read otherwise."""
+    model = merged(encoder.model)
+    standalone(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    dense = [f"{at}_Dense" for at in range(2, 2 + len(encoder.head))]
+    for layer, path in zip(encoder.head, dense, strict=True):
+        write_dense(layer, folder / path)  # type: ignore[arg-type]
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    write_modules(
+        folder,
+        encoder.pooling,
+        encoder.normalize,
+        dense,
+        prompts=prompts,
+        dim=encoder.dimensions,
+        layout=layout,
+        lower_case=bool(normalizer) and normalizer.normalize_str("A") == "a",
+    )
+    again = load_encoder(str(folder), None, None, 0.0, dim=read_folder(str(folder)).truncate)
+    kept = TextEncoder(
+        model,
+        encoder.pooling,
+        encoder.normalize,
+        head=list(encoder.head),
+        dim=encoder.dimensions,  # type: ignore[arg-type]
+    )
+    if again.fingerprint() != kept.fingerprint():
+        raise OpenBookError("the encoder was written and is not read back as it was", where=folder)
+
+
+def load_tokenizer(folder: str, lower_case: bool = True) -> Any:
+    """The fast tokenizer beside a model; with lower_case in lower case where a sentence-transformers folder asks for
+    that beside it."""
     with loading("tokenizer", folder, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(model_folder(folder), trust_remote_code=False)
         if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:  # of a file it could not use
             raise ValueError("it has special tokens only")
-        if lower_cases(folder):
+        if lower_case and lower_cases(folder):
             backend = tokenizer.backend_tokenizer
             if not backend.normalizer or backend.normalizer.normalize_str("A") != "a":
                 rest = [backend.normalizer] if backend.normalizer else []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from openbook.errors import OpenBookError
@@ -71,6 +73,21 @@ def read_dense(name: str, path: str, key: str = "retriever") -> Linear:
         )
     bias = weights.get("linear.bias")
     return Linear(weights["linear.weight"].float(), None if bias is None else bias.float(), activation)
+
+
+def write_dense(layer: Linear, folder: Path) -> None:
+    """The layer as `read_dense` and sentence-transformers' Dense read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = type(layer.activation)
+    config = {
+        "in_features": layer.weight.shape[1],
+        "out_features": layer.weight.shape[0],
+        "bias": layer.bias is not None,
+        "activation_function": f"{kind.__module__}.{kind.__name__}",
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    weights = {f"linear.{name}": value.detach().cpu().contiguous() for name, value in layer.named_parameters()}
+    save_file(weights, folder / "model.safetensors")
 
 
 def new_projection(inputs: int, outputs: int, seed: int) -> Linear:

@@ -21,7 +21,7 @@ from openbook.errors import OpenBookError
 from openbook.utils.console import say
 
 ALL = "all-linear"
-BASE = "base_fingerprint"  # the buffer that stands for the frozen weights: their sha256, as 32 numbers
+BASE = "base_fingerprint"  # the buffer that stands for the frozen weights and alpha / rank: a sha256, as 32 numbers
 
 
 def add_adapters(model: Any, settings: LoraConfig, where: str, seed: int) -> None:
@@ -63,7 +63,9 @@ def add_adapters(model: Any, settings: LoraConfig, where: str, seed: int) -> Non
             got=settings.targets,
             expected="layers below the head, whose weight the loss reads as it is",
         )
-    model.register_buffer(BASE, fingerprint)
+    scaled = hashlib.sha256(bytes(fingerprint.tolist()) + f"{alpha / settings.rank}".encode()).digest()
+    model.register_buffer(BASE, torch.tensor(list(scaled), dtype=torch.uint8))
+    model._weights_alone = fingerprint  # what checkpoints of before have as BASE
     model.register_state_dict_post_hook(_adapters_alone)
     model.register_load_state_dict_pre_hook(_with_base)
     trained = sum(value.numel() for value in model.parameters() if value.requires_grad)
@@ -132,13 +134,14 @@ def _adapters_alone(module: nn.Module, state: dict[str, Tensor], prefix: str, _:
 def _with_base(module: Any, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """What `load_state_dict` is given: the adapters, and the model's own weights under them."""
     kept = state.get(prefix + BASE)
-    if kept is not None and not torch.equal(kept.cpu(), getattr(module, BASE).cpu()):
+    known = (getattr(module, BASE).cpu(), module._weights_alone)
+    if kept is not None and not any(torch.equal(kept.cpu(), one) for one in known):
         raise OpenBookError(
-            "the adapters belong to other weights than those of the model's folder",
+            "the adapters belong to other weights than those of the model's folder, or to another alpha",
             where=getattr(module.config, "_name_or_path", "") or type(module).__name__,
             got=f"weights {_short(getattr(module, BASE))}",
             expected=f"weights {_short(kept)}, by which the adapters were trained",
-            action="Put the folder back as it was when the run was started.",
+            action="Put the folder back as it was when the run was started, and lora.alpha and lora.rank.",
         )
     for path, part in module.named_modules(remove_duplicate=False):
         for name, value in (part._parameters | part._buffers).items():

@@ -110,7 +110,7 @@ def check_model_folder(name: str, key: str) -> None:
 def model_facts(name: str) -> dict[str, Any]:
     """The config.json of a model folder; empty for a hub name, whose facts show when it is loaded."""
     path = Path(model_folder(name)) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _read_json(path) if path.is_file() else {}
 
 
 def model_config(name: str) -> Any:
@@ -214,4 +214,11 @@ def folder_file(name: str, file: str) -> Path | None:
 def folder_json(name: str, file: str) -> Any:
     """The content of such a file, None where there is none."""
     path = folder_file(name, file)
-    return json.loads(path.read_text(encoding="utf-8")) if path else None
+    return _read_json(path) if path else None
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise OpenBookError("damaged JSON", where=path, got=error, action="Copy the file again.") from error

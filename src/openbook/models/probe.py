@@ -26,11 +26,18 @@ QUANTIZED_TOLERANCE = 0.05
 
 
 def probe_generator(
-    generator: Generator, tokenizer: Any, special: SpecialIds | Prompt, *, max_context: int, max_target: int
+    generator: Generator,
+    tokenizer: Any,
+    special: SpecialIds | Prompt,
+    *,
+    max_context: int,
+    max_target: int,
+    limit: str = "data.max_target_tokens",
 ) -> None:
     """OpenBookError where the generator cannot do what training and decoding ask of it: know every token, end answers
     as they are written, give its own model's logits (alone, for two targets over one context, and token by token), and
-    read the longest inputs. max_context, max_target: tokens."""
+    read the longest inputs. max_context, max_target: tokens; limit: the key of the
+    second."""
     where = "generator.model"
     _check_vocabulary(generator.head_weight.shape[0], tokenizer, where)
     if special.end != generator.eos_token_id:
@@ -69,7 +76,7 @@ def probe_generator(
     with _trial(module, where, f"read contexts of {max_context} tokens (data.max_context_tokens)"), torch.no_grad():
         ids, mask = _padded(generator.head_weight.shape[0], (max_context,), special.pad, device)
         memory = generator.encode(ids, mask)
-    with _trial(module, where, f"write answers of {max_target} tokens (data.max_target_tokens)"), torch.no_grad():
+    with _trial(module, where, f"write answers of {max_target} tokens ({limit})"), torch.no_grad():
         targets = _ids(generator.head_weight.shape[0], max_target, device)[None]
         written = generator.logits(generator.decode(targets, memory, mask)[0])
         if isinstance(generator, DecoderOnlyGenerator):  # positions and windows of the longest texts

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from openbook.config.checks import has_index
 from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, QUESTIONS, SPANS, FactbookConfig, SpansConfig
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
@@ -25,7 +26,7 @@ from openbook.errors import OpenBookError
 from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
-from openbook.setup.encoders import follow_folders
+from openbook.setup.encoders import follow_folders, sides
 from openbook.setup.own_files import own_passages, own_questions, unique_passages
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
@@ -152,9 +153,10 @@ def masked_spans(config: Config) -> SpanFiles:
 def parts(config: Config) -> Parts:
     """Files, corpus store and tokenizers."""
     named, retriever = files(config), follow_folders(config).retriever
-    question_tokenizer = load_tokenizer(config.retriever.question_encoder)
+    before = [side.as_before for side in sides(config)] if has_index(config) else [False, False]
+    question_tokenizer = load_tokenizer(config.retriever.question_encoder, not before[0])
     generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
-    passage_tokenizer = load_tokenizer(config.retriever.passage_encoder)
+    passage_tokenizer = load_tokenizer(config.retriever.passage_encoder, not before[1])
     prompt, language = prompt_for(config, generator_tokenizer), None
     if config.objective != "dpr":
         language = set_languages(
@@ -185,7 +187,7 @@ def prompt_for(config: Config, tokenizer: Any) -> Prompt | None:
         raise OpenBookError(
             "only a decoder-only generator reads a prompt",
             where="generator.prompt" if settings.prompt != "auto" else "generator.system",
-            got=f"{settings.prompt or settings.system!r} with {settings.model}",
+            got=f"{settings.prompt if settings.prompt != 'auto' else settings.system!r} with {settings.model}",
             expected="auto, and nothing as generator.system",
         )
     return None

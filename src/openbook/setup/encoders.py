@@ -10,6 +10,7 @@ from openbook.config.checks import has_index
 from openbook.config.retrieval import RetrieverConfig
 from openbook.config.schema import Config
 from openbook.data.encoder_inputs import EncoderFormat
+from openbook.data.question_lengths import Reader, check_prefix
 from openbook.errors import OpenBookError, raise_all
 from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.encoder_folder import PASSAGE_PROMPTS, POOLINGS, EncoderFolder, read_folder
@@ -32,6 +33,7 @@ class Side:
     normalize: bool
     prefix: str
     dim: int  # the first numbers of an embedding that are used, 0 for all
+    as_before: bool = False  # without the folder's Dense, truncate_dim and lower case
 
     @property
     def final_dim(self) -> int | None:
@@ -47,7 +49,9 @@ class Side:
         made = f"{self.pooling} of the token states, " + ("of length 1" if self.normalize else "of any length")
         cut = f", the first {self.dim} numbers" if self.dim else ""
         dense = f", {len(self.folder.dense)} Dense" if self.folder.dense else ""
-        return f"{self.key} = {self.name}: {made}{dense}{cut}, prefix {self.prefix!r}; {source}"
+        return f"{self.key} = {self.name}: {made}{dense}{cut}, prefix {self.prefix!r}; {source}" + (
+            ", without its Dense, truncate_dim and do_lower_case, as in older runs" if self.as_before else ""
+        )
 
 
 def sides(config: Config) -> tuple[Side, Side]:
@@ -60,6 +64,10 @@ def sides(config: Config) -> tuple[Side, Side]:
         key = f"retriever.{which}_encoder"
         name = settings.question_encoder if settings.tied else getattr(settings, f"{which}_encoder")
         folder = read_folder(name, key)
+        # Together these are what a run has that began before they were keys; such runs left the rest of a folder out.
+        before = settings.passage_layout == "separated" and settings.override_folder and not folder.trained_layout
+        if before:
+            folder = replace(folder, dense=(), truncate=0, dim=None if folder.dense else folder.dim)
         prefix, asked = getattr(settings, f"{which}_prefix"), flag(settings.normalize)
         side = Side(
             key,
@@ -69,6 +77,7 @@ def sides(config: Config) -> tuple[Side, Side]:
             folder.normalize if asked is None else asked,
             folder.prompt(prompts) if prefix == AUTO else prefix,
             settings.dim or (0 if settings.projection else folder.truncate),
+            before,
         )
         problems += _problems(settings, side)
         made.append(side)
@@ -98,9 +107,13 @@ def _problems(settings: RetrieverConfig, side: Side) -> Iterator[OpenBookError]:
             expected=f"one of {', '.join(sorted(known))}",
         )
     if folder.dim and side.dim > folder.dim:
-        yield OpenBookError(
-            "more numbers than an embedding has", where="retriever.dim", got=side.dim, expected=f"at most {folder.dim}"
-        )
+        yield _too_many_numbers(side.dim, folder.dim)
+
+
+def _too_many_numbers(asked: int, width: int) -> OpenBookError:
+    return OpenBookError(
+        "more numbers than an embedding has", where="retriever.dim", got=asked, expected=f"at most {width}"
+    )
 
 
 def flag(normalize: str) -> bool | None:
@@ -165,6 +178,8 @@ def load_encoders(config: Config, tokenizers: Sequence[Any], formats: Sequence[E
     """Question and passage encoder, only one where they are tied, tried on what they will read. tokenizers, formats:
     of questions and of passages."""
     settings, data, both = config.retriever, config.data, sides(config)
+    room = data.max_passage_tokens - formats[1].n_special
+    check_prefix(Reader(tokenizers[1], formats[1].prefix), room, "retriever.passage_prefix", "data.max_passage_tokens")
     encoders = [
         load_encoder(
             side.name,
@@ -175,9 +190,13 @@ def load_encoders(config: Config, tokenizers: Sequence[Any], formats: Sequence[E
             projection=settings.projection,
             seed=config.seed,
             pads_left=style.pads_left,
+            dense=not side.as_before,
         )
         for side, style in zip(both[: 1 if settings.tied else 2], formats, strict=False)
     ]
+    for encoder in encoders:  # of folders that do not say, it shows only now
+        if encoder.dim > encoder.width:
+            raise _too_many_numbers(encoder.dim, encoder.width)
     for at, encoder in enumerate(encoders):
         if (settings.train_question_encoder, settings.train_passage_encoder)[at]:
             add_adapters(encoder.model, settings.lora, "retriever.lora", config.seed + at)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from openbook.config.checks import has_index
+from openbook.config.checks import has_index, longest_answer
 from openbook.config.combinations import labels_of
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
@@ -63,12 +63,14 @@ def rag_module(
     if generator.first_token_id is not None:
         first = parts.generator_tokenizer.convert_ids_to_tokens(generator.first_token_id)
         say(f"answers begin with {first}, as the generator's tokenizer writes targets")
+    limit, most = longest_answer(config)
     probe_generator(
         generator,
         parts.generator_tokenizer,
         parts.in_context,
         max_context=config.data.max_context_tokens,
-        max_target=config.data.max_target_tokens,
+        max_target=most,
+        limit=limit,
     )
     if config.trainer.world_size > 1:
         freeze_unreached(generator, "generator.model")

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 
-from openbook.config.checks import encoder_keys, generator_keys, has_index, value_of
+from openbook.config.checks import encoder_keys, generator_keys, has_index, longest_answer, value_of
 from openbook.config.data import BUILT_IN, EMBEDDED, SPANS
 from openbook.config.retrieval import IN_PLACE
 from openbook.config.schema import Config
@@ -41,7 +41,7 @@ def check(config: Config) -> None:
     limits = {"data.max_question_tokens": 2, "data.max_passage_tokens": 0}
     _attempt(
         *(partial(_check_positions, config, key, "data.max_context_tokens", 0) for key in generator),
-        *(partial(_check_positions, config, key, "data.max_target_tokens", 0, "decoder") for key in generator),
+        *(partial(_check_positions, config, key, longest_answer(config)[0], 0, "decoder") for key in generator),
         *(partial(_check_positions, config, key, *limit) for key, limit in zip(encoders, limits.items(), strict=False)),
         *([partial(_check_dimensions, config)] if encoders else []),
     )

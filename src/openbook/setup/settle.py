@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openbook.config.checks import has_index, value_of
+from openbook.config.checks import has_index, longest_answer, value_of
 from openbook.config.combinations import monitored
 from openbook.config.data import SPANS
 from openbook.config.models import MINILM
@@ -81,7 +81,7 @@ def _lengths(n_prompt: int, config: Config, corpus: Corpus, n_questions: int) ->
         needed = _room(corpus, "generator") + data.max_question_tokens + n_prompt
         positions = positions_of(config.generator.model)
         if n_prompt and positions:  # the answer stands behind the context
-            positions -= data.max_target_tokens
+            positions -= longest_answer(config)[1]
         value = min(needed, positions or needed)
         yield Choice("data.max_context_tokens", value, "99 % of the passages beside a question" + _cut(needed, value))
 

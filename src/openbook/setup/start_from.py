@@ -6,9 +6,12 @@ from pathlib import Path
 from torch import Tensor
 
 from openbook.config.schema import Config
+from openbook.data.corpus_build import tokens_fingerprint
+from openbook.data.encoder_inputs import encoder_format
 from openbook.errors import OpenBookError
+from openbook.models.encoders import load_tokenizer
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup.encoders import sides
+from openbook.setup.encoders import follow_folders, sides
 from openbook.tracking import run_folder as runs
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder
@@ -60,6 +63,7 @@ def resolve_start(config: Config) -> Config:
                     got=repr(here),
                     expected=f"{there!r}, as in {source.path}",
                 )
+    _check_layout(config, theirs, source)
     if mine.tied and not theirs.retriever.tied:
         raise OpenBookError(
             "tied encoders cannot start from two",
@@ -68,6 +72,27 @@ def resolve_start(config: Config) -> Config:
             expected=f"false, as in {source.path}",
         )
     return replace(config, retriever=replace(mine, start_from=str(source.path)))
+
+
+def _check_layout(config: Config, theirs: Config, source: RunFolder) -> None:
+    """Title and text as they were in the other run, or so that the tokenizer makes the same ids of them."""
+    settings = [follow_folders(one).retriever for one in (config, theirs)]
+    here, there = layouts = [one.passage_layout for one in settings]
+    if here == there:
+        return
+    if set(layouts) == {"separated", "pair"}:
+        tokenizer = load_tokenizer(settings[0].passage_encoder)
+        styles = [encoder_format(tokenizer, layout) for layout in layouts]  # type: ignore[arg-type]
+        around = [(style.before, style.between, style.after) for style in styles]
+        ids = [tokens_fingerprint(tokenizer, style) for style in styles]
+        if around[0] == around[1] and ids[0] == ids[1]:
+            return
+    raise OpenBookError(
+        "the encoders to start from were trained to be read differently",
+        where="retriever.passage_layout",
+        got=repr(here),
+        expected=f"{there!r}, as in {source.path}",
+    )
 
 
 def newest_finished(experiment: str, seed: int) -> RunFolder:

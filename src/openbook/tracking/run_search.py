@@ -24,6 +24,7 @@ from openbook.utils.json_lines import lines_of
 WITHOUT_EFFECT = (
     # what a run is called
     *("experiment", "shows", "run.", "wandb.", "data.cache"),
+    "retriever.override_folder",  # how folders are read is in the other keys
     # where it is computed
     *("trainer.accelerator", "data.workers", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
     *("trainer.tokens_per_pass", "trainer.checkpointing", "retriever.tokens_per_backward", "trainer.keep_checkpoints"),

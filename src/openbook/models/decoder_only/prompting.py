@@ -14,6 +14,8 @@ MESSAGE, CLOSED_MESSAGE = "{title}: {passage}\n\n{question}", "{question}"
 
 # Templates that would write today's date, or leave room to think aloud before the answer.
 FIXED = {"date_string": "26 Jul 2024", "enable_thinking": False}
+# In front of a template, in place of the function of that name that transformers gives it; the line's end is dropped.
+TODAY = f"{{%- macro strftime_now(format) -%}}{FIXED['date_string']}{{%- endmacro %}}\n"
 MARKS = {"title": "TITLEMARK", "passage": "PASSAGEMARK", "question": "QUESTIONMARK", "answer": "ANSWERMARK"}
 
 
@@ -100,12 +102,13 @@ def _chat_words(
 
 
 def _behind(tokenizer: Any, system: str) -> str:
-    """What the chat template writes behind an assistant's answer."""
+    """What the chat template writes behind an assistant's answer, without the space that Llama-2's puts before its
+    end: answers would end with that."""
     whole = _rendered(tokenizer, "question", system, MARKS["answer"])
     behind = whole.rpartition(MARKS["answer"])[2]
     if MARKS["answer"] not in whole or not behind.strip():
         raise _unusable(tokenizer, "nothing ends the assistant's answer")
-    return behind
+    return behind.lstrip(" ")
 
 
 def _chat_end(tokenizer: Any, system: str) -> int:
@@ -117,7 +120,10 @@ def _rendered(tokenizer: Any, message: str, system: str, answer: str = "") -> st
     messages += [{"role": "user", "content": message}]
     messages += [{"role": "assistant", "content": answer}] if answer else []
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=not answer, **FIXED)
+        template = TODAY + tokenizer.get_chat_template()
+        return tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=not answer, **FIXED
+        )
     except Exception as error:  # of the template's own code
         said = str(error).strip().split("\n", 1)[0][:200]
         raise _unusable(tokenizer, f"{type(error).__name__}: {said}") from error
