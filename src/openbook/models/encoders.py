@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -88,7 +88,7 @@ class TextEncoder(nn.Module):
             return True
         # Llama's kin have no such layer: attention reads the rate from a number.
         rates = (getattr(getattr(self.model, "config", None), name, 0) for name in _DROPOUT)
-        return self.training and any(float(rate or 0) > 0 for rate in rates)  # type: ignore[arg-type]
+        return self.training and any(float(rate or 0) > 0 for rate in rates)
 
     def freeze_word_embeddings(self) -> None:
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
@@ -214,8 +214,8 @@ def save_encoder(encoder: TextEncoder, tokenizer: Any, folder: Path, prompts: di
         model,
         encoder.pooling,
         encoder.normalize,
-        head=list(encoder.head),
-        dim=encoder.dimensions,  # type: ignore[arg-type]
+        head=cast("list[Linear]", list(encoder.head)),
+        dim=encoder.dimensions,
     )
     if again.fingerprint() != kept.fingerprint():
         raise OpenBookError("the encoder was written and is not read back as it was", where=folder)
