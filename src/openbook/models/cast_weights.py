@@ -66,7 +66,8 @@ def _cast(dtype: torch.dtype, groups: Sequence[Sequence[Tensor]]) -> list[Tensor
 def _self_attentions(model: nn.Module, but: Tensor | None) -> Iterator[list[nn.Linear]]:
     """The three projections of each, all of one shape and in fp32."""
     for name, part in model.named_modules():
-        for names in () if name.endswith(_CROSS) else _PROJECTIONS:
+        # Longformer and LED scale their queries in place, which a part of a product does not allow.
+        for names in () if name.endswith(_CROSS) or hasattr(part, "query_global") else _PROJECTIONS:
             parts = [getattr(part, own, None) for own in names]
             if all(isinstance(one, nn.Linear) and one.weight is not but for one in parts):
                 kinds = {
@@ -103,11 +104,7 @@ class _Joined:
     def __call__(self, states: Tensor, place: int) -> Tensor:
         if self.states is not states:
             self.states = states
-            whole = nn.functional.linear(states, self.weight, self.bias)
-            width = (
-                whole.shape[-1] // 3
-            )  # `chunk` would give views that a model may not scale in place, as Longformer does
-            self.outputs = [whole.narrow(-1, at * width, width) for at in range(3)]
+            self.outputs = list(nn.functional.linear(states, self.weight, self.bias).chunk(3, -1))
         output = self.outputs[place]
         if place == 2:  # the last that is asked for
             self.states, self.outputs = None, []
