@@ -26,6 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_run_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run tells the ranks that it starts its folder by this variable, of which the next test shall know nothing."""
+    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
+
+
+@pytest.fixture(autouse=True)
 def gpus_are_for_tests_that_ask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said of a CPU is tested on one, also where there is a GPU: attention, casts and the place of an index
     would be others. A test that is marked `gpu` sees it."""

@@ -30,11 +30,6 @@ SLOWLY = ("optim.lr_question_encoder=0.0003", "optim.lr_passage_encoder=0.0003",
 """So that retrieval does not collapse to the same three passages, for which most mistakes do not show."""
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.fixture
 def refreshed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many passages each refresh has encoded."""

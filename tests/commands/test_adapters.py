@@ -22,11 +22,6 @@ ADAPTERS = ("generator.lora.rank=4", "generator.lora.dropout=0.2", "retriever.lo
 SHORT = ("data.max_context_tokens=120", "trainer.validate_every=0", "data.validation=", "evaluate.bootstrap=0")
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.fixture(scope="module")
 def causal(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return causal_folder(tmp_path_factory.mktemp("causal"), small_data, family="smollm")

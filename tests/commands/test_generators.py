@@ -30,11 +30,6 @@ SHORT = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.fixture(scope="module")
 def causal(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return causal_folder(tmp_path_factory.mktemp("causal"), small_data)

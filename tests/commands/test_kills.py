@@ -33,11 +33,6 @@ COMMON = ("trainer.max_steps=14", "trainer.checkpoint_every=2", "trainer.validat
 N_KILLS = int(os.environ.get("OPENBOOK_KILLS", len(WAYS)))
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 def killed(process: subprocess.Popen[str], run: Path, after: float) -> bool:
     """Kill the process and its ranks `after` seconds behind its first checkpoint; whether it was still running."""
     before = written(run)

@@ -27,11 +27,6 @@ PHASES = {
 BEFORE_THE_FOLDER = {"reading the data"}
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.fixture(scope="module")
 def straight(small_system: SmallSystem, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     run = tmp_path_factory.mktemp("straight") / "run"

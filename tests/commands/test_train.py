@@ -21,11 +21,6 @@ from tests.small_system import SmallSystem, column
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 def test_a_run_folder_holds_what_the_design_promises(small_system: SmallSystem, tmp_path: Path) -> None:
     run = train(small_system.config(tmp_path / "run"))
     names = {path.name for path in run.iterdir()}

@@ -30,11 +30,6 @@ DPR = (
 )
 
 
-@pytest.fixture(autouse=True)
-def no_run_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 def words(system: SmallSystem, tmp_path: Path, *more: str) -> list[str]:
     """`EXPERIMENT key=value ...` over a BEIR folder that has judgements for the test alone, without a generator."""
     written(tmp_path / "beir", RANKING_FILES["BEIR"]())

@@ -209,11 +209,6 @@ def test_every_objective_has_a_likelihood_to_report() -> None:
 # Runs
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_trains_resumes_and_is_evaluated(name: str, small_system: SmallSystem, tmp_path: Path) -> None:

@@ -73,11 +73,6 @@ SEEN = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_the_same_numbers_twice_and_after_an_interruption(mode: str, small_system: SmallSystem, tmp_path: Path) -> None:
     """Dead before step 7; its last checkpoint was after step 4, in the middle of whatever was going on."""

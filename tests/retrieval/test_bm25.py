@@ -129,11 +129,6 @@ def test_it_asks_with_strings_and_has_nothing_to_train_or_save() -> None:
 # Runs
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("objective", ["rag_token", "rag_sequence"])
 def test_a_run_trains_resumes_and_is_evaluated(objective: str, small_system: SmallSystem, tmp_path: Path) -> None:

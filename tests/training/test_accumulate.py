@@ -16,11 +16,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 ALONE = ("data.validation=", "data.test=", "refresh.every=0", "evaluate.before_training=false", "trainer.max_steps=3")
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 @pytest.fixture
 def answers(small_system: SmallSystem, tmp_path: Path) -> Path:
     """Ten training questions with answers of one to four tokens: an epoch ends in the middle of a step."""

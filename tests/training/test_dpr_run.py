@@ -25,11 +25,6 @@ from tests.small_system import SmallSystem, column, train_until
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 DPR = ("objective=dpr", "dpr.bm25_negatives=1", "dpr.index_negatives=1", "dpr.depth=7", "retriever.temperature=0.2")
 EASY = (
     "dpr.bm25_negatives=0",

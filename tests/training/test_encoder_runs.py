@@ -22,11 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 STEPS = 20
 
 
-@pytest.fixture(autouse=True)
-def _own_run_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
-
-
 def pairs() -> list[tuple[str, list[Family], list[str]]]:
     """(id, question and passage family, more keys): each family on both sides, and two that differ."""
     by_name = {family.name: family for family in FAMILIES}

@@ -27,11 +27,7 @@ from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder, standalone, write_modules
 from openbook.models.linear import Linear, new_projection, read_dense, write_dense
 from openbook.models.lora import merged
-from openbook.models.pretrained import OFFSET_POSITIONS, load_weights, loading, model_folder
-
-# What configurations call the dropout of their layers.
-_DROPOUT = """hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout dropout_rate embedding_dropout
-    mlp_dropout embd_pdrop resid_pdrop attn_pdrop activation_dropout hidden_dropout""".split()
+from openbook.models.pretrained import DROPOUTS, OFFSET_POSITIONS, load_weights, loading, model_folder, set_dropout
 
 
 class TextEncoder(nn.Module):
@@ -87,7 +83,7 @@ class TextEncoder(nn.Module):
         if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules()):
             return True
         # Llama's kin have no such layer: attention reads the rate from a number.
-        rates = (getattr(getattr(self.model, "config", None), name, 0) for name in _DROPOUT)
+        rates = (getattr(getattr(self.model, "config", None), name, 0) for name in DROPOUTS)
         return self.training and any(float(rate or 0) > 0 for rate in rates)
 
     def freeze_word_embeddings(self) -> None:
@@ -166,7 +162,7 @@ def load_encoder(
     """
     stated = read_folder(folder)
     config = AutoConfig.from_pretrained(model_folder(folder), trust_remote_code=False)
-    config.update({name: dropout for name in _DROPOUT if hasattr(config, name)})
+    set_dropout(config, dropout)
     config.use_cache = False  # a decoder would keep keys and values for tokens that never come
     head = []
     if is_dpr(config.to_dict()):

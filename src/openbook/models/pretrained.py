@@ -23,6 +23,15 @@ transformers_logging.disable_progress_bar()  # a bar per file of weights, for wh
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
+# What configurations call the dropout of their layers.
+DROPOUTS = """dropout dropout_rate attention_dropout activation_dropout hidden_dropout embedding_dropout mlp_dropout
+    hidden_dropout_prob attention_probs_dropout_prob attn_pdrop resid_pdrop embd_pdrop""".split()
+
+
+def set_dropout(config: Any, dropout: float) -> None:
+    """One probability of dropout in all layers that the configuration names one for."""
+    config.update({name: dropout for name in DROPOUTS if hasattr(config, name)})
+
 
 def model_folder(name: str) -> str:
     """The folder of the packaged MiniLM for 'minilm'; a folder as it is, or the one in it that sentence-transformers

@@ -13,7 +13,7 @@ from openbook.errors import OpenBookError
 from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.lora import add_adapters, merged, quantization
-from openbook.models.pretrained import is_decoder_only, load_weights, model_facts, model_folder
+from openbook.models.pretrained import is_decoder_only, load_weights, model_facts, model_folder, set_dropout
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -117,12 +117,6 @@ class Seq2SeqGenerator(nn.Module):
         merged(self.model).save_pretrained(folder)
 
 
-DROPOUTS = (
-    *("dropout", "dropout_rate", "attention_dropout", "activation_dropout"),
-    *("attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout"),  # of decoder-only models
-)
-
-
 def load_generator(
     name: str, dropout: float, seed: int, settings: GeneratorConfig | None = None
 ) -> Seq2SeqGenerator | DecoderOnlyGenerator | MiniLMReader:
@@ -146,7 +140,7 @@ def load_generator(
             expected="an encoder-decoder (BART, T5) or a causal language model (Llama, Qwen) with its head",
         )
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    config.update({name: dropout for name in DROPOUTS if hasattr(config, name)})
+    set_dropout(config, dropout)
     # M2M100's default leaves out whole layers at random, whose gradients several ranks would wait for.
     config.update({name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(config, name)})
     kind = AutoModelForCausalLM if decoder_only else AutoModelForSeq2SeqLM

@@ -112,20 +112,26 @@ def listed(fields: Mapping[str, Any], key: str, kind: type = dict) -> list[Any]:
 def answers_of(value: Any, key: str) -> tuple[str, ...]:
     """Distinct answers in their order: a list of texts or numbers, one text, or a list written as text, as csv files
     have it (['a', 'b'] as Python or JSON writes it). Empty ones are left out."""
-    if isinstance(value, str) and value.lstrip().startswith("[") and (strings := _side_by_side(value)) is not None:
-        value = strings
     if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            with suppress(ValueError):  # else it is a text that begins with a bracket
-                value = json.loads(value)
+        value = _listed_in(value)
     if value is None:
         return ()
     if not isinstance(value, Sequence) or isinstance(value, str):
         value = [value]
     found = (string(_written(one), key) for one in value)
     return tuple(dict.fromkeys([one for one in found if one.strip()]))
+
+
+def _listed_in(text: str) -> Any:
+    """The list that a text writes; the text itself where it only begins with a bracket."""
+    if (strings := _side_by_side(text)) is not None:
+        return strings
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        with suppress(ValueError):
+            return json.loads(text)
+    return text
 
 
 def _side_by_side(text: str) -> list[str] | None:
