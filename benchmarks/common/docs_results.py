@@ -16,8 +16,8 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.common.docs_page import publish
-from openbook.commands.compare_jobs import jobs_of, rows_of, sweep_of
-from openbook.commands.compare_request import Request
+from openbook.commands.comparison.jobs import jobs_of, rows_of, sweep_of
+from openbook.commands.comparison.request import Request
 from openbook.commands.parsers import parse, subject_of
 from openbook.config.load import list_experiments
 from openbook.errors import OpenBookError

@@ -18,8 +18,8 @@ from openbook.index.faiss_factory import use_threads
 from openbook.refresh.manager import RefreshManager
 from openbook.refresh.rebuild import Rebuild
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
+from openbook.setup.inputs import data as setup_data
 from openbook.setup.prepare import prepare
 from openbook.setup.trainer import make_trainer, quiet
 from openbook.training.rag_module import RagModule

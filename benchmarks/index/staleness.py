@@ -30,7 +30,7 @@ from openbook.index.snapshot import Snapshot
 from openbook.refresh.manager import HOT_DEPTH
 from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.corpus_encoder import CorpusOptions, encode_passes
-from openbook.setup import data as setup_data
+from openbook.setup.inputs import data as setup_data
 from openbook.setup.prepare import prepare
 from openbook.setup.trainer import make_trainer, quiet
 from openbook.training.rag_module import RagModule

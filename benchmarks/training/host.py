@@ -36,7 +36,7 @@ from openbook.data.question_file import QuestionFile
 from openbook.index.shard_index import ShardIndex, shipped_blas_threshold
 from openbook.index.snapshot import Snapshot
 from openbook.models.contexts import ContextBuilder
-from openbook.setup import data as setup_data
+from openbook.setup.inputs import data as setup_data
 
 DIM, N_DOCS, LONGEST = 384, 5, 300
 QUESTION_NOISE = 0.5

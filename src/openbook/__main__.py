@@ -64,8 +64,8 @@ def _run(parsed: argparse.Namespace) -> None:
                 case "report":
                     show.report(subject)
         case "compare":
-            from openbook.commands.compare import compare
-            from openbook.commands.compare_request import Request
+            from openbook.commands.comparison.compare import compare
+            from openbook.commands.comparison.request import Request
 
             compare(Request.of(parsed))
         case "answers":

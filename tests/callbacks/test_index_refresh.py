@@ -18,8 +18,8 @@ from openbook.refresh.manager import RefreshManager
 from openbook.refresh.rebuild import Rebuild
 from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
+from openbook.setup.inputs import data as setup_data
 from openbook.setup.prepare import index_refresh
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.small_system import SmallSystem, column

@@ -21,8 +21,8 @@ from transformers import (
 from openbook.data.inputs import target_start, targets
 from openbook.data.languages import languages_of, set_languages
 from openbook.errors import OpenBookError
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
+from openbook.setup.inputs import data as setup_data
 from tests.small_system import SmallSystem
 
 TEXTS = ["what is the capital of that country", "the capital is a large town"] * 20

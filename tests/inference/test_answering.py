@@ -31,8 +31,8 @@ from openbook.models.seq2seq import load_generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.closed_book import ClosedBookRetriever
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
+from openbook.setup.inputs import data as setup_data
 from tests.plain_loss import answer_logprobs
 from tests.small_system import SmallSystem
 

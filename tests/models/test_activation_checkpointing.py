@@ -26,8 +26,8 @@ from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
+from openbook.setup.inputs import data as setup_data
 from tests.ranks import on_ranks
 from tests.small_system import DIM, SmallSystem, column, tiny_corpus, tiny_encoder
 from tests.tiny_models import bart_config, t5_config

@@ -17,8 +17,8 @@ from openbook.retrieval import embedding_cache as fresh
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.embedding_cache import EmbeddingCache
 from openbook.retrieval.passage_embedder import PassageEmbedder
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
+from openbook.setup.inputs import data as setup_data
 from openbook.training.rag_module import RagModule
 from tests.small_system import DIM, SmallSystem, tiny_corpus, tiny_encoder, tiny_retriever
 

@@ -19,9 +19,9 @@ from openbook.data.inputs import special_ids
 from openbook.errors import OpenBookError
 from openbook.models.encoder_folder import read_folder
 from openbook.models.encoders import load_encoder, load_tokenizer
-from openbook.setup import data as setup_data
 from openbook.setup import models as setup_models
 from openbook.setup.encoders import encoder_dim, follow_folders, sides
+from openbook.setup.inputs import data as setup_data
 from openbook.setup.preflight import check
 from openbook.setup.prepare import prepare
 from openbook.setup.start_from import resolve_start

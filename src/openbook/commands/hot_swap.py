@@ -17,7 +17,7 @@ from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.matching import normalize_answer
 from openbook.metrics.prediction import Prediction
 from openbook.reporting.hot_swap_table import FACTS, INDEXES, summarize, table
-from openbook.setup import data as setup_data
+from openbook.setup.inputs import data as setup_data
 from openbook.setup.preflight import check_swap
 from openbook.setup.prepare import prepare
 from openbook.tracking.run_folder import RunFolder

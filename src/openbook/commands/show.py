@@ -32,7 +32,7 @@ def build_data(experiment: str, overrides: Sequence[str]) -> None:
     from rich.table import Table
 
     from openbook.data.readers.duplicates import find_duplicates
-    from openbook.setup.joins import Count, answers_nowhere
+    from openbook.setup.inputs.joins import Count, answers_nowhere
     from openbook.setup.prepare import prepare
     from openbook.setup.trainer import quiet
     from openbook.tracking.run_folder import RUNS
@@ -73,7 +73,7 @@ def convert(source: str, words: Sequence[str], only: str) -> None:
     if not words or "=" in words[0]:
         raise OpenBookError("`convert` needs a folder to write to", action="openbook convert IN OUT [key=value ...]")
     config = load_experiment("rag_token", words[1:], training=False)
-    from openbook.setup.own_files import write_converted
+    from openbook.setup.inputs.own_files import write_converted
 
     write_converted(source, Path(words[0]), config, only)
 

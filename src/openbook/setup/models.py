@@ -31,8 +31,8 @@ from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
 from openbook.retrieval.closed_book import ClosedBookRetriever
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
-from openbook.setup.data import Parts
 from openbook.setup.encoders import load_encoders
+from openbook.setup.inputs.data import Parts
 from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import RandomRows, TrainingPassages
 from openbook.training.passage_teacher import PassageTeacher

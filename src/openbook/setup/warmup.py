@@ -12,7 +12,7 @@ from openbook.config.training import AUTO
 from openbook.data.corpus_build import build_corpus
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
-from openbook.setup.data import corpus_turn, files, masked_spans
+from openbook.setup.inputs.data import corpus_turn, files, masked_spans
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 

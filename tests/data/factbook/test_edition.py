@@ -18,7 +18,7 @@ from openbook.data.factbook.build import FactbookFiles, FactbookOptions, build_f
 from openbook.data.factbook.edition import EXCHANGED, EditionFiles, build_edition, describe, edition
 from openbook.errors import OpenBookError
 from openbook.metrics.matching import has_answer, normalize_answer
-from openbook.setup import data as setup_data
+from openbook.setup.inputs import data as setup_data
 
 Rows = list[dict[str, Any]]
 

@@ -17,7 +17,7 @@ from openbook.inference.evidence import own_row
 from openbook.metrics.matching import answers_in_texts, has_answer, normalize_answer
 from openbook.metrics.summary import is_label
 from openbook.retrieval.bm25 import BM25Index
-from openbook.setup.data import Parts
+from openbook.setup.inputs.data import Parts
 from openbook.utils.console import say
 
 SAMPLE = 2000  # questions of a file that are looked at where each costs a tokenizer or a search

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openbook.commands.compare_request import Request
+from openbook.commands.comparison.request import Request
 from openbook.config.schema import Config
 from openbook.reporting.comparison_table import Row, measures
 from openbook.reporting.published import PAIRS

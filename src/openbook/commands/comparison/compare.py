@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Column, Table
 
 from openbook.commands.child_process import run_command
-from openbook.commands.compare_jobs import (
+from openbook.commands.comparison.jobs import (
     Job,
     by_experiment,
     find_runs,
@@ -21,7 +21,7 @@ from openbook.commands.compare_jobs import (
     rows_of,
     sweep_of,
 )
-from openbook.commands.compare_request import Request
+from openbook.commands.comparison.request import Request
 from openbook.errors import OpenBookError
 from openbook.reporting.comparison_files import write_folder
 from openbook.reporting.comparison_table import Row, orderings, short_table, shown, sweep_table

@@ -11,7 +11,7 @@ import pytest
 from openbook.__main__ import main
 from openbook.errors import OpenBookError
 from openbook.retrieval.bm25 import BM25Index
-from openbook.setup.joins import check_bm25
+from openbook.setup.inputs.joins import check_bm25
 from openbook.setup.prepare import prepare
 from tests.decoder_only import causal_folder
 from tests.small_system import SmallSystem

@@ -15,10 +15,10 @@ import pytest
 from matplotlib.image import imread
 
 from benchmarks.common.docs_results import main as write_docs
-from openbook.commands import compare as compare_module
 from openbook.commands.child_process import run_command
-from openbook.commands.compare import compare as run_compare
-from openbook.commands.compare_request import Request
+from openbook.commands.comparison import compare as compare_module
+from openbook.commands.comparison.compare import compare as run_compare
+from openbook.commands.comparison.request import Request
 from openbook.commands.parsers import parse
 from openbook.config.load import load_experiment, to_yaml
 from openbook.errors import OpenBookError

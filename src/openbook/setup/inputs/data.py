@@ -27,7 +27,7 @@ from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
 from openbook.setup.encoders import follow_folders, sides
-from openbook.setup.own_files import own_passages, own_questions, unique_passages
+from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
