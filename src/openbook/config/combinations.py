@@ -123,10 +123,10 @@ def bm25_checks(config: Config) -> list[Check]:
     retriever, with_bm25 = config.retriever, "with retriever.kind=bm25"
     return [
         Check(
-            config.objective not in ("rag_token", "rag_sequence"),
+            config.objective not in ("rag_token", "rag_sequence", "generator_only"),
             "BM25 does not learn, and this objective is there to teach a retriever",
             "objective",
-            f"rag_token or rag_sequence {with_bm25}",
+            f"rag_token, rag_sequence or generator_only {with_bm25}",
             "Or set retriever.kind=dense.",
         ),
         Check(retriever.rerank > 0, "BM25 has no fresher scores to re-rank by", "retriever.rerank", f"0 {with_bm25}"),
@@ -134,8 +134,11 @@ def bm25_checks(config: Config) -> list[Check]:
     ]
 
 
+TEACHERS = ("emdr2", "perplexity_distillation", "leave_one_out", "attention_distillation")
+
+
 def objective_checks(config: Config) -> list[Check]:
-    retriever, learns = config.retriever, config.objective in ("emdr2", "perplexity_distillation", "leave_one_out")
+    retriever, learns = config.retriever, config.objective in TEACHERS
     return [
         Check(
             learns and retriever.n_docs == 1,
@@ -147,13 +150,43 @@ def objective_checks(config: Config) -> list[Check]:
             learns and retriever.kind == "dense" and not retriever.trains,
             "nothing would learn to retrieve",
             "objective",
-            "rag_token or rag_sequence with frozen encoders",
+            "generator_only with frozen encoders"
+            if config.generator.reads == "all"
+            else "rag_token or rag_sequence with frozen encoders",
         ),
         Check(
-            config.distill_temperature != 1 and config.objective not in ("perplexity_distillation", "leave_one_out"),
+            config.distill_temperature != 1 and config.objective not in TEACHERS[1:],
             "a temperature that this objective ignores",
             "distill_temperature",
-            "1, or objective=perplexity_distillation or leave_one_out",
+            f"1, or objective={', '.join(TEACHERS[1:-1])} or {TEACHERS[-1]}",
+        ),
+        *_reading_checks(config),
+    ]
+
+
+def _reading_checks(config: Config) -> list[Check]:
+    retriever, objective = config.retriever, config.objective
+    reads_all = config.generator.reads == "all"
+    return [
+        Check(
+            reads_all and objective not in (*TEACHERS, "generator_only"),
+            "a generator that reads all passages at once has no marginal over them",
+            "objective",
+            f"{', '.join(TEACHERS)} or generator_only with generator.reads=all",
+            "Or set generator.reads=one.",
+        ),
+        Check(
+            not reads_all and objective in ("attention_distillation", "generator_only"),
+            "an objective of a generator that reads all passages at once",
+            "objective",
+            "another with generator.reads=one",
+            "Or set generator.reads=all.",
+        ),
+        Check(
+            objective == "generator_only" and retriever.kind == "dense" and retriever.trains,
+            "nothing teaches the encoders",
+            "retriever.train_question_encoder",
+            "false with objective=generator_only, as retriever.train_passage_encoder",
         ),
     ]
 

@@ -26,6 +26,11 @@ class GeneratorConfig:
         "folder of a transformers sequence-to-sequence or decoder-only model; 'minilm' is the small reader made of "
         "MiniLM layers",
     )
+    reads: Literal["one", "all"] = unit(
+        "one",
+        "passages at a time: one, and the marginal mixes what it says of each; all of a question's, side by side in an "
+        "encoder-decoder's decoder (fusion in the decoder), one behind the other in a decoder-only model's prompt",
+    )
     prompt: str = unit(
         "auto",
         "of a decoder-only model: a template with {title} {passage} {question} {answer}; plain; chat, the tokenizer's "

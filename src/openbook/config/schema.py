@@ -34,15 +34,25 @@ class Config:
     shows: str = unit("", "one sentence: what the experiment shows")
     seed: int = unit(0, "seed of the order of examples, sampled answers, dropout and initialisation")
     objective: Literal[
-        "rag_token", "rag_sequence", "closed_book", "emdr2", "perplexity_distillation", "leave_one_out", "dpr"
+        "rag_token",
+        "rag_sequence",
+        "closed_book",
+        "emdr2",
+        "perplexity_distillation",
+        "leave_one_out",
+        "attention_distillation",
+        "generator_only",
+        "dpr",
     ] = unit(
         "rag_token",
-        "what is minimised (openbook.objectives); dpr trains only the encoders, on gold passages",
+        "what is minimised (openbook.objectives); dpr trains only the encoders, on gold passages; with "
+        "generator.reads=all the generator learns from its likelihood, and the objective says what teaches the "
+        "retriever, generator_only: nothing",
     )
     distill_temperature: float = unit(
         1.0,
-        "divides the generator's log-likelihoods before they become the retriever's target "
-        "(perplexity_distillation, leave_one_out)",
+        "divides the generator's opinion before it becomes the retriever's target "
+        "(perplexity_distillation, leave_one_out, attention_distillation)",
     )
     data: DataConfig = field(default_factory=DataConfig)
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)

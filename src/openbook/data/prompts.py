@@ -39,13 +39,15 @@ _FIELD = re.compile(r"( ?)\{(\w*)\}")
 @dataclass(frozen=True)
 class Prompt:
     """A template as token ids. words: [n_fields + 1] ids between the fields, `fields` their names without the answer.
-    spaced: the fields that are tokenised with a space before them. end: of every answer; pad: read by nothing."""
+    spaced: the fields that are tokenised with a space before them. end: of every answer; pad: read by nothing.
+    between: what separates the passages of a reader of all of them, an empty line."""
 
     words: tuple[tuple[int, ...], ...]
     fields: tuple[str, ...]
     spaced: frozenset[str]
     end: int
     pad: int
+    between: tuple[int, ...] = ()
 
     @property
     def start(self) -> int:
@@ -127,7 +129,7 @@ class Prompt:
             "question": (every_question, np.repeat(np.cumsum(asked) - asked, n_docs), np.repeat(asked, n_docs)),
         }
         nowhere, pieces = np.zeros_like(flat_rows), list[tuple[np.ndarray, np.ndarray, np.ndarray]]()
-        for words, field in zip(self._context_words(), (*self.fields, ""), strict=True):
+        for words, field in zip(self.context_words(), (*self.fields, ""), strict=True):
             pieces.append((np.asarray(words, dtype=np.int64), nowhere, np.full_like(flat_rows, len(words))))
             if field:
                 pieces.append(sources[field])
@@ -140,7 +142,8 @@ class Prompt:
             column = column + length
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
-    def _context_words(self) -> tuple[tuple[int, ...], ...]:
+    def context_words(self) -> tuple[tuple[int, ...], ...]:
+        """The words of a context, which ends before the prompt's last token."""
         return (*self.words[:-1], self.words[-1][:-1])
 
 
@@ -200,7 +203,9 @@ def make_prompt(
             expected="words that are in its vocabulary",
             action="Set a generator.prompt of words that it knows.",
         )
-    return Prompt(tuple(map(tuple, ids)), tuple(fields), frozenset() if own_space else spaced, end, pad)
+    lines = (tuple(_continued(tokenizer, text)) for text in ("\n\n", "\n", " "))
+    between = next((one for one in lines if one and unknown not in one), ())
+    return Prompt(tuple(map(tuple, ids)), tuple(fields), frozenset() if own_space else spaced, end, pad, between)
 
 
 def writes_space(tokenizer: Tokenizer) -> bool:

@@ -23,6 +23,7 @@ from openbook.inference.sampling import sample, uniforms
 from openbook.metrics.matching import exact_match, f1
 from openbook.metrics.prediction import Prediction, TokenProvenance
 from openbook.metrics.summary import Task
+from openbook.models.all_passages.reading import FusedContexts, side_by_side
 from openbook.models.contexts import ContextBuilder, null_documents
 from openbook.models.generator import Generator
 from openbook.objectives.by_name import OBJECTIVES
@@ -35,9 +36,9 @@ class Answering:
     """How questions are answered and what is measured of it.
 
     targets: texts to labels [n, target_len], as the generator is trained on them; detokenize: ids to text. likelihood:
-    the one that decodes ("rag_token", "rag_sequence" or "closed_book"). n_docs passages are read per question,
-    whatever their number was in training. decode.max_tokens is set. labels: of task "labels". utility: whether gold
-    answers are scored, with the passages and without. seed: of answers that are drawn (decode.sample).
+    the one that decodes ("rag_token", "rag_sequence", "closed_book", or "all_passages" at once). n_docs passages are
+    read per question, whatever their number was in training. decode.max_tokens is set. labels: of task "labels".
+    utility: whether gold answers are scored, with the passages and without. seed: of answers that are drawn.
     """
 
     generator: Generator
@@ -69,18 +70,26 @@ class Answering:
         ids, mask = self._contexts(batch, top[:, : self.n_docs])
         encoded: Any = EncodedOnce(self.generator)
         memory = encoded.encode(ids, mask)
+        reader, read_ids, read_mask, read_scores = encoded, ids, mask, doc_scores
+        if self.likelihood == "all_passages":
+            reader, read_ids, read_mask = self._together(batch, top[:, : self.n_docs], memory)
+            read_scores = torch.where((doc_scores > -torch.inf).any(1, keepdim=True), 0.0, -torch.inf)
+        read_memory = reader.encode(read_ids, read_mask)
         candidates: Sequence[Sequence[Hypothesis]] = (
-            self._labels(memory, mask, doc_scores)
+            self._labels(read_memory, read_mask, read_scores)
             if self.task == "labels"
-            else self._search(encoded, ids, mask, doc_scores, [example.id for example in batch.examples])
+            else self._search(reader, read_ids, read_mask, read_scores, [example.id for example in batch.examples])
         )
         scores_gold = self.utility and not self.regex  # a pattern is no text that could be likely
         gold = [list(self.targets(example.answers)) if scores_gold else [] for example in batch.examples]
         labels = _stacked(
             [[torch.tensor(found[0].token_ids), *others] for found, others in zip(candidates, gold, strict=True)]
         ).to(mask.device)
-        token_logprobs = target_logprobs(self.generator, memory, mask, labels)  # [batch, n_docs, 1 + answers, length]
-        nll = _nll(self.likelihood, token_logprobs, doc_scores, labels)  # [batch, 1 + answers]
+        # [batch, n_docs (1 of a reader of all), 1 + answers, length] and [batch, 1 + answers]
+        token_logprobs = target_logprobs(self.generator, read_memory, read_mask, labels)
+        nll = _nll(self.likelihood, token_logprobs, read_scores, labels)
+        if self.likelihood == "all_passages":  # what each passage says of the answer that was read from all
+            token_logprobs = target_logprobs(self.generator, memory, mask, labels[:, :1])
         alone = self._closed_book_nll(batch, labels) if scores_gold and retriever.has_passages else None
         first = token_logprobs[:, :, 0]
         after = posterior(first, doc_scores, labels[:, 0] != IGNORED_LABEL, self.likelihood)
@@ -103,6 +112,14 @@ class Answering:
     def _contexts(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
         ids, mask = self.contexts(batch.context_questions, rows)
         return to_device(ids, batch.labels.device), to_device(mask, batch.labels.device)
+
+    def _together(self, batch: Batch, rows: Tensor, memory: Any) -> tuple[Any, Tensor, Tensor]:
+        """The reader of all passages, with the ids and mask of what it reads; memory: of the passages one by one."""
+        both = side_by_side(self.contexts, batch.context_questions, rows)
+        ids, mask = (to_device(part, batch.labels.device) for part in both)
+        if self.contexts.is_prompt:
+            return EncodedOnce(self.generator), ids, mask
+        return FusedContexts(self.generator, memory, len(rows)), ids, mask
 
     def _search(
         self, generator: Any, ids: Tensor, mask: Tensor, doc_scores: Tensor, questions: Sequence[str]
@@ -210,5 +227,6 @@ def _stacked(targets: Sequence[Sequence[Tensor]]) -> Tensor:
 def _nll(reads: str, token_logprobs: Tensor, doc_scores: Tensor, labels: Tensor) -> Tensor:
     """-log p(y|x) [batch, n_targets] of every target."""
     mask = labels != IGNORED_LABEL
-    parts = [OBJECTIVES[reads](token_logprobs[:, :, n], doc_scores, mask[:, n]) for n in range(labels.shape[1])]
+    nll_of = OBJECTIVES["closed_book" if reads == "all_passages" else reads]
+    parts = [nll_of(token_logprobs[:, :, n], doc_scores, mask[:, n]) for n in range(labels.shape[1])]
     return torch.stack(parts, 1)

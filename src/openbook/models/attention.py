@@ -18,7 +18,7 @@ saves 2 * layers * dim numbers per context token and the work of making them, wh
 per context (64 for BART-base: 16 tokens of 4 beams); of longer answers the plain way needs fewer operations.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,9 @@ UNSEEN = "openbook_unseen"  # torch's fused kernel, with masks that nobody waits
 
 # Time per operation of absorbed over plain cross-attention, with gradient on a CPU (`benchmarks.attention`).
 ABSORBING_COSTS = 1.3
+
+# Called with what `attend` gets, for who wants to see it (models/all_passages/cross_mass.py).
+observers = list[Callable[..., None]]()
 
 _CROSS = ("encoder_attn", "EncDecAttention")  # What BART's and T5's relatives call their cross-attention.
 
@@ -64,7 +67,7 @@ def absorbing_pays(model: Any, target_len: int, context_len: int) -> bool:
         getattr(part, "gradient_checkpointing", False) for part in decoder.modules()
     ):
         return False
-    cross = next(part for name, part in decoder.named_modules() if name.endswith(_CROSS))
+    cross = cross_modules(model)[0]
     inner, dim = _projections(cross)[0].weight.shape  # type: ignore[index]
     heads = getattr(model.config, "decoder_attention_heads", None) or model.config.num_attention_heads
     plain, absorbed = cross_attention_costs(dim, inner, heads, target_len, context_len)
@@ -79,17 +82,21 @@ def cross_attention_costs(dim: int, inner: int, heads: int, target_len: int, con
     return plain, absorbed
 
 
+def cross_modules(model: Any) -> list[nn.Module]:
+    """The decoder's cross-attention layers."""
+    return [part for name, part in model.get_decoder().named_modules() if name.endswith(_CROSS)]
+
+
 def cross_attentions(model: Any) -> int:
     """How many cross-attention layers can be shared: all the decoder has, or 0 where the model does it otherwise."""
-    found = [part for name, part in model.get_decoder().named_modules() if name.endswith(_CROSS)]
+    found = cross_modules(model)
     return len(found) if all(map(_projections, found)) and _exchangeable(model) else 0
 
 
 @contextmanager
 def shared(model: Any) -> Iterator[None]:
     """Inside the block the model attends by this module's function, outside as it was built to."""
-    parts = (model, model.get_encoder(), model.get_decoder())
-    configs = {id(part.config): part.config for part in parts}.values()
+    configs = {id(part.config): part.config for part in (model, model.get_encoder(), model.get_decoder())}.values()
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
@@ -129,24 +136,17 @@ def attend(
     length].
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    for observe in observers:
+        observe(module, query, key, value, attention_mask, scaling, position_bias)
     if key.dim() == 4 and len(query) == len(key):
         if _is_plain(module, query, key, attention_mask, rest):
             return _plain(query, key, value, attention_mask, scaling, position_bias, dropout), None
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            position_bias=position_bias,
-            **rest,
-        )
+        rest |= {"dropout": dropout, "scaling": scaling, "position_bias": position_bias}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     rows, heads, target_len, head_dim = query.shape
     n = len(key)
     beams = rows // n
-    bias = None if attention_mask is None else _additive(attention_mask, query.dtype)
+    bias = None if attention_mask is None else additive(attention_mask, query.dtype)
     if position_bias is not None and module.has_relative_attention_bias:  # else it is T5's zeros
         tiled = position_bias.repeat(1, 1, beams, 1).to(query.dtype)
         bias = tiled if bias is None else bias + tiled
@@ -179,7 +179,7 @@ def _plain(
     scores = (query * scaling) @ key.transpose(2, 3)
     for bias in (position_bias, mask):
         if bias is not None:
-            scores += _additive(bias, scores.dtype)
+            scores += additive(bias, scores.dtype)
     weights = nn.functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
     return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
 
@@ -216,7 +216,7 @@ def _absorbed(
     return read.view(heads, n, queries, head_dim).permute(1, 2, 0, 3)
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as numbers to add; finite, so that a context of padding alone gives numbers too."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
@@ -241,7 +241,7 @@ def _unseen_mask(*arguments: Any, **named: Any) -> Tensor | None:
     if mask is None:
         return None
     autocast = torch.is_autocast_enabled(kind := mask.device.type)
-    return _additive(mask, torch.get_autocast_dtype(kind) if autocast else named.get("dtype", torch.float32))
+    return additive(mask, torch.get_autocast_dtype(kind) if autocast else named.get("dtype", torch.float32))
 
 
 AttentionInterface.register(NAME, attend)

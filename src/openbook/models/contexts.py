@@ -14,6 +14,7 @@ from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.data.prompts import Prompt
 from openbook.models.cast_weights import with_weights_cast
+from openbook.models.decoder_only.joined_prompt import joined_contexts
 from openbook.models.generator import Generator
 
 
@@ -37,6 +38,16 @@ class ContextBuilder:
         if isinstance(self.special, Prompt):
             return self.special.inputs(questions, self.tokens, rows, self.max_length)
         return context_inputs(questions, self.tokens, rows, self.special, self.max_length)
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether a decoder-only model reads the contexts."""
+        return isinstance(self.special, Prompt)
+
+    def together(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Of a prompt: ids and mask [batch, context_len], all passages of a question in one context."""
+        assert isinstance(self.special, Prompt)
+        return joined_contexts(self.special, questions, self.tokens, rows, self.max_length)
 
 
 def null_documents(batch: Batch) -> Tensor:

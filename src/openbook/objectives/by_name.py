@@ -15,7 +15,8 @@ from openbook.objectives.marginal import (
     rag_token_nll,
 )
 
-# The likelihood that an objective's run reports, and by which it weighs passages and decodes.
+# The likelihood that an objective's run reports, and by which it weighs passages and decodes, where the generator reads
+# one passage at a time.
 LIKELIHOOD_OF: dict[str, Reading] = {
     "rag_token": "rag_token",
     "rag_sequence": "rag_sequence",

@@ -1,4 +1,9 @@
-"""Objectives that teach the retriever by the generator's likelihoods: EMDR2, perplexity distillation, leave-one-out."""
+"""Objectives that teach the retriever by the generator's likelihoods: EMDR2, perplexity distillation, leave-one-out.
+
+Each is a generator term and a term of the retriever in which the generator's opinion of the passages is a constant. A
+reader of one passage at a time has the RAG-Token mixture as its generator term; of a reader of all passages
+(training/all_passages.py) the likelihood itself is, and only the retriever's terms are taken from here.
+"""
 
 import torch
 from torch import Tensor
@@ -19,8 +24,13 @@ def emdr2(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Te
     d/d doc_scores is p(z|x) minus RAG-Sequence's posterior.
     """
     opinion = _sequence_logprobs(token_logprobs, doc_scores, target_mask)
-    retriever_term = -logsumexp_docs(doc_logprobs(doc_scores) + opinion)
-    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + retriever_term
+    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + expected_likelihood(opinion, doc_scores)
+
+
+def expected_likelihood(opinion: Tensor, doc_scores: Tensor) -> Tensor:
+    """EMDR2's retriever term (Sachan et al. 2021, eq. 7): -log sum_k p(z_k|x) exp(opinion_k) [batch]; opinion [batch,
+    n_docs] is log p(y|x,z_k), a constant."""
+    return -logsumexp_docs(doc_logprobs(doc_scores) + opinion.detach())
 
 
 def perplexity_distillation(
@@ -31,9 +41,15 @@ def perplexity_distillation(
     target_k = softmax_k(log p(y|x,z_k) / temperature), a constant. The KL is a sum over the passages of a question;
     d/d doc_scores is p(z|x) - target.
     """
-    opinion = _sequence_logprobs(token_logprobs, doc_scores, target_mask) / temperature
-    target = _softmax_docs(torch.where(doc_scores.isfinite(), opinion, -torch.inf))
-    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + _divergence(target, doc_scores)
+    opinion = _sequence_logprobs(token_logprobs, doc_scores, target_mask)
+    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + distilled(opinion, doc_scores, temperature)
+
+
+def distilled(opinion: Tensor, doc_scores: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(softmax(opinion / temperature) || p(z|x)) [batch], a sum over the passages of a question (Izacard et al. 2022,
+    section 2.2). opinion [batch, n_docs] is a constant; where it is -inf there is no target."""
+    opinion = opinion.detach() / temperature
+    return _divergence(_softmax_docs(torch.where(doc_scores.isfinite(), opinion, -torch.inf)), doc_scores)
 
 
 def leave_one_out(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, temperature: float = 1.0) -> Tensor:
@@ -49,9 +65,8 @@ def leave_one_out(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tenso
         without = rag_token_nll(
             token_logprobs.repeat_interleave(n_docs, 0), others.flatten(0, 1), target_mask.repeat_interleave(n_docs, 0)
         ).view(-1, n_docs)
-        compared = doc_scores.isfinite() & without.isfinite()
-        target = _softmax_docs(torch.where(compared, without / temperature, -torch.inf))
-    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + _divergence(target, doc_scores)
+        opinion = torch.where(without.isfinite(), without, -torch.inf)
+    return rag_token_nll(token_logprobs, doc_scores.detach(), target_mask) + distilled(opinion, doc_scores, temperature)
 
 
 def _sequence_logprobs(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ The paper's symbols: eta (retriever) gives doc_scores = d(z)^T q(x) / temperatur
 token_logprobs; "top-k(p(.|x))" is the n_docs axis.
 
 EMDR2 (Sachan et al. 2021, arXiv:2106.05346), Perplexity Distillation and LOOP (Izacard et al. 2022, arXiv:2208.03299,
-section 2.2) were made for a reader of all passages at once. The generator here reads one passage at a time, so the
-reader of all passages is the RAG-Token mixture; with the prior detached, it teaches the generator alone:
+section 2.2) were made for a reader of all passages at once (generator.reads=all, training/all_passages.py). For a
+generator that reads one passage at a time, the RAG-Token mixture stands for it; with the prior detached, it teaches the
+generator alone:
 
     generator term    -log prod_t sum_k stop_gradient(p(z_k|x)) p(y_t | x, z_k, y_<t)
 
@@ -43,7 +44,7 @@ from torch import Tensor
 from openbook.errors import OpenBookError
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-Reading = Literal["rag_token", "rag_sequence", "closed_book"]
+Reading = Literal["rag_token", "rag_sequence", "closed_book", "all_passages"]
 
 
 def rag_sequence_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:
@@ -84,11 +85,12 @@ def posterior(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor, r
     """r_k = p(z_k | x, y) [batch, n_docs], the share of each passage in the likelihood that is read (LIKELIHOOD_OF).
 
     RAG-Sequence has one latent passage per answer. RAG-Token has one per token: the mean over the target's tokens is
-    given, so that (prior - posterior) * tokens is d(-log p)/d doc_scores.
+    given, so that (prior - posterior) * tokens is d(-log p)/d doc_scores. A reader of all passages has none: what each
+    passage explains alone is weighed as RAG-Sequence does (EMDR2, Sachan et al. 2021, section 2.3).
     """
     token_logprobs, doc_scores = checked(token_logprobs, doc_scores, target_mask)
     counted, prior = masked_logprobs(token_logprobs, target_mask), doc_logprobs(doc_scores)
-    if reading == "rag_sequence":
+    if reading in ("rag_sequence", "all_passages"):
         return _softmax_docs(prior + counted.sum(-1))
     tokens = target_mask.sum(-1).clamp(min=1)
     return torch.where(target_mask[:, None], token_posterior(counted, doc_scores), 0.0).sum(-1) / tokens[:, None]

@@ -16,9 +16,12 @@ from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.inputs import target_start, targets
+from openbook.errors import OpenBookError
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
+from openbook.models.all_passages.cross_mass import has_cross_attention
 from openbook.models.contexts import ContextBuilder
+from openbook.models.decoder_only.joined_prompt import passage_fields
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator
 from openbook.models.probe import freeze_unreached, probe_generator
@@ -33,6 +36,7 @@ from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup.encoders import load_encoders
 from openbook.setup.inputs.data import Parts
+from openbook.training.all_passages import AllPassagesModule
 from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import RandomRows, TrainingPassages
 from openbook.training.passage_teacher import PassageTeacher
@@ -74,13 +78,16 @@ def rag_module(
     )
     if config.trainer.world_size > 1:
         freeze_unreached(generator, "generator.model")
+    if config.generator.reads == "all":
+        check_reader_of_all(config, generator, parts)
     contexts = ContextBuilder(
         parts.corpus.tokens("generator"),
         parts.in_context,
         config.data.max_context_tokens,
         tokens_per_pass(config),
     )
-    return RagModule(
+    kind = AllPassagesModule if config.generator.reads == "all" else RagModule
+    return kind(
         retriever,
         generator,
         contexts,
@@ -99,6 +106,31 @@ def rag_module(
     )
 
 
+def check_reader_of_all(config: Config, generator: Generator, parts: Parts) -> None:
+    """Raise OpenBookError where the generator cannot read all passages at once, or not as the objective needs it."""
+    model: Any = generator
+    if config.objective == "attention_distillation" and not has_cross_attention(model):
+        raise OpenBookError(
+            "the generator has no cross-attention that could be looked at",
+            where="objective",
+            got="attention_distillation",
+            expected="a generator like BART, T5 or the small reader",
+            action="Set objective=emdr2, perplexity_distillation or leave_one_out.",
+        )
+    if parts.prompt is not None:
+        passage_fields(parts.prompt)
+        passages = max(config.retriever.n_docs, config.evaluate.n_docs)
+        needed = passages * config.data.max_context_tokens + longest_answer(config)[1]
+        if needed > (most := getattr(model.model.config, "max_position_embeddings", None) or needed):
+            raise OpenBookError(
+                "the generator cannot read so many passages at once",
+                where="generator.reads",
+                got=f"{passages} passages of at most {config.data.max_context_tokens} tokens, and the answer",
+                expected=f"at most {most} tokens",
+                action="Lower data.max_context_tokens or retriever.n_docs.",
+            )
+
+
 def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:
     """How answers are decoded and what is measured of them."""
     evaluation, max_tokens = config.evaluate, config.decode.max_tokens or config.data.max_target_tokens
@@ -109,7 +141,7 @@ def answering(config: Config, parts: Parts, generator: Generator, contexts: Cont
         corpus=parts.corpus,
         targets=lambda texts: labelled(parts.generator_tokenizer, texts, config.data.max_target_tokens),
         detokenize=detokenizer(config, parts),
-        likelihood=LIKELIHOOD_OF[config.objective],
+        likelihood="all_passages" if config.generator.reads == "all" else LIKELIHOOD_OF[config.objective],
         n_docs=evaluation.n_docs or config.retriever.n_docs,
         decode=replace(config.decode, max_tokens=max_tokens),
         task=evaluation.task,

@@ -20,7 +20,6 @@ from openbook.data.length_batches import plan_passes
 from openbook.index.faiss_factory import search_device
 from openbook.index.plan import PLANNING_PASSES, Plan, lines
 from openbook.index.plan_fit import check_fits
-from openbook.models.contexts import answer_hidden
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.encoders import encoder_dim
@@ -132,8 +131,7 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
     if retriever.rerank > 0:
         retriever.passages.encode_once(torch.unique(candidates))
     doc_scores = retriever.score(question_emb, found)
-    hidden = answer_hidden(module.generator, batch, rows, module.contexts)
-    return module.fused_loss(hidden, doc_scores, batch, found.mask, batch.weight).loss
+    return module.read(batch, rows, doc_scores, batch.weight).loss
 
 
 def announce(plan: Plan, config: Config) -> None:

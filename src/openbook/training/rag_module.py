@@ -1,12 +1,12 @@
 """The LightningModule: retriever and generator under one marginal likelihood."""
 
 import math
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import Batch
+from openbook.batch import MISSING_ROW, Batch
 from openbook.config.training import OptimConfig
 from openbook.inference.answering import Answering
 from openbook.metrics.summary import summarize
@@ -20,6 +20,16 @@ from openbook.retrieval.dense import DenseRetriever
 from openbook.training.base_module import QuestionModule
 from openbook.training.passage_teacher import PassageTeacher
 from openbook.utils.distributed import sum_over_ranks
+
+
+class Read(NamedTuple):
+    """loss: scalar, with gradient. Without: minimised and nll, -log p(y|x), [batch]; token_logprobs [batch, n_docs,
+    target_len] of each passage read alone, 0 at padding."""
+
+    loss: Tensor
+    minimised: Tensor
+    nll: Tensor
+    token_logprobs: Tensor
 
 
 class RagModule(QuestionModule):
@@ -69,20 +79,27 @@ class RagModule(QuestionModule):
         else:
             retriever = cast(DenseRetriever, self.retriever)
             doc_scores, lesson = self.teacher.scores(retriever, queries, retrieved, batch)
-        hidden = answer_hidden(self.generator, batch, retrieved.rows, self.contexts)  # of p(y_t | x, z, y_<t)
         loss_weight = self._loss_weight(doc_scores, batch)
-        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, retrieved.mask, loss_weight)
+        read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
+        loss = read.loss
         if self.teacher is not None and lesson is not None:
             self.teacher.weigh(loss_weight)
-            self.teacher.measure(token_logprobs, lesson, batch.weight)
+            self.teacher.measure(read.token_logprobs, lesson, batch.weight)
             loss = loss + (lesson.nll * loss_weight).sum()
             self._log_teacher(self.teacher, lesson.nll.detach(), batch.weight * lesson.known)
+        self._log(read.nll, read.minimised, batch)
+        measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, "doc_scores": doc_scores.detach()}
+        return {"loss": loss, **measured, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
+
+    def read(self, batch: Batch, rows: Tensor, doc_scores: Tensor, loss_weight: Tensor) -> Read:
+        """The targets read from passages rows [batch, n_docs] (on the CPU): the objective, weighed by loss_weight
+        [batch], and what is looked at. doc_scores [batch, n_docs], -inf where rows have no passage."""
+        hidden = answer_hidden(self.generator, batch, rows, self.contexts)  # of p(y_t | x, z, y_<t)
+        loss, losses, token_logprobs = self.fused_loss(hidden, doc_scores, batch, rows != MISSING_ROW, loss_weight)
         nll = losses  # -log p(y|x)
         if not self.minimises_likelihood:
             nll = OBJECTIVES[self.likelihood](token_logprobs, doc_scores.detach(), batch.target_mask)
-        self._log(nll, losses, batch)
-        measured = {"nll": nll, "token_logprobs": token_logprobs, "doc_scores": doc_scores.detach()}
-        return {"loss": loss, **measured, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
+        return Read(loss, losses, nll, token_logprobs)
 
     def fused_loss(
         self, hidden: Tensor, doc_scores: Tensor, batch: Batch, doc_mask: Tensor, loss_weight: Tensor

@@ -80,11 +80,14 @@ class Attention(nn.Module):
 
     def forward(self, states: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         """states [n, t, dim]; bias, added to the scores, broadcasts to [n, heads, t, length]."""
+        read = self.scores(states, keys, bias).softmax(-1).to(values.dtype) @ values
+        return self.norm(states + self.output(read.transpose(1, 2).flatten(2)))
+
+    def scores(self, states: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+        """[n, heads, t, length], before the softmax."""
         query = self._split(self.query(states))
         scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-        scores = scores + bias.to(scores.dtype)  # a bias in fp32 would make the whole attention fp32 under autocast
-        read = scores.softmax(-1).to(values.dtype) @ values
-        return self.norm(states + self.output(read.transpose(1, 2).flatten(2)))
+        return scores + bias.to(scores.dtype)  # a bias in fp32 would make the whole attention fp32 under autocast
 
 
 class FeedForward(nn.Module):

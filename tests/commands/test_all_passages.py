@@ -1,0 +1,113 @@
+"""Runs whose generator reads all passages at once: every teacher and kind of generator, on two ranks too; what cannot
+be is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from openbook.commands.evaluate import evaluate
+from openbook.commands.train import resume, train
+from openbook.config.combinations import TEACHERS
+from openbook.errors import OpenBookError
+from openbook.models.small_reader.layers import ReaderConfig
+from openbook.models.small_reader.model import MiniLMReader
+from openbook.tracking.checkpoint import read_checkpoint
+from tests.decoder_only import causal_folder
+from tests.small_system import SmallSystem, column, on_two_ranks, train_until
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ALL = "generator.reads=all"
+SHORT = ("data.max_question_tokens=30", "data.max_context_tokens=64", "evaluate.before_training=false")
+
+
+@pytest.fixture(scope="module")
+def folders(
+    generator_folder: Path,
+    encoder_folder: Path,
+    tokenizer_folder: Path,
+    small_data: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    small = shutil.copytree(encoder_folder, tmp_path_factory.mktemp("small_reader"), dirs_exist_ok=True)
+    shutil.copy(tokenizer_folder / "vocab.txt", small)
+    MiniLMReader.from_minilm(small, seed=0, config=ReaderConfig((0,), (1,))).save_pretrained(small)
+    causal = causal_folder(tmp_path_factory.mktemp("causal"), small_data)
+    return {"bart": generator_folder, "small reader": small, "decoder only": causal}
+
+
+@pytest.mark.parametrize("kind", ["bart", "small reader", "decoder only"])
+@pytest.mark.parametrize("objective", TEACHERS)
+def test_a_run_learns_is_resumed_and_evaluated(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path, kind: str, objective: str
+) -> None:
+    if (kind, objective) == ("decoder only", "attention_distillation"):
+        pytest.skip("refused, see below")
+    words = [ALL, f"objective={objective}", f"generator.model={folders[kind]}", *SHORT]
+    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
+    for run in (whole, broken):
+        run.parent.mkdir()
+    train(small_system.config(whole, *words))
+    train_until(small_system.config(broken, *words), 3)
+    resume(broken)
+    for name in ("train/nll", "train/loss", "validation/f1", "train/posterior_entropy"):
+        assert column(whole, name) == column(broken, name) != {}
+    one, other = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, broken))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    predictions = [json.loads(line) for line in (whole / "predictions.jsonl").read_text().splitlines()]
+    assert all(one["passages"] and one["gold_logprob"] < 0 and one["closed_book_logprob"] < 0 for one in predictions)
+    for one in predictions:
+        assert sum(passage["posterior"] for passage in one["passages"]) == pytest.approx(1, abs=1e-5)
+    again = json.loads(evaluate(whole).read_text())["test"]
+    assert again == json.loads((whole / "summary.json").read_text())["test"]
+
+
+def test_the_generator_alone_learns_beside_frozen_encoders(small_system: SmallSystem, tmp_path: Path) -> None:
+    frozen = [f"retriever.train_{side}_encoder=false" for side in ("question", "passage")]
+    train(small_system.config(tmp_path / "run", ALL, "objective=generator_only", *frozen, "trainer.max_steps=12"))
+    nll = list(column(tmp_path / "run", "train/nll").values())
+    assert sum(nll[-3:]) < 0.8 * sum(nll[:3])
+
+
+def test_two_ranks_train_as_one(small_system: SmallSystem, tmp_path: Path) -> None:
+    words = [ALL, "objective=emdr2", "trainer.max_steps=3", "trainer.validate_every=0", "data.validation="]
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    for run in (one, two):
+        run.parent.mkdir()
+    train(small_system.config(one, *words))
+    on_two_ranks([["train", *small_system.words(two, *words, "trainer.batch_size=2", "trainer.devices=2")]])
+    for step, value in column(one, "train/nll").items():
+        assert column(two, "train/nll")[step] == pytest.approx(value, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([ALL, "objective=rag_token"], "has no marginal over them"),
+        (["objective=attention_distillation"], "reads all passages at once"),
+        ([ALL, "objective=generator_only"], "nothing teaches the encoders"),
+        ([ALL, "objective=emdr2", "retriever.n_docs=1"], "no training signal"),
+    ],
+)
+def test_what_cannot_be_is_refused(small_system: SmallSystem, tmp_path: Path, words: list[str], said: str) -> None:
+    with pytest.raises(OpenBookError, match=said):
+        train(small_system.config(tmp_path / "run", *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["objective=attention_distillation"], "no cross-attention"),
+        (["objective=emdr2", "generator.prompt={title} {question} {passage} = {answer}"], "several passages"),
+        (["objective=emdr2", "retriever.n_docs=30"], "so many passages at once"),
+    ],
+)
+def test_what_a_prompt_cannot_hold_is_refused(
+    small_system: SmallSystem, folders: dict[str, Path], tmp_path: Path, words: list[str], said: str
+) -> None:
+    with pytest.raises(OpenBookError, match=said):
+        train(small_system.config(tmp_path / "run", ALL, f"generator.model={folders['decoder only']}", *SHORT, *words))
