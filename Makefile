@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare sweep plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -54,6 +54,9 @@ hot-swap: $(READY) ## answer from two conflicting corpora without retraining: ma
 compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make compare EXPS="rag_token bm25" SEEDS="0 1 2" (DRY=1 DOCS=1 RUNS= NAME= TEST_N_DOCS=)
 	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)
 	$(if $(DOCS),$(if $(DRY),,$(PY) -m benchmarks.common.docs_results compare $(COMPARED)))
+
+sweep: $(READY) ## train many settings: make sweep EXP=rag_token SWEEP=refresh (COUNT= BACKEND=wandb DRY=1 RUNS=)
+	$(PY) -m openbook sweep $(EXP) $(SWEEP) $(ARGS) --count "$(or $(COUNT),0)" --backend "$(or $(BACKEND),local)" --runs "$(RUNS)" $(if $(DRY),--dry-run)
 
 plan: $(READY) ## estimate the memory, disk and time that an experiment's index needs
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)

@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         _tell(f"error: {error}")
         return 2
+    except BrokenPipeError:  # who reads the output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Stopped as stopped:
         _tell(f"stopped by {stopped}")
         return stopped.code
@@ -68,6 +70,10 @@ def _run(parsed: argparse.Namespace) -> None:
             from openbook.commands.comparison.request import Request
 
             compare(Request.of(parsed))
+        case "sweep":
+            from openbook.commands.sweep.sweep import sweep
+
+            sweep(parsed)
         case "answers":
             from openbook.commands.answers import show_answers
 

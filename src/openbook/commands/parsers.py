@@ -31,6 +31,11 @@ COMMANDS = {
         "an experiment",
         "tabulate experiments over seeds; trains missing runs",
     ),
+    "sweep": Command(
+        "EXPERIMENT SWEEP [key=value ...]",
+        "an experiment",
+        "train an experiment with many settings (experiments/sweeps/)",
+    ),
     "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
     "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
     "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
@@ -61,6 +66,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--name": {"default": "", "help": "name of the result folder under compare/ in the runs folder"},
         "--dry-run": {"action": "store_true", "help": "list missing runs and their expected time"},
     },
+}
+OPTIONS["sweep"] = {
+    "--count": {"default": "0", "help": "most trials (default: all of a grid, run_cap of a random sweep)"},
+    "--seed": {"default": "0", "help": "of a random sweep's draws (default: 0)"},
+    "--backend": {"default": "local", "help": "local: train here; wandb: write the file for wandb's agents"},
+    "--runs": OPTIONS["compare"]["--runs"],
+    "--dry-run": {"action": "store_true", "help": "list the trials and their expected time"},
 }
 DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 

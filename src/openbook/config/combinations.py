@@ -69,8 +69,9 @@ def monitored(config: Config) -> str:
     return {"dpr": "mrr", "closed_book": "f1"}.get(config.objective, "f1+mrr")
 
 
-def checkpoint_checks(config: Config) -> list[Check]:
-    evaluate, monitor = config.evaluate, monitored(config)
+def measured_in_validation(config: Config) -> list[str]:
+    """The metrics of metrics.csv's validation/."""
+    evaluate = config.evaluate
     measured = [name for name in WATCHED if name.startswith("recall") or name == "mrr" or config.objective != "dpr"]
     for name, holds in (
         ("utility", evaluate.utility),
@@ -79,6 +80,11 @@ def checkpoint_checks(config: Config) -> list[Check]:
     ):
         if name in measured and not holds:
             measured.remove(name)
+    return measured
+
+
+def checkpoint_checks(config: Config) -> list[Check]:
+    evaluate, monitor, measured = config.evaluate, monitored(config), measured_in_validation(config)
     best = evaluate.checkpoint == "best"
     return [
         Check(

@@ -100,7 +100,7 @@ def _make(
     expected = _expected(missing, tests, runs)
     local = [word for word in request.args if without_effect(word.partition("=")[0]) and not word.startswith("run.")]
     stages = [
-        *((f"train {job.name}", partial(_train, request, job, jobs, runs)) for job in missing),
+        *((f"train {job.name}", partial(train_job, request, job, jobs, runs)) for job in missing),
         *((f"test {job.name} with {number} passages", partial(_test, job, number, local)) for job, number in tests),
     ]
     for done, (stage, make) in enumerate(stages):
@@ -127,7 +127,7 @@ def _say_progress(stage: str, done: int, expected: Sequence[float | None], elaps
     say(f"{done + 1} of {len(expected)}: {stage}; {duration(elapsed)} elapsed, {end}")
 
 
-def _train(request: Request, job: Job, jobs: Sequence[Job], runs: Runs) -> None:
+def train_job(request: Request, job: Job, jobs: Sequence[Job], runs: Runs) -> None:
     """Train or continue the job's run; OpenBookError where that does not end with a finished run."""
     origin = origin_of(job, jobs)
     if origin and not origin.finished:

@@ -1,0 +1,130 @@
+"""`sweep`: one experiment with many settings, on this machine and without an account, or by wandb's agents."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openbook.commands.comparison.compare import train_job
+from openbook.commands.comparison.jobs import Job, find_runs
+from openbook.commands.comparison.request import Request
+from openbook.commands.sweep.request import SweepFile, Trial
+from openbook.config.load import load_experiment
+from openbook.errors import OpenBookError
+from openbook.reporting.comparison_table import measures
+from openbook.reporting.sweep_report import Tried, print_sweep, write_sweep
+from openbook.tracking.curves import read_metrics
+from openbook.tracking.run_search import Runs, total
+from openbook.utils.console import duration, say
+from openbook.utils.signals import Stopped
+
+
+def sweep(parsed: Namespace) -> None:
+    """EXPERIMENT SWEEP [key=value ...]: train what is missing of the sweep's trials one after another, then tabulate
+    all of them. The same command continues a sweep: finished trials are left alone, an interrupted one is resumed. With
+    the backend wandb nothing is trained: the file for its agents is written and their two commands are printed."""
+    words = [word for word in parsed.words if "=" not in word]
+    args = [word for word in parsed.words if "=" in word]
+    if len(words) != 2:
+        raise OpenBookError(
+            "a sweep needs an experiment and a sweep", got=" ".join(words), action="openbook sweep rag_token refresh"
+        )
+    if not parsed.count.isdigit() or not parsed.seed.isdigit():
+        raise OpenBookError("not a whole number", where="--count, --seed", got=f"{parsed.count}, {parsed.seed}")
+    experiment, file = words[0], SweepFile.read(words[1])
+    if parsed.backend == "wandb":
+        _for_wandb(experiment, file, args, Path(parsed.runs))
+        return
+    if parsed.backend != "local":
+        raise OpenBookError("unknown backend", where="--backend", got=parsed.backend, expected="local or wandb")
+    trials = file.trials(int(parsed.count), int(parsed.seed))
+    configs = file.configs(experiment, args, trials)
+    runs = Runs(Path(parsed.runs))
+    jobs = [Job(experiment, config) for config in configs]
+    find_runs(jobs, jobs, runs)
+    missing = [number for number, job in enumerate(jobs) if not job.finished]
+    say(f"{len(jobs)} trials of {file.name}, {len(jobs) - len(missing)} finished, {len(missing)} to train")
+    if file.early_terminate:
+        say("early_terminate is for wandb's agents: here every trial is trained to its end")
+    expected = total(runs.seconds(jobs[number].config, jobs[number].run) for number in missing)
+    for number in missing:
+        say(f"  {' '.join(trials[number])}")
+    if parsed.dry_run:
+        say(f"in total {duration(expected)}; nothing is started: dry run")
+        return
+    problems = _train(experiment, args, trials, jobs, missing, runs)
+    folder = runs.root / jobs[0].config.experiment / "sweeps" / file.name
+    tried = [_tried(trial, job, file) for trial, job in zip(trials, jobs, strict=True)]
+    print_sweep(tried, file.metric)
+    given = f' ARGS="{" ".join(args)}"' if args else ""
+    write_sweep(folder, tried, file.metric, f"make sweep EXP={experiment} SWEEP={words[1]}{given}")
+    say(f"table and plot in {folder}")
+    if problems:
+        raise OpenBookError(
+            f"{len(problems)} of {len(missing)} trials failed:\n  " + "\n  ".join(problems) + "\n",
+            action="Repeat the same command to retry only these.",
+        )
+
+
+def _train(
+    experiment: str,
+    args: Sequence[str],
+    trials: Sequence[Trial],
+    jobs: Sequence[Job],
+    missing: Sequence[int],
+    runs: Runs,
+) -> list[str]:
+    """One text for each trial that failed."""
+    problems = []
+    for done, number in enumerate(missing, 1):
+        trial, job = trials[number], jobs[number]
+        say(f"{done} of {len(missing)}: {' '.join(trial)}")
+        settings = tuple(word for word in (*args, *trial) if not word.startswith("seed="))
+        request = Request((experiment,), (job.config.seed,), settings, runs=runs.root)
+        try:
+            train_job(request, job, jobs, runs)
+        except OpenBookError as error:
+            say(f"failed: {error}")
+            problems.append(f"{' '.join(trial)}: {error}")
+        except Stopped:
+            say("repeat the same command to continue")
+            raise
+    return problems
+
+
+def _tried(trial: Trial, job: Job, file: SweepFile) -> Tried:
+    run = job.finished
+    if run is None:
+        return Tried(dict(word.split("=", 1) for word in trial), None, {}, "")  # type: ignore[misc]
+    curve = read_metrics(run.path / "metrics.csv").get(file.metric[0], ((), ()))[1]
+    tested = measures(run.evaluation() or {}, run.summary.get("seconds", {}))
+    settings = dict(tuple(word.split("=", 1)) for word in trial)  # type: ignore[misc]
+    return Tried(settings, float(curve[-1]) if len(curve) else None, tested, str(run.path))
+
+
+def _for_wandb(experiment: str, file: SweepFile, args: Sequence[str], runs: Path) -> None:
+    """The sweep with the command that its agents run, beside the local ones."""
+    content: dict[str, Any] = yaml.safe_load(file.path.read_text(encoding="utf-8"))
+    config = load_experiment(experiment, list(args))
+    file.configs(experiment, args, [tuple(_first(key, one) for key, one in file.parameters.items())])
+    content["program"] = "openbook"
+    content["command"] = [
+        "${env}",
+        "openbook",
+        "train",
+        experiment,
+        *args,
+        "wandb.mode=online",
+        "${args_no_hyphens}",
+    ]
+    target = runs / config.experiment / "sweeps" / f"{file.name}.yaml"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    say(f"wandb sweep --project {config.wandb.project} {target}\nwandb agent ID")
+
+
+def _first(key: str, one: Any) -> str:
+    value = one.get("value", one.get("min", (one.get("values") or [""])[0]))
+    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"
