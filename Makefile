@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare sweep plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -57,6 +57,20 @@ compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make 
 
 sweep: $(READY) ## train many settings: make sweep EXP=rag_token SWEEP=refresh (COUNT= BACKEND=wandb DRY=1 RUNS=)
 	$(PY) -m openbook sweep $(EXP) $(SWEEP) $(ARGS) --count "$(or $(COUNT),0)" --backend "$(or $(BACKEND),local)" --runs "$(RUNS)" $(if $(DRY),--dry-run)
+
+doctor: $(READY) ## say whether an experiment can run here, line by line: make doctor EXP=rag_token (JSON=1)
+	$(PY) -m openbook doctor $(EXP) $(OVERRIDES) $(if $(JSON),--json)
+
+NODES ?= 1
+GPUS  ?= 1
+TIME  ?= 24:00:00
+SBATCH = OPENBOOK="$${OPENBOOK:-$(abspath $(PY)) -m openbook}" sbatch --job-name=openbook-$(notdir $(EXP)) --nodes=$(NODES) \
+	--ntasks-per-node=$(GPUS) --gpus-per-node=$(GPUS) --time=$(TIME) --export=ALL $(MORE) \
+	experiments/cluster/slurm.sh $(EXP) $(ARGS)
+
+submit: $(READY) ## submit an experiment to SLURM: make submit EXP=rag_token NODES=1 GPUS=8 (TIME= MORE="--partition=a" DRY=1)
+	$(PY) -m openbook show $(EXP) $(ARGS) > /dev/null
+	$(if $(DRY),@echo '$(SBATCH)',$(SBATCH))
 
 plan: $(READY) ## estimate the memory, disk and time that an experiment's index needs
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)

@@ -22,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         with stopping():
+            if parsed.command == "doctor":
+                from openbook.commands.doctor import doctor
+
+                return doctor(*subject_of(parsed), parsed.json)
             _run(parsed)
     except OpenBookError as error:
         if parsed.debug:

@@ -36,6 +36,7 @@ COMMANDS = {
         "an experiment",
         "train an experiment with many settings (experiments/sweeps/)",
     ),
+    "doctor": Command("EXPERIMENT [key=value ...]", "an experiment", "say whether an experiment can run here"),
     "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
     "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
     "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
@@ -74,6 +75,7 @@ OPTIONS["sweep"] = {
     "--runs": OPTIONS["compare"]["--runs"],
     "--dry-run": {"action": "store_true", "help": "list the trials and their expected time"},
 }
+OPTIONS["doctor"] = {"--json": {"action": "store_true", "help": "the findings as JSON on the standard output"}}
 DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
 
 DESCRIPTION = "Train retrieval-augmented generation end to end: retriever, index and generator with one likelihood."
