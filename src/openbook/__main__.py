@@ -8,6 +8,7 @@ from typing import Any
 
 from openbook.commands.parsers import parse, subject_of
 from openbook.errors import OpenBookError
+from openbook.utils.disk import writing
 from openbook.utils.signals import Stopped, stopping
 
 
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        with stopping():
+        with stopping(), writing():
             _run(parsed)
     except OpenBookError as error:
         if parsed.debug:

@@ -27,6 +27,7 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
+from openbook.utils.disk import check_writable
 from openbook.utils.hardware import rank_from_environment
 
 UNTRAINED = "Nothing was trained here: the encoders are as they were loaded."
@@ -59,18 +60,29 @@ def evaluate(
     config = run.load_config(list(overrides), training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
+    check_writable(run.path / "evaluations", "the run folder")
     module, trainer, prepared = answer_test(run, config, own)
 
-    number = 1 + max((int(p.name) for p in (run.path / "evaluations").glob("*") if p.name.isdigit()), default=0)
-    target = run.path / "evaluations" / str(number)
+    target = run.path / "evaluations" / "1"
     if trainer.is_global_zero:
-        os.makedirs(target)
+        target = _next_number(target.parent)
         # With other questions or another corpus the run's own metrics are no comparison.
         before = {} if overrides else run.read_summary().get("before_training", {})
         result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
         data = {split: sha for split, sha in prepared.fingerprints.items() if split in ("corpus", "test")}
         _write(target, module, result | {"test": module.summary, "data": data})
     return target / "summary.json"
+
+
+def _next_number(folder: Path) -> Path:
+    """A new folder of the next free number, also where several evaluations end at the same moment."""
+    number = 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+    while True:
+        try:
+            (folder / str(number)).mkdir()
+            return folder / str(number)
+        except FileExistsError:
+            number += 1
 
 
 def evaluate_untrained(experiment: str, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN) -> Path:

@@ -23,6 +23,7 @@ from openbook.setup.prepare import prepare
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import console, say
+from openbook.utils.disk import check_writable
 
 
 def hot_swap(folder: str, overrides: list[str]) -> Path:
@@ -35,6 +36,7 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     run = RunFolder.existing(folder)
     config = run.load_config(overrides, training=False)
     _check(config)
+    check_writable(run.path, "the run folder")
     swap = config.hot_swap
     # The configuration of each evaluation: its corpus, and the questions with the answers of that corpus.
     pairs = zip(INDEXES, (config.data.corpus, swap.corpus), (swap.facts, swap.changed_facts), strict=True)

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,7 @@ from openbook.config.schema import Config
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
+from openbook.setup.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer, wandb_logger
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
@@ -26,6 +28,7 @@ from openbook.tracking.resuming import check_data, check_keys
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
+from openbook.utils.disk import DiskError
 from openbook.utils.hardware import computing, rank_from_environment
 from openbook.utils.signals import Stopped
 
@@ -48,9 +51,20 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
 
     A run that was interrupted before its first checkpoint starts again. Overrides are kept in the run's config.yaml,
     once all that they meet has been checked. Raises OpenBookError, and leaves the run as it is, where a key or a file
-    of data differs that decides what is trained. A finished run is left as it is.
+    of data differs that decides what is trained, or where another process is at work in the run. A finished run is
+    left as it is.
     """
     run = RunFolder.existing(str(folder))
+    if rank_from_environment():
+        return _resume(run, overrides, own)
+    run.lock()
+    try:
+        return _resume(run, overrides, own)
+    finally:
+        run.release()
+
+
+def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
     config, summary = run.load_config(list(overrides)), run.read_summary()
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
@@ -58,6 +72,8 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     if not run.newest.is_file():
         say(f"{run.path} has no checkpoint yet: starting from the beginning")
         return _run(config, run, own)
+    if run.summary.is_file() and not summary:
+        say("lost with summary.json: the test before training, and by which files of data this run is known")
     changed = check_keys(run.load_config([], training=False), config, summary.get("data", {}))
     steps, longer = summary.get("steps", 0), {"trainer.max_steps", "trainer.patience"} & set(changed)
     if summary.get("status") == "finished" and (steps >= config.trainer.max_steps or not longer):
@@ -88,7 +104,9 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         if prepared.is_dense:
             clock.refresh = prepared.refresh()
             if rank_from_environment() == 0:
-                write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh)))
+                write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh, run.path)))
+        elif rank_from_environment() == 0:
+            check_checkpoints(n_checkpoints(config) * checkpoint_bytes(module), run.path)
         checkpointing = Checkpointing(
             run.last,
             config.trainer.checkpoint_every,
@@ -103,15 +121,18 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         say(f"run folder {run.path}; {n_passages:,} passages; {how}")
         clock.lap("setup")
         if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
+            if run.summary.is_file() and not run.read_summary():
+                os.replace(run.summary, run.summary.with_name("summary.json.damaged"))
             write_json(run.summary, run.read_summary() | {"status": "running"})
             run.create(config)
         return Stages(run, prepared, module, trainer, clock, checkpointing)(resumed)
-    except Stopped:
+    except (Stopped, DiskError):
         if trainer is not None and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGTERM)  # the ranks that it has started
         if rank_from_environment() == 0:
-            if (summary := run.read_summary()).get("status") == "running":
-                write_json(run.summary, summary | {"status": "interrupted"})
+            with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
+                if (summary := run.read_summary()).get("status") == "running":
+                    write_json(run.summary, summary | {"status": "interrupted"})
             say(f"`make resume RUN={run.path}` continues the run")
         raise
     finally:
