@@ -56,7 +56,8 @@ def test_a_lock_that_was_given_back_while_another_waited_is_not_taken_for_the_ne
     waiting = os.open(tmp_path / run_lock.NAME, os.O_RDWR)
     run_lock.give_back(tmp_path, handle)
     assert run_lock._lock(waiting) and not run_lock._is_file(waiting, tmp_path / run_lock.NAME)
-    assert (second := run_lock.take(tmp_path)) is not None
+    second = run_lock.take(tmp_path)
+    assert second is not None
     os.close(waiting)
     run_lock.give_back(tmp_path, second)
 

@@ -46,9 +46,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 def test_whoever_writes_the_target_is_named_and_stays_as_it_was(tmp_path: Path, small_files: None, writer: str) -> None:
     target = tmp_path / "target.npy"
     target.write_text("old")
-    with pytest.raises(DiskError, match=r"(the file grows beyond|the disk is full).*target\.npy.* free there.*resumed"):
-        with atomic.replacing(target) as new:
-            WRITERS[writer](new)
+    said = r"(the file grows beyond|the disk is full).*target\.npy.* free there.*resumed"
+    with pytest.raises(DiskError, match=said), atomic.replacing(target) as new:
+        WRITERS[writer](new)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
@@ -85,7 +85,7 @@ def test_needs_of_one_disk_are_added_and_of_two_are_not(tmp_path: Path, monkeypa
     ):
         check_space(needs)
     check_space(needs[:1])
-    monkeypatch.setattr(disk, "device_of", lambda folder: hash(folder))
+    monkeypatch.setattr(disk, "device_of", hash)
     check_space(needs)
 
 
