@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OpenBookError as error:
         if parsed.debug:
             raise
-        _tell(f"error: {error}")
+        _tell(f"error: {error}", on_each_rank=True)
         return 2
     except Stopped as stopped:
         _tell(f"stopped by {stopped}")
@@ -35,11 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, on_each_rank: bool = False) -> None:
+    """Before the ranks are connected all find the same wrong, and one says it."""
+    from openbook.utils.distributed import world_size
     from openbook.utils.hardware import rank_from_environment
 
-    if rank_from_environment() == 0:
-        print(text, file=sys.stderr)
+    number = rank_from_environment()
+    if number == 0 or (on_each_rank and world_size() > 1):
+        print(f"rank {number}: {text}" if number else text, file=sys.stderr)
 
 
 def _run(parsed: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
 from openbook.setup.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
-from openbook.setup.trainer import make_trainer, wandb_logger
+from openbook.setup.trainer import end_ranks, make_trainer, together, wandb_logger
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.tracking.resuming import check_data, check_keys
@@ -29,6 +29,7 @@ from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
 from openbook.utils.disk import DiskError
+from openbook.utils.distributed import RankError
 from openbook.utils.hardware import computing, rank_from_environment
 from openbook.utils.signals import Stopped
 
@@ -86,6 +87,11 @@ def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
 
 
 def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -> Path:
+    with together(config, run.path):
+        return _run_here(config, run, own, resumed)
+
+
+def _run_here(config: Config, run: RunFolder, own: OwnParts, resumed: bool) -> Path:
     clock = Clock()
     prepared = prepare(config, own=own)  # the last of the checks: from here on the run folder is filled
     config = prepared.config
@@ -126,10 +132,10 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
             write_json(run.summary, run.read_summary() | {"status": "running"})
             run.create(config)
         return Stages(run, prepared, module, trainer, clock, checkpointing)(resumed)
-    except (Stopped, DiskError):
-        if trainer is not None and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)  # the ranks that it has started
-        if rank_from_environment() == 0:
+    except BaseException as error:
+        if trainer is not None:
+            end_ranks(trainer, signal.SIGTERM if isinstance(error, Stopped) else None)
+        if isinstance(error, (Stopped, DiskError, RankError)) and rank_from_environment() == 0:
             with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
                 if (summary := run.read_summary()).get("status") == "running":
                     write_json(run.summary, summary | {"status": "interrupted"})

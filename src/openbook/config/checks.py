@@ -25,7 +25,7 @@ POSITIVE = """
     data.factbook.passage_words data.factbook.field_words data.max_question_tokens
     data.max_target_tokens retriever.n_docs index.nprobe
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
-    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
+    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.timeout
     trainer.log_every trainer.keep_checkpoints evaluate.batch_size
     decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
 """.split()

@@ -71,6 +71,9 @@ class TrainerConfig:
     )
     devices: int = unit(1, "ranks on this node")
     nodes: int = unit(1, "nodes")
+    timeout: int = unit(
+        1800, "seconds that a rank waits for the others before the run ends; longer than an uneven refresh may take"
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = unit("auto", "where models train; auto uses a GPU if there is one")
     precision: Literal["auto", "fp32", "bf16"] = unit(
         "auto",

@@ -19,6 +19,7 @@ CHANGEABLE = (
         "trainer.checkpoint_every",
         "trainer.log_every",
         "trainer.keep_checkpoints",
+        "trainer.timeout",
     ),
     *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
     *("trainer.monitor", "trainer.patience"),
