@@ -10,8 +10,7 @@ import lightning as L
 from openbook.tracking.checkpoint import keep_last
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
-from openbook.utils.distributed import any_rank, raise_on_all_ranks
-from openbook.utils.rank_failure import now_in
+from openbook.utils.distributed import any_rank, now_in, raise_on_all_ranks
 from openbook.utils.signals import SIGNALS, Stopped
 
 # What a resumed run goes on with.

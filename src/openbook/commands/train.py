@@ -24,7 +24,7 @@ from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import end_ranks, make_trainer, together, wandb_logger
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
-from openbook.tracking.resuming import check_data, check_keys
+from openbook.tracking.resuming import check_data, check_keys, keeping_the_batch
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
@@ -66,7 +66,8 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
 
 
 def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
-    config, summary = run.load_config(list(overrides)), run.read_summary()
+    overrides = keeping_the_batch(run.load_config([], training=False), overrides)
+    config, summary = run.load_config(overrides), run.read_summary()
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)

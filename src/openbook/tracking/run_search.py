@@ -23,7 +23,9 @@ def identity_of(config: Config) -> dict[str, Any]:
     run's encoders is identified by that run's experiment, not by its folder.
     """
     values = {key: value for key, value in flat(config).items() if not without_effect(key)}
-    values["trainer.batch_size"] *= values.pop("trainer.devices") * values.pop("trainer.nodes")
+    for key in ("trainer.devices", "trainer.nodes", "trainer.global_batch_size"):
+        del values[key]
+    values["trainer.batch_size"] = config.trainer.questions_per_pass
     values["retriever.start_from"] = _experiment_of(values.get("retriever.start_from", ""))
     return values
 
@@ -125,7 +127,7 @@ def _size(config: Config) -> tuple[int, int]:
 
 
 def _questions_per_step(config: Config) -> int:
-    return config.trainer.batch_size * config.trainer.accumulate * config.trainer.world_size
+    return config.trainer.questions_per_pass * config.trainer.accumulate
 
 
 def _training_seconds(run: FoundRun, questions: int) -> float:

@@ -12,6 +12,17 @@ from torch import Tensor
 
 from openbook.errors import OpenBookError
 
+_now = ["set-up"]
+
+
+def now_in(phase: str) -> None:
+    """What this rank is doing, in words, for an error of whoever waits for it."""
+    _now[0] = phase
+
+
+def phase() -> str:
+    return _now[0]
+
 
 class RankError(OpenBookError):
     """Another rank has failed, is gone, or does not answer."""
@@ -150,12 +161,13 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 def raise_if_any_rank_failed(error: Exception | None) -> None:
     """Raise on every rank when one rank has failed, so that no rank waits for another that is gone."""
-    failures = [(who, text) for who, text in enumerate(gather_objects(error and in_words(error))) if text]
+    told = gather_objects(None if error is None else (phase(), in_words(error)))
+    failures = [(who, *facts) for who, facts in enumerate(told) if facts]
     if error is not None:
         raise error
     if failures:
-        who, text = failures[0]
-        raise RankError(f"rank {who} failed", got=text)
+        who, where, text = failures[0]
+        raise RankError(f"rank {who} failed", where=where, got=text)
 
 
 def in_words(error: Exception) -> str:

@@ -18,6 +18,8 @@ import torch.distributed as dist
 from openbook.utils.distributed import (
     RankError,
     in_words,
+    now_in,
+    phase,
     raise_if_any_rank_failed,
     raise_on_all_ranks,
     rank,
@@ -34,18 +36,11 @@ _CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe
 _GONE = (*_CLOSED, "NCCL", "gloo", "TCPStore", "recvBytes")
 _SILENT = ("Timed out waiting", "timed out", "timeout")
 
-_now = ["set-up"]  # the phase this rank is in
-
-
-def now_in(phase: str) -> None:
-    """What this rank is doing, in words, for an error of whoever waits for it."""
-    _now[0] = phase
-
 
 @contextmanager
-def solo(phase: str) -> Iterator[None]:
+def solo(piece: str) -> Iterator[None]:
     """A piece that one rank does alone while the others wait: what it raises is raised on all."""
-    now_in(phase)
+    now_in(piece)
     with raise_on_all_ranks():
         yield
 
@@ -71,7 +66,7 @@ def named_on_all_ranks(expected: int, timeout: float, folder: Path, backend: str
         elif _is_of_another(error):
             raise _explained(error, note, timeout) from error
         else:
-            _publish(f"rank {rank()}, {_now[0]}: {in_words(error)}", note)
+            _publish(f"rank {rank()}, {phase()}: {in_words(error)}", note)
         raise
 
 
@@ -113,16 +108,16 @@ def _explained(error: Exception, note: Path, timeout: float) -> RankError:
     if not silent:
         return RankError(
             "another rank is gone",
-            where=_now[0],
+            where=phase(),
             got=" ".join(str(error).split())[:200],
             action="Look at what it said last: it was killed, or its machine went away. The run can be resumed.",
         )
     who = ", ".join(_missing()) or "another rank"
-    _publish(f"{who}, {_now[0]}: no answer within {timeout:g} s (trainer.timeout)", note)
+    _publish(f"{who}, {phase()}: no answer within {timeout:g} s (trainer.timeout)", note)
     _wake_launcher()
     return RankError(
         f"{who} did not answer",
-        where=_now[0],
+        where=phase(),
         got=f"nothing within {timeout:g} s",
         expected="an answer within trainer.timeout",
         action="It hangs or was stopped; where it only takes longer, raise trainer.timeout. The run can be resumed.",
