@@ -1,7 +1,6 @@
 """`train` and `resume`: from a configuration to a run folder with a trained model, its metrics and its report."""
 
 import os
-import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -88,11 +87,26 @@ def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
 
 
 def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -> Path:
-    with together(config, run.path):
-        return _run_here(config, run, own, resumed)
+    trainers: list[L.Trainer] = []
+    try:
+        with together(config, run.path):
+            return _stages(config, run, own, resumed, trainers)(resumed)
+    except BaseException as error:
+        if isinstance(error, (Stopped, RankError)):
+            end_ranks(trainers, error)
+        if isinstance(error, (Stopped, RankError, DiskError)) and rank_from_environment() == 0:
+            with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
+                if (summary := run.read_summary()).get("status") == "running":
+                    write_json(run.summary, summary | {"status": "interrupted"})
+            if run.config.is_file():
+                say(f"`make resume RUN={run.path}` continues the run")
+        raise
+    finally:
+        os.environ.pop(SHARED, None)
 
 
-def _run_here(config: Config, run: RunFolder, own: OwnParts, resumed: bool) -> Path:
+def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, trainers: list[L.Trainer]) -> Stages:
+    """What is left once all is set up. trainers: where the one that is made is left, for it may have started ranks."""
     clock = Clock()
     prepared = prepare(config, own=own)  # the last of the checks: from here on the run folder is filled
     config = prepared.config
@@ -100,50 +114,38 @@ def _run_here(config: Config, run: RunFolder, own: OwnParts, resumed: bool) -> P
         check_data(run.read_summary().get("data", {}), prepared.fingerprints)
     elif rank_from_environment() == 0:
         run.create(config)
-    trainer: L.Trainer | None = None
-    try:
-        module = prepared.module()
-        if resumed:
-            check_weights(module, run.newest)
-        elif config.retriever.start_from and prepared.is_dense:
-            start_encoders(config, cast(DenseRetriever, module.retriever))
-        n_passages = prepared.parts.corpus.n_passages
-        if prepared.is_dense:
-            clock.refresh = prepared.refresh()
-            if rank_from_environment() == 0:
-                write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh, run.path)))
-        elif rank_from_environment() == 0:
-            check_checkpoints(n_checkpoints(config) * checkpoint_bytes(module), run.path)
-        checkpointing = Checkpointing(
-            run.last,
-            config.trainer.checkpoint_every,
-            keep=config.trainer.keep_checkpoints,
-            monitor=monitored(config),
-            patience=config.trainer.patience,
-            validate_every=config.trainer.validate_every if config.data.validation else 0,
-        )
-        callbacks = _callbacks(config, run, n_passages, clock.refresh)
-        trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], _loggers(config, run, resumed))
-        how = f"on {prepared.on}, {trainer.precision}, {computing()}"
-        say(f"run folder {run.path}; {n_passages:,} passages; {how}")
-        clock.lap("setup")
-        if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
-            if run.summary.is_file() and not run.read_summary():
-                os.replace(run.summary, run.summary.with_name("summary.json.damaged"))
-            write_json(run.summary, run.read_summary() | {"status": "running"})
-            run.create(config)
-        return Stages(run, prepared, module, trainer, clock, checkpointing)(resumed)
-    except BaseException as error:
-        if trainer is not None:
-            end_ranks(trainer, signal.SIGTERM if isinstance(error, Stopped) else None)
-        if isinstance(error, (Stopped, DiskError, RankError)) and rank_from_environment() == 0:
-            with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
-                if (summary := run.read_summary()).get("status") == "running":
-                    write_json(run.summary, summary | {"status": "interrupted"})
-            say(f"`make resume RUN={run.path}` continues the run")
-        raise
-    finally:
-        os.environ.pop(SHARED, None)
+    module = prepared.module()
+    if resumed:
+        check_weights(module, run.newest)
+    elif config.retriever.start_from and prepared.is_dense:
+        start_encoders(config, cast(DenseRetriever, module.retriever))
+    n_passages = prepared.parts.corpus.n_passages
+    if prepared.is_dense:
+        clock.refresh = prepared.refresh()
+        if rank_from_environment() == 0:
+            write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh, run.path)))
+    elif rank_from_environment() == 0:
+        check_checkpoints(n_checkpoints(config) * checkpoint_bytes(module), run.path)
+    checkpointing = Checkpointing(
+        run.last,
+        config.trainer.checkpoint_every,
+        keep=config.trainer.keep_checkpoints,
+        monitor=monitored(config),
+        patience=config.trainer.patience,
+        validate_every=config.trainer.validate_every if config.data.validation else 0,
+    )
+    callbacks = _callbacks(config, run, n_passages, clock.refresh)
+    trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], _loggers(config, run, resumed))
+    trainers.append(trainer)
+    how = f"on {prepared.on}, {trainer.precision}, {computing()}"
+    say(f"run folder {run.path}; {n_passages:,} passages; {how}")
+    clock.lap("setup")
+    if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
+        if run.summary.is_file() and not run.read_summary():
+            os.replace(run.summary, run.summary.with_name("summary.json.damaged"))
+        write_json(run.summary, run.read_summary() | {"status": "running"})
+        run.create(config)
+    return Stages(run, prepared, module, trainer, clock, checkpointing)
 
 
 def _callbacks(config: Config, run: RunFolder, n_passages: int, refresh: IndexRefresh | None) -> list[L.Callback]:

@@ -2,9 +2,11 @@
 
 import hashlib
 import logging
+import signal
 import subprocess
 import time
 import warnings
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +21,10 @@ from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.tracking.checkpoint import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
-from openbook.utils.distributed import raise_if_any_rank_failed
+from openbook.utils.distributed import RankError, raise_if_any_rank_failed
 from openbook.utils.hardware import accelerator, autocast_dtype
 from openbook.utils.rank_failure import named_on_all_ranks
+from openbook.utils.signals import Stopped
 
 
 class Bar(TQDMProgressBar):
@@ -51,14 +54,15 @@ def together(config: Config, folder: Path) -> AbstractContextManager[None]:
     return named_on_all_ranks(config.trainer.world_size, config.trainer.timeout, folder, backend)
 
 
-def end_ranks(trainer: L.Trainer, number: int | None) -> None:
-    """End the ranks that this process has started: by a signal, or of themselves within some seconds, in which they say
-    what they have met. One that is stopped or hangs is killed."""
-    started = getattr(trainer.strategy.launcher, "procs", ())
-    for process in started if number else ():
-        process.send_signal(number)
+def end_ranks(trainers: Iterable[L.Trainer], error: Stopped | RankError) -> None:
+    """End the ranks that this process has started: by the signal's like, or, where one of them failed, of themselves
+    within some seconds, in which they say what they have met; one that is stopped or hangs is killed."""
+    started = [process for one in trainers for process in getattr(one.strategy.launcher, "procs", ())]
     until = time.monotonic() + 8
-    for process in () if number else started:
+    for process in started:
+        if isinstance(error, Stopped):
+            process.send_signal(signal.SIGTERM)
+            continue
         with suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, until - time.monotonic()))
         process.kill()
