@@ -27,7 +27,11 @@ _MEANING = {
     errno.EEXIST: ("a file stands where a folder is needed", "Move it away. " + _OTHER),
 }
 # How libraries that write by themselves say that they could not: torch's zip writer, numpy's tofile.
-_UNNUMBERED = ("PytorchStreamWriter failed", "unexpected pos", " requested and ")
+_UNNUMBERED = (
+    (RuntimeError, "PytorchStreamWriter failed"),
+    (RuntimeError, "unexpected pos"),
+    (OSError, " requested and "),
+)
 
 
 class DiskError(OpenBookError):
@@ -59,7 +63,7 @@ def disk_error(error: BaseException, path: str | Path) -> DiskError | None:
             free = _free(where)
             got = "" if free is None else f"{free} free there"
             return DiskError(what, where=where, got=got, action=f"{action}; a run that was begun can be resumed.")
-        one = one.__cause__ or one.__context__
+        one = one.__cause__  # not its context: an error may be met while another, of no consequence, is handled
     return None
 
 
@@ -67,7 +71,7 @@ def _number(error: BaseException) -> int | None:
     """Which of the known numbers an error stands for."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno if error.errno in _MEANING else None
-    if any(text in str(error) for text in _UNNUMBERED):
+    if any(isinstance(error, kind) and text in str(error) for kind, text in _UNNUMBERED):
         return errno.ENOSPC
     return next((number for number in _MEANING if f"{os.strerror(number)} (os error {number})" in str(error)), None)
 
