@@ -3,14 +3,22 @@ the path, exit code 2, nothing half-written, and the run goes on to the same ans
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
+import os
+import resource
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+from unittest import mock
 
-from benchmarks.faults.small import ends_of, small_system, start_ranks
+from benchmarks.faults.small import small_system, spoken
 
 NAME = "disk"
 QUICK, FULL = 3, 18
@@ -27,38 +35,58 @@ PLACES = {
     "stored vectors": ("openbook.index.vector_store.VectorStore.save", 1),
 }
 GOES_ON = {"stored vectors"}  # what is only a cache costs a warning
+# What is said of it; of what the file system is asked, and by which number it refuses.
 KINDS = {
-    "full": ("the file grows beyond", "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90, 90))"),
-    "read-only": ("the file system is read-only", "refuse(30)"),
-    "forbidden": ("there is no permission", "refuse(13)"),
+    "full": ("the file grows beyond", errno.EFBIG),
+    "read-only": ("the file system is read-only", errno.EROFS),
+    "forbidden": ("there is no permission", errno.EACCES),
 }
-PLANT = """
-import builtins
-from pkgutil import resolve_name
-def refuse(number):
-    original, make = builtins.open, os.mkdir
-    def under(path):
-        return str(path).startswith({folder!r}) and not str(path).endswith(".lock")
-    def opened(path, mode="r", *more, **named):
-        if under(path) and set(mode) & set("wxa+"):
+
+
+@contextmanager
+def planted(place: str, meet: Callable[[], None]) -> Iterator[None]:
+    """`meet` is called as soon as the place is reached; afterwards everything is as it was, the disk too."""
+    address, at = PLACES[place]
+    owner, name = resolve_name(address.rpartition(".")[0]), address.rpartition(".")[2]
+    original, calls, limit = getattr(owner, name), list[int](), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def met(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            meet()
+        return original(*arguments, **named)
+
+    kept = [mock.patch.object(*one) for one in ((builtins, "open", open), (io, "open", open), (os, "mkdir", os.mkdir))]
+    with mock.patch.object(owner, name, met), kept[0], kept[1], kept[2]:
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert len(calls) >= at, f"{place} was never reached"
+
+
+def refuse(number: int, folder: Path) -> None:
+    """From here on nothing can be written below the folder: by the kernel's own limit, or as it would answer."""
+    if number == errno.EFBIG:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (90, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return
+    opens, makes = open, os.mkdir
+
+    def check(path: Any) -> None:
+        if str(path).startswith(str(folder)) and not str(path).endswith(".lock"):
             raise OSError(number, os.strerror(number), str(path))
-        return original(path, mode, *more, **named)
-    def made(path, *more, **named):
-        if under(path):
-            raise OSError(number, os.strerror(number), str(path))
-        return make(path, *more, **named)
-    import io
+
+    def opened(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if set(mode) & set("wxa+"):
+            check(path)
+        return opens(path, mode, *more, **named)
+
+    def made(path: Any, *more: Any, **named: Any) -> None:
+        check(path)
+        makes(path, *more, **named)
+
     builtins.open = io.open = opened
     os.mkdir = made
-owner, name = resolve_name({owner!r}), {name!r}
-original, calls = getattr(owner, name), []
-def met(*arguments, **named):
-    calls.append(1)
-    if len(calls) == {at}:
-        {fault}
-    return original(*arguments, **named)
-setattr(owner, name, met)
-"""
 
 
 def tries(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -78,21 +106,31 @@ def met(folder: Path, kind: str, place: str) -> None:
     if kind in ("out of space", "too small"):
         with file_system(folder / "disk", 8 if kind == "out of space" else 1) as disk:
             words = [*words, f"run.dir={disk / 'run'}"]
-            fault = f"open({str(disk / 'filler')!r}, 'wb').write(bytes(7 << 20))" if kind == "out of space" else "pass"
-            code, said = _run(["train", *words], _plant(place if kind == "out of space" else "the report", fault))
-            check(code, said, folder, "the disk is full" if kind == "out of space" else "the disk is too small")
-            if kind == "out of space":
-                (disk / "filler").unlink()
-                goes_on(folder, disk / "run", words)
+            if kind == "too small":
+                check(*spoken(["train", *words]), folder, "the disk is too small")
+                return
+            with planted(place, lambda: fill(disk / "filler")):
+                ended = spoken(["train", *words])
+            check(*ended, folder, "the disk is full")
+            (disk / "filler").unlink()
+            goes_on(folder, disk / "run", words)
         return
-    expected, fault = KINDS[kind]
-    code, said = _run(["train", *words], _plant(place, fault, str(folder)))
+    expected, number = KINDS[kind]
+    with planted(place, lambda: refuse(number, folder)):
+        code, said = spoken(["train", *words])
     if place in GOES_ON:
-        assert code == 0 and "passage vectors cannot be saved" in said, said[-3000:]
+        assert code == 0, said[-3000:]
     else:
         check(code, said, folder, expected)
         goes_on(folder, folder / "run", words)
     assert (folder / "run" / "predictions.jsonl").read_bytes() == straight(folder.parent)
+
+
+def fill(path: Path) -> None:
+    """With zeros until there is no room left."""
+    with suppress(OSError), open(path, "wb", buffering=0) as file:
+        while file.write(bytes(1 << 16)):
+            pass
 
 
 def check(code: int, said: str, folder: Path, expected: str) -> None:
@@ -108,7 +146,7 @@ def check(code: int, said: str, folder: Path, expected: str) -> None:
 
 def goes_on(folder: Path, run: Path, words: list[str]) -> None:
     command = ["resume", str(run)] if (run / "config.yaml").is_file() else ["train", *words]
-    code, said = _run(command)
+    code, said = spoken(command)
     assert code == 0, said[-3000:]
     assert (run / "predictions.jsonl").read_bytes() == straight(folder.parent)
 
@@ -118,7 +156,7 @@ def straight(folder: Path) -> bytes:
     """The answers of the run that nothing happened to."""
     (folder / "straight").mkdir()
     words = small_system(folder / "system").words(folder / "straight" / "run", "evaluate.bootstrap=0")
-    code, said = _run(["train", *words])
+    code, said = spoken(["train", *words])
     assert code == 0, said[-3000:]
     return (folder / "straight" / "run" / "predictions.jsonl").read_bytes()
 
@@ -141,14 +179,3 @@ def _mounts(folder: Path) -> bool:
             return True
     except (OSError, subprocess.CalledProcessError):
         return False
-
-
-def _plant(place: str, fault: str, folder: str = "") -> str:
-    address, at = PLACES[place]
-    owner, _, name = address.rpartition(".")
-    return PLANT.format(owner=owner, name=name, at=at, fault=fault, folder=folder)
-
-
-def _run(words: list[str], planted: str = "") -> tuple[int, str]:
-    [(code, said)] = ends_of(start_ranks(1, words, planted))
-    return code, said

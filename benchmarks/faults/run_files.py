@@ -3,17 +3,13 @@ a damaged configuration would train something else, and is refused."""
 
 from __future__ import annotations
 
-import io
-import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.faults.small import small_system
-from openbook.__main__ import main
+from benchmarks.faults.small import small_system, spoken
 
 NAME = "run files"
 QUICK, FULL = 4, 14
@@ -81,15 +77,3 @@ def trained(folder: Path) -> Path:
     code, said = spoken(["train", *words])
     assert code == 0, said[-3000:]
     return folder / "whole" / "run"
-
-
-def spoken(words: list[str]) -> tuple[int, str]:
-    """Exit code and output of a command in this process."""
-    os.environ["OPENBOOK_RUN_DIR"] = ""
-    said = io.StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
-        try:
-            code = main(words)
-        except Exception as error:  # what a user would see as a traceback
-            return 1, f"{said.getvalue()}\nTraceback: {error!r}"
-    return code, said.getvalue()

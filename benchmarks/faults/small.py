@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from pathlib import Path
 
 import torch
 from transformers import BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
 
+from openbook.__main__ import main
 from tests.small_system import SmallSystem
 from tests.tiny_models import bart_config
 
@@ -85,3 +88,15 @@ def ends_of(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) ->
         for process in processes:
             process.kill()
     return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
+
+
+def spoken(words: list[str]) -> tuple[int, str]:
+    """Exit code and output of a command in this process."""
+    os.environ["OPENBOOK_RUN_DIR"] = ""
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        try:
+            code = main(words)
+        except Exception as error:  # what a user would see as a traceback
+            return 1, f"{said.getvalue()}\nTraceback: {error!r}"
+    return code, said.getvalue()
