@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.faults.small import ends_of, small_system, start_ranks
 
 NAME = "ranks"
-QUICK, FULL = 3, 20
+QUICK, FULL = 3, 18
 SLOWEST = 15.0  # seconds to the last rank's end, its interpreter's included
 TIMEOUT = 12
 
