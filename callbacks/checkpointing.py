@@ -10,7 +10,7 @@ import lightning as L
 from openbook.tracking.checkpoint import keep_last
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
-from openbook.utils.distributed import any_rank
+from openbook.utils.distributed import any_rank, now_in, raise_on_all_ranks
 from openbook.utils.signals import SIGNALS, Stopped
 
 # What a resumed run goes on with.
@@ -75,6 +75,12 @@ class Checkpointing(L.Callback):
             epoch_loop._batches_that_stepped += ahead
             trainer.training = True
 
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        now_in(f"training, step {trainer.global_step + 1}")
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        now_in(f"validation after step {trainer.global_step}")
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -108,7 +114,7 @@ class Checkpointing(L.Callback):
             say(f"stopped early: {self.monitor} has not risen above {self.best} in {self.since_best} validations")
         if improved:
             self._flush(trainer)
-            trainer.save_checkpoint(self.best_path, weights_only=False)
+            self._write(trainer, self.best_path)
         if self._is_due():
             self._save(trainer)
 
@@ -128,16 +134,24 @@ class Checkpointing(L.Callback):
 
     def _save(self, trainer: L.Trainer) -> None:
         self._flush(trainer)
-        if trainer.is_global_zero:
-            keep_last(self.path, self.keep)
-        trainer.save_checkpoint(self.path, weights_only=False)
+        self._write(trainer, self.path, self.keep)
         self._saved = trainer.global_step
+
+    def _write(self, trainer: L.Trainer, path: Path, keep: int = 0) -> None:
+        """As trainer.save_checkpoint, but for an error of the rank that writes, which is raised on all."""
+        now_in(f"saving after step {trainer.global_step}")
+        content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        with raise_on_all_ranks():
+            if keep and trainer.is_global_zero:
+                keep_last(path, keep)
+            trainer.strategy.save_checkpoint(content, path)
 
     def _flush(self, trainer: L.Trainer) -> None:
         """Curves on disk before the checkpoint: a resumed run can drop rows that it has, not make those it lacks."""
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCsv):
-                logger.flush()
+        with raise_on_all_ranks():
+            for logger in trainer.loggers:
+                if isinstance(logger, MetricsCsv):
+                    logger.flush()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

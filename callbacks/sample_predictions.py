@@ -1,12 +1,12 @@
 """A few answers at every validation, with the passages they were read from."""
 
-import json
 from pathlib import Path
 
 import lightning as L
 
 from openbook.metrics.prediction import Prediction
-from openbook.utils.json_lines import lines_of, write_json_lines
+from openbook.utils.console import say
+from openbook.utils.json_lines import read_json_lines, write_json_lines
 
 
 class SamplePredictions(L.Callback):
@@ -24,6 +24,8 @@ class SamplePredictions(L.Callback):
         predictions: list[Prediction] = pl_module.predictions[: self.n_questions]  # type: ignore[index, assignment]
         step = trainer.global_step
         # A resumed run validates again what was validated after its checkpoint: only lines of earlier steps stay.
-        written = [json.loads(line) for line in lines_of(self.path)] if self.path.is_file() else []
+        written, bad = read_json_lines(self.path) if self.path.is_file() else ([], [])
+        if bad:
+            say(f"warning: {self.path}: {len(bad)} lines cannot be read, the first is line {bad[0]}: they are left out")
         earlier = [line for line in written if line["step"] < step]
         write_json_lines(self.path, earlier + [{"step": step, **prediction.to_json()} for prediction in predictions])

@@ -8,6 +8,7 @@ from typing import Any
 
 from openbook.commands.parsers import parse, subject_of
 from openbook.errors import OpenBookError
+from openbook.utils.disk import writing
 from openbook.utils.signals import Stopped, stopping
 
 
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        with stopping():
+        with stopping(), writing():
             if parsed.command == "doctor":
                 from openbook.commands.doctor import doctor
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OpenBookError as error:
         if parsed.debug:
             raise
-        _tell(f"error: {error}")
+        _tell(f"error: {error}", on_each_rank=True)
         return 2
     except BrokenPipeError:  # who reads the output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -40,11 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _tell(text: str) -> None:
+def _tell(text: str, on_each_rank: bool = False) -> None:
+    """Before the ranks are connected all find the same wrong, and one says it."""
+    from openbook.utils.distributed import world_size
     from openbook.utils.hardware import rank_from_environment
 
-    if rank_from_environment() == 0:
-        print(text, file=sys.stderr)
+    number = rank_from_environment()
+    if number == 0 or (on_each_rank and world_size() > 1):
+        print(f"rank {number}: {text}" if number else text, file=sys.stderr)
 
 
 def _run(parsed: argparse.Namespace) -> None:

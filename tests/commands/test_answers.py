@@ -163,7 +163,7 @@ def test_what_cannot_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         with pytest.raises(OpenBookError, match=rf"not a number of answers \(N\): got {n}, expected a whole number"):
             shown(str(run), f"--n={n}")
     (run / "predictions.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(OpenBookError, match=r"no answer can be read .*got an empty file"):
+    with pytest.raises(OpenBookError, match=r"no answer can be read .*got predictions.jsonl is empty"):
         shown(str(run))
     (run / "predictions.jsonl").write_text("{}\n", encoding="utf-8")
     with pytest.raises(OpenBookError, match=r"got predictions.jsonl: 1 lines cannot be read"):

@@ -335,14 +335,14 @@ def test_the_second_run_of_a_name_is_refused_and_a_failed_one_leaves_nothing(
     config = small_system.config(tmp_path / "deep" / "run") if (tmp_path / "deep").mkdir() is None else None
     assert config is not None
     first = RunFolder.choose(config).claim()
-    with pytest.raises(OpenBookError, match="another process is starting a run"):
+    with pytest.raises(OpenBookError, match=r"a run is at work in this folder .*process \d+ on"):
         train(config)
     first.release()
     assert not (tmp_path / "deep" / "run").exists()
     first.path.mkdir()
-    (first.path / ".claim").write_text(f"{2**22 + 1} {os.uname().nodename}")  # of a process that has been killed
+    (first.path / ".lock").write_text(f"process {2**22 + 1} on {os.uname().nodename}")  # killed
     assert train(small_system.config(first.path, "trainer.max_steps=1")) == first.path
-    assert not (first.path / ".claim").exists()
+    assert not (first.path / ".lock").exists()
 
 
 def test_a_run_that_is_refused_before_it_starts_leaves_no_folder(small_system: SmallSystem, tmp_path: Path) -> None:

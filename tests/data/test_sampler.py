@@ -75,6 +75,20 @@ def test_the_world_does_not_change_the_global_batches() -> None:
     assert [sorted(real(plans)) for plans in one] == [sorted(real(plans)) for plans in four]
 
 
+@pytest.mark.parametrize("world", [3, 5, 6, 7])
+def test_a_global_batch_that_the_ranks_do_not_divide_is_kept(world: int) -> None:
+    """8 questions on 3 ranks are shares of 3, 3 and 2: one place reads a filler that counts for nothing."""
+    one = epoch_of_all_ranks(29, 8, 1)
+    samplers = [
+        GlobalBatchSampler(29, -(-8 // world), rank=rank, world_size=world, seed=3, global_batch_size=8)
+        for rank in range(world)
+    ]
+    some = list(zip(*samplers, strict=True))
+    assert [sorted(real(plans)) for plans in some] == [sorted(real(plans)) for plans in one]
+    assert [plans[0].cursor for plans in some] == [plans[0].cursor for plans in one]
+    assert all(len({len(plan.indices) for plan in plans}) == 1 for plans in some)
+
+
 @pytest.mark.parametrize("world_after", [1, 2, 3])
 def test_any_world_continues_from_the_cursor(world_after: int) -> None:
     before = epoch_of_all_ranks(29, 3, 2)[:3]

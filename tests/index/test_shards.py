@@ -19,6 +19,7 @@ from openbook.index.faiss_factory import use_threads
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.utils.distributed import (
+    RankError,
     any_rank,
     exchange_rows,
     from_rank_zero,
@@ -238,10 +239,10 @@ def test_what_one_rank_raises_is_raised_on_all(ranks: Ranks) -> None:
             own = f"of rank {who}"
             if rank in failing:
                 return f"FloatingPointError: {own}"
-            return f"OpenBookError: rank {who} failed: got FloatingPointError('{own}')."
+            return f"RankError: rank {who} failed (set-up): got FloatingPointError('{own}')."
 
         assert said["together"] == ["nothing", text(last), text(0), text(0, last)]
-        other = OpenBookError(f"rank {last} failed", got=repr(KeyError("key")))
+        other = RankError(f"rank {last} failed", where="set-up", got=repr(KeyError("key")))
         assert said["raise_if_any_rank_failed"] == repr(KeyError("key") if rank == last else other)
 
 

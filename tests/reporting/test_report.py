@@ -185,7 +185,7 @@ def test_damaged_files_are_named(run_folder: Path) -> None:
         file.write('{"id": "q"}\nnonsense\n')
     _, page = page_of(run_folder)
     assert "summary.json cannot be read: it holds a list, not an object." in page.text
-    assert "environment.json cannot be read: Expecting value" in page.text
+    assert "environment.json cannot be read: it is cut." in page.text
     assert "predictions.jsonl: 2 lines cannot be read, the first is line 15." in page.text
     assert "12 of 14 test questions" in page.text
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from openbook.utils import atomic
+from openbook.utils.disk import DiskError
 
 
 def test_a_file_is_replaced_whole_and_text_keeps_its_newlines(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
             if step == "write":
                 full()
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(DiskError, match=r"the disk is full \(.*a\.npy\)"):
         write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]

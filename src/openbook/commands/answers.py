@@ -15,6 +15,7 @@ from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
 from openbook.reporting.report import chosen_examples
 from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
+from openbook.utils.console import say
 
 N_ANSWERS = 10
 WIDTH = 100  # Maximum width in columns.
@@ -65,6 +66,8 @@ def _read(run: str) -> tuple[list[Prediction], bool]:
             expected="a run that has been tested",
             action=f"`make evaluate RUN={folder}`, once it has a checkpoint.",
         )
+    if files.predictions and (found := files.problems.get("predictions.jsonl")):
+        say(f"warning: {folder}: {found}")
     if not files.predictions:
         raise OpenBookError(
             "no answer can be read",
@@ -72,7 +75,7 @@ def _read(run: str) -> tuple[list[Prediction], bool]:
             got=files.problems.get("predictions.jsonl", "an empty file").rstrip("."),
         )
     config = of_run / "config.yaml"
-    return files.predictions, config.is_file() and "regex_answers: true" in config.read_text(encoding="utf-8")
+    return files.predictions, config.is_file() and b"regex_answers: true" in config.read_bytes()
 
 
 def _console() -> Console:

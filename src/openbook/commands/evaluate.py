@@ -19,7 +19,7 @@ from openbook.reporting.report import results_table
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
-from openbook.setup.trainer import make_trainer
+from openbook.setup.trainer import make_trainer, together
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.tracking.trec import write_trec
@@ -27,7 +27,10 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
+from openbook.utils.disk import check_writable
+from openbook.utils.distributed import from_rank_zero
 from openbook.utils.hardware import rank_from_environment
+from openbook.utils.rank_failure import solo
 
 UNTRAINED = "Nothing was trained here: the encoders are as they were loaded."
 
@@ -59,18 +62,34 @@ def evaluate(
     config = run.load_config(list(overrides), training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
-    module, trainer, prepared = answer_test(run, config, own)
+    check_writable(run.path / "evaluations", "the run folder")
+    with together(config, run.path):
+        return _evaluate(run, config, overrides, own)
 
-    number = 1 + max((int(p.name) for p in (run.path / "evaluations").glob("*") if p.name.isdigit()), default=0)
-    target = run.path / "evaluations" / str(number)
-    if trainer.is_global_zero:
-        os.makedirs(target)
-        # With other questions or another corpus the run's own metrics are no comparison.
-        before = {} if overrides else run.read_summary().get("before_training", {})
-        result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
-        data = {split: sha for split, sha in prepared.fingerprints.items() if split in ("corpus", "test")}
-        _write(target, module, result | {"test": module.summary, "data": data})
-    return target / "summary.json"
+
+def _evaluate(run: RunFolder, config: Config, overrides: Sequence[str], own: OwnParts) -> Path:
+    module, trainer, prepared = answer_test(run, config, own)
+    target = run.path
+    with solo("writing the results"):
+        if trainer.is_global_zero:
+            target = _next_number(run.path / "evaluations")
+            # With other questions or another corpus the run's own metrics are no comparison.
+            before = {} if overrides else run.read_summary().get("before_training", {})
+            result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
+            data = {split: sha for split, sha in prepared.fingerprints.items() if split in ("corpus", "test")}
+            _write(target, module, result | {"test": module.summary, "data": data})
+    return Path(from_rank_zero(str(target))) / "summary.json"
+
+
+def _next_number(folder: Path) -> Path:
+    """A new folder of the next free number, also where several evaluations end at the same moment."""
+    number = 1 + max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+    while True:
+        try:
+            (folder / str(number)).mkdir()
+            return folder / str(number)
+        except FileExistsError:
+            number += 1
 
 
 def evaluate_untrained(experiment: str, overrides: Sequence[str] = (), own: OwnParts = NOTHING_OWN) -> Path:
@@ -98,10 +117,12 @@ def evaluate_untrained(experiment: str, overrides: Sequence[str] = (), own: OwnP
     config = resolve_start(replace(config, experiment=f"{config.experiment}_untrained", evaluate=evaluation))
     run = RunFolder.choose(config)
     if rank_from_environment():
-        return _test_untrained(run, config)
+        with together(config, run.path):
+            return _test_untrained(run, config)
     run = run.claim()
     try:
-        return _test_untrained(run, config)
+        with together(config, run.path):
+            return _test_untrained(run, config)
     finally:
         run.release()
         os.environ.pop(SHARED, None)
@@ -118,7 +139,7 @@ def _test_untrained(run: RunFolder, config: Config) -> Path:
         start_encoders(config, cast(DenseRetriever, module.retriever))
     trainer = make_trainer(config, [prepared.refresh(probes=False)], [])
     trainer.test(module, prepared.questions, verbose=False, weights_only=True)
-    if trainer.is_global_zero:
+    if trainer.is_global_zero:  # the last thing: no rank waits for it
         result = {
             "experiment": config.experiment,
             "status": "evaluated",

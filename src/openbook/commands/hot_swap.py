@@ -20,9 +20,11 @@ from openbook.reporting.hot_swap_table import FACTS, INDEXES, summarize, table
 from openbook.setup.inputs import data as setup_data
 from openbook.setup.preflight import check_swap
 from openbook.setup.prepare import prepare
+from openbook.setup.trainer import together
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import console, say
+from openbook.utils.disk import check_writable
 
 
 def hot_swap(folder: str, overrides: list[str]) -> Path:
@@ -35,6 +37,7 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     run = RunFolder.existing(folder)
     config = run.load_config(overrides, training=False)
     _check(config)
+    check_writable(run.path, "the run folder")
     swap = config.hot_swap
     # The configuration of each evaluation: its corpus, and the questions with the answers of that corpus.
     pairs = zip(INDEXES, (config.data.corpus, swap.corpus), (swap.facts, swap.changed_facts), strict=True)
@@ -43,6 +46,18 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
     }
     facts = {name: _facts(config, file) for name, file in zip(FACTS, (swap.facts, swap.changed_facts), strict=True)}
     _check_facts(config, *facts.values())
+    with together(config, run.path):
+        return _answered(run, config, sides, facts, overrides)
+
+
+def _answered(
+    run: RunFolder,
+    config: Config,
+    sides: Mapping[str, Config],
+    facts: Mapping[str, Mapping[str, Example]],
+    overrides: list[str],
+) -> Path:
+    """Of both sides, and what comes of it as summary.json."""
     for side in sides.values():  # finds errors in the second corpus before answering from the first
         prepare(side, "test")
     answered: dict[str, list[Prediction]] = {}
@@ -58,7 +73,7 @@ def hot_swap(folder: str, overrides: list[str]) -> Path:
         config.seed,
     )
     target = run.path / "hot_swap"
-    if trainer.is_global_zero:
+    if trainer.is_global_zero:  # the last thing: no rank waits for it
         with replacing_folder(target, complete=lambda _: False) as new:  # replaces an earlier one as a whole
             for index, predictions in answered.items():
                 RunFolder.write_predictions(new, [one.to_json() for one in predictions], f"predictions_{index}.jsonl")

@@ -21,7 +21,8 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say
-from openbook.utils.distributed import from_rank_zero
+from openbook.utils.distributed import from_rank_zero, now_in
+from openbook.utils.rank_failure import solo
 from openbook.utils.signals import Stopped
 
 WARMED_UP = "Before joint training the small reader was warmed up for {steps} steps on {what}."
@@ -81,8 +82,9 @@ class Stages:
             self.before = run.read_summary().get("before_training", {})
         elif config.data.test and config.evaluate.before_training:
             self.before = self._test("test split before training")
-            if trainer.is_global_zero:
-                write_json(run.before, per_question(self.module.predictions))
+            with solo("writing what the test found"):
+                if trainer.is_global_zero:
+                    write_json(run.before, per_question(self.module.predictions))
         self._write_summary("running")
 
         trainer.fit(self.module, self.prepared.questions, ckpt_path=run.newest if resumed else None, weights_only=True)
@@ -96,14 +98,16 @@ class Stages:
         if config.data.test:
             self._load_best()
             self.after = self._test("test split after training")
-            if trainer.is_global_zero:
-                run.write_predictions(run.path, [prediction.to_json() for prediction in self.module.predictions])
-                write_trec(run.path, self.module.predictions)
-                after, resamples = per_question(self.module.predictions), config.evaluate.bootstrap
-                self.improved = improvements(read_json(run.before), after, resamples, config.seed)
+            with solo("writing what the test found"):
+                if trainer.is_global_zero:
+                    run.write_predictions(run.path, [prediction.to_json() for prediction in self.module.predictions])
+                    write_trec(run.path, self.module.predictions)
+                    after, resamples = per_question(self.module.predictions), config.evaluate.bootstrap
+                    self.improved = improvements(read_json(run.before), after, resamples, config.seed)
         self._write_summary("finished")
-        if trainer.is_global_zero:
-            _close(run)
+        with solo("the report"):
+            if trainer.is_global_zero:
+                _close(run)
         return run.path
 
     def _load_best(self) -> None:
@@ -120,6 +124,7 @@ class Stages:
 
     def _test(self, what: str) -> dict[str, Any]:
         say(what)
+        now_in(what)
         self.trainer.test(self.module, self.prepared.questions, verbose=False, weights_only=True)
         self.clock.lap("evaluate")
         for line in lines_of(self.module.summary.get("retrieval", {})):
@@ -127,8 +132,11 @@ class Stages:
         return dict(self.module.summary)
 
     def _write_summary(self, status: str) -> None:
-        if not self.trainer.is_global_zero:
-            return
+        with solo("writing summary.json"):
+            if self.trainer.is_global_zero:
+                write_json(self.run.summary, self._summary(status))
+
+    def _summary(self, status: str) -> dict[str, Any]:
         config, own = self.prepared.config, self.prepared.own.names
         teacher = getattr(self.module, "teacher", None)
         start, best = config.retriever.start_from, self.checkpointing
@@ -158,7 +166,7 @@ class Stages:
             "index": self.module.retriever.index_facts(),
             "disclosures": [text for text, holds in told.items() if holds],
         }
-        write_json(self.run.summary, summary | ({"own_parts": own} if own else {}))
+        return summary | ({"own_parts": own} if own else {})
 
 
 def _read_first(config: Config) -> str:

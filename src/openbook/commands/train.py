@@ -1,8 +1,8 @@
 """`train` and `resume`: from a configuration to a run folder with a trained model, its metrics and its report."""
 
 import os
-import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,14 +18,17 @@ from openbook.config.schema import Config
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
+from openbook.setup.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
-from openbook.setup.trainer import make_trainer, wandb_logger
+from openbook.setup.trainer import end_ranks, make_trainer, together, wandb_logger
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
-from openbook.tracking.resuming import check_data, check_keys
+from openbook.tracking.resuming import check_data, check_keys, keeping_the_batch
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
+from openbook.utils.disk import DiskError
+from openbook.utils.distributed import RankError
 from openbook.utils.hardware import computing, rank_from_environment
 from openbook.utils.signals import Stopped
 
@@ -48,16 +51,30 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
 
     A run that was interrupted before its first checkpoint starts again. Overrides are kept in the run's config.yaml,
     once all that they meet has been checked. Raises OpenBookError, and leaves the run as it is, where a key or a file
-    of data differs that decides what is trained. A finished run is left as it is.
+    of data differs that decides what is trained, or where another process is at work in the run. A finished run is
+    left as it is.
     """
     run = RunFolder.existing(str(folder))
-    config, summary = run.load_config(list(overrides)), run.read_summary()
+    if rank_from_environment():
+        return _resume(run, overrides, own)
+    run.lock()
+    try:
+        return _resume(run, overrides, own)
+    finally:
+        run.release()
+
+
+def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
+    overrides = keeping_the_batch(run.load_config([], training=False), overrides)
+    config, summary = run.load_config(overrides), run.read_summary()
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)
     if not run.newest.is_file():
         say(f"{run.path} has no checkpoint yet: starting from the beginning")
         return _run(config, run, own)
+    if run.summary.is_file() and not summary:
+        say("lost with summary.json: the test before training, and by which files of data this run is known")
     changed = check_keys(run.load_config([], training=False), config, summary.get("data", {}))
     steps, longer = summary.get("steps", 0), {"trainer.max_steps", "trainer.patience"} & set(changed)
     if summary.get("status") == "finished" and (steps >= config.trainer.max_steps or not longer):
@@ -70,6 +87,26 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
 
 
 def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -> Path:
+    trainers: list[L.Trainer] = []
+    try:
+        with together(config, run.path):
+            return _stages(config, run, own, resumed, trainers)(resumed)
+    except BaseException as error:
+        if isinstance(error, (Stopped, RankError)):
+            end_ranks(trainers, error)
+        if isinstance(error, (Stopped, RankError, DiskError)) and rank_from_environment() == 0:
+            with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
+                if (summary := run.read_summary()).get("status") == "running":
+                    write_json(run.summary, summary | {"status": "interrupted"})
+            if run.config.is_file():
+                say(f"`make resume RUN={run.path}` continues the run")
+        raise
+    finally:
+        os.environ.pop(SHARED, None)
+
+
+def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, trainers: list[L.Trainer]) -> Stages:
+    """What is left once all is set up. trainers: where the one that is made is left, for it may have started ranks."""
     clock = Clock()
     prepared = prepare(config, own=own)  # the last of the checks: from here on the run folder is filled
     config = prepared.config
@@ -77,45 +114,38 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         check_data(run.read_summary().get("data", {}), prepared.fingerprints)
     elif rank_from_environment() == 0:
         run.create(config)
-    trainer: L.Trainer | None = None
-    try:
-        module = prepared.module()
-        if resumed:
-            check_weights(module, run.newest)
-        elif config.retriever.start_from and prepared.is_dense:
-            start_encoders(config, cast(DenseRetriever, module.retriever))
-        n_passages = prepared.parts.corpus.n_passages
-        if prepared.is_dense:
-            clock.refresh = prepared.refresh()
-            if rank_from_environment() == 0:
-                write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh)))
-        checkpointing = Checkpointing(
-            run.last,
-            config.trainer.checkpoint_every,
-            keep=config.trainer.keep_checkpoints,
-            monitor=monitored(config),
-            patience=config.trainer.patience,
-            validate_every=config.trainer.validate_every if config.data.validation else 0,
-        )
-        callbacks = _callbacks(config, run, n_passages, clock.refresh)
-        trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], _loggers(config, run, resumed))
-        how = f"on {prepared.on}, {trainer.precision}, {computing()}"
-        say(f"run folder {run.path}; {n_passages:,} passages; {how}")
-        clock.lap("setup")
-        if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
-            write_json(run.summary, run.read_summary() | {"status": "running"})
-            run.create(config)
-        return Stages(run, prepared, module, trainer, clock, checkpointing)(resumed)
-    except Stopped:
-        if trainer is not None and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGTERM)  # the ranks that it has started
+    module = prepared.module()
+    if resumed:
+        check_weights(module, run.newest)
+    elif config.retriever.start_from and prepared.is_dense:
+        start_encoders(config, cast(DenseRetriever, module.retriever))
+    n_passages = prepared.parts.corpus.n_passages
+    if prepared.is_dense:
+        clock.refresh = prepared.refresh()
         if rank_from_environment() == 0:
-            if (summary := run.read_summary()).get("status") == "running":
-                write_json(run.summary, summary | {"status": "interrupted"})
-            say(f"`make resume RUN={run.path}` continues the run")
-        raise
-    finally:
-        os.environ.pop(SHARED, None)
+            write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh, run.path)))
+    elif rank_from_environment() == 0:
+        check_checkpoints(n_checkpoints(config) * checkpoint_bytes(module), run.path)
+    checkpointing = Checkpointing(
+        run.last,
+        config.trainer.checkpoint_every,
+        keep=config.trainer.keep_checkpoints,
+        monitor=monitored(config),
+        patience=config.trainer.patience,
+        validate_every=config.trainer.validate_every if config.data.validation else 0,
+    )
+    callbacks = _callbacks(config, run, n_passages, clock.refresh)
+    trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], _loggers(config, run, resumed))
+    trainers.append(trainer)
+    how = f"on {prepared.on}, {trainer.precision}, {computing()}"
+    say(f"run folder {run.path}; {n_passages:,} passages; {how}")
+    clock.lap("setup")
+    if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
+        if run.summary.is_file() and not run.read_summary():
+            os.replace(run.summary, run.summary.with_name("summary.json.damaged"))
+        write_json(run.summary, run.read_summary() | {"status": "running"})
+        run.create(config)
+    return Stages(run, prepared, module, trainer, clock, checkpointing)
 
 
 def _callbacks(config: Config, run: RunFolder, n_passages: int, refresh: IndexRefresh | None) -> list[L.Callback]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from openbook.config.combinations import (
     Check,
+    batch_checks,
     bm25_checks,
     checkpoint_checks,
     dpr_checks,
@@ -25,7 +26,7 @@ POSITIVE = """
     data.factbook.passage_words data.factbook.field_words data.max_question_tokens
     data.max_target_tokens retriever.n_docs index.nprobe
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
-    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes
+    trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.timeout
     trainer.log_every trainer.keep_checkpoints evaluate.batch_size
     decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
 """.split()
@@ -37,7 +38,7 @@ NOT_NEGATIVE = """
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
-    retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram
+    trainer.global_batch_size retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram
 """.split()
 FRACTIONS = (
     "refresh.share",
@@ -126,7 +127,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
         lacking = Check(
             not config.data.train, "no training questions", "data.train", "a file of questions or 'factbook'"
         )
-        checks += [lacking, *_source_checks(config), *checkpoint_checks(config)]
+        checks += [lacking, *_source_checks(config), *checkpoint_checks(config), *batch_checks(config)]
     checks += [*model_checks(config), *adapter_checks(config)]
     if config.retriever.kind == "bm25" and config.objective != "closed_book":
         checks += bm25_checks(config)

@@ -40,7 +40,7 @@ def dpr_checks(config: Config) -> list[Check]:
             "true, or retriever.train_passage_encoder=true",
         ),
         Check(
-            config.trainer.batch_size * config.trainer.world_size == 1 and not most,
+            config.trainer.questions_per_pass == 1 and not most,
             "one question per step has no negative passage: the loss is 0 and nothing is learned",
             "trainer.batch_size",
             "more than 1 without hard negatives",
@@ -59,6 +59,20 @@ def dpr_checks(config: Config) -> list[Check]:
             "0 with refresh.every=0",
             "Or set refresh.every=30.",
         ),
+    ]
+
+
+def batch_checks(config: Config) -> list[Check]:
+    trainer = config.trainer
+    share = -(-trainer.questions_per_pass // trainer.world_size)
+    return [
+        Check(
+            trainer.global_batch_size and share != trainer.batch_size,
+            "the ranks' shares of it are of another size than trainer.batch_size",
+            "trainer.global_batch_size",
+            f"0, or at most {trainer.batch_size * trainer.world_size} and more than "
+            f"{(trainer.batch_size - 1) * trainer.world_size} with {trainer.world_size} ranks of {trainer.batch_size}",
+        )
     ]
 
 

@@ -64,6 +64,11 @@ class TrainerConfig:
     max_steps: int = unit(0, "optimizer steps; 0: from the data")
     max_epochs: float = unit(0.0, "passes over the training questions, instead of trainer.max_steps; 0: that counts")
     batch_size: int = unit(16, "questions per rank and forward pass")
+    global_batch_size: int = unit(
+        0,
+        "questions of all ranks in one forward pass, where ranks x trainer.batch_size is more: 8 on 3 ranks of 3; "
+        "0: ranks x trainer.batch_size",
+    )
     accumulate: int = unit(1, "forward passes per optimizer step")
     reduction: Literal["question", "token"] = unit(
         "question",
@@ -71,6 +76,9 @@ class TrainerConfig:
     )
     devices: int = unit(1, "ranks on this node")
     nodes: int = unit(1, "nodes")
+    timeout: int = unit(
+        1800, "seconds that a rank waits for the others before the run ends; longer than an uneven refresh may take"
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = unit("auto", "where models train; auto uses a GPU if there is one")
     precision: Literal["auto", "fp32", "bf16"] = unit(
         "auto",
@@ -102,3 +110,8 @@ class TrainerConfig:
     def world_size(self) -> int:
         """Ranks on all nodes."""
         return self.devices * self.nodes
+
+    @property
+    def questions_per_pass(self) -> int:
+        """Of all ranks: what the sum of a step is taken over, whatever the number of ranks."""
+        return self.global_batch_size or self.batch_size * self.world_size

@@ -51,7 +51,8 @@ class QuestionAnswerData(LightningDataModule):
     first one, and carry all in `examples`. `cache` is a folder for line indexes (see QuestionFile).
 
     limits: {split: questions used}, spread evenly over the file; 0 or absent: all. unanswered: whether questions may
-    lack an answer. prompt: of a decoder-only generator.
+    lack an answer. prompt: of a decoder-only generator. global_batch_size: training questions of all ranks in a pass,
+    0: as many as they have room for (batch_size each).
 
     The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
     step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own
@@ -79,8 +80,10 @@ class QuestionAnswerData(LightningDataModule):
         long_questions: Literal["error", "cut", "drop"] = "error",
         unanswered: bool = False,
         prompt: Prompt | None = None,
+        global_batch_size: int = 0,
     ):
         super().__init__()
+        self.global_batch_size = global_batch_size
         self.limits, self.long_questions, self.unanswered = dict(limits or {}), long_questions, unanswered
         self.prompt = prompt
         self.paths = {"train": train, "validation": validation, "test": test}
@@ -111,7 +114,9 @@ class QuestionAnswerData(LightningDataModule):
                 self.questions[split] = questions
 
     def train_dataloader(self) -> ResumableLoader:
-        self._train_sampler = self._sampler("train", self.batch_size, seed=self.seed, consumed=self.consumed)
+        together = self.global_batch_size if self.trainer else 0  # alone it is a batch of one rank that is wanted
+        stream = {"seed": self.seed, "consumed": self.consumed, "global_batch_size": together}
+        self._train_sampler = self._sampler("train", self.batch_size, **stream)
         return self._loader("train", self._train_sampler)
 
     def val_dataloader(self) -> ResumableLoader | list[Any]:

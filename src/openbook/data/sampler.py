@@ -36,7 +36,8 @@ class GlobalBatchSampler:
 
     `consumed` counts examples of the whole stream and may be set between two iterations. The last global batch of an
     epoch may be short; its examples are dealt out evenly and every rank gets the same number of entries. The same
-    global batch size (batch_size_per_rank * world_size) gives the same global batches for any number of ranks.
+    global batch size (batch_size_per_rank * world_size, unless given) gives the same global batches on any number
+    of ranks.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class GlobalBatchSampler:
         *,
         rank: int = 0,
         world_size: int = 1,
+        global_batch_size: int = 0,
         seed: int = 0,
         shuffle: bool = True,
         consumed: int = 0,
@@ -53,7 +55,7 @@ class GlobalBatchSampler:
         if n_examples < 1 or batch_size_per_rank < 1 or not 0 <= rank < world_size or consumed < 0:
             raise ValueError(f"{n_examples=}, {batch_size_per_rank=}, {rank=}, {world_size=}, {consumed=}")
         self.n_examples = n_examples
-        self.global_batch_size = batch_size_per_rank * world_size
+        self.global_batch_size = global_batch_size or batch_size_per_rank * world_size
         self.rank, self.world_size = rank, world_size
         self.seed, self.shuffle, self.consumed = seed, shuffle, consumed
 

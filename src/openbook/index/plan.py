@@ -42,7 +42,7 @@ class Plan:
     models_on: Literal["cpu", "gpu"] = "cpu"
     gpu_temp_memory: int = 256  # MiB that a search works in on a GPU
     keep_vectors: int = 0  # sets of fp32 embeddings of the corpus on disk, Flat only
-    checkpoints: int = 0  # kept at a time
+    checkpoints: int = 0  # on disk at a time: those that are kept, and the one that is being written
     checkpoint_bytes: int = 0  # of one, its passages left out
 
     @property
@@ -98,10 +98,15 @@ class Plan:
 
     @property
     def disk(self) -> int:
-        """Vectors kept, and checkpoints, with the codes where passages are of different ages; not the corpus store."""
+        """Vectors kept, and checkpoints; not the corpus store."""
         vectors = 4 * self.dim * self.n_passages if self.factory == "Flat" else 0
+        return self.keep_vectors * vectors + self.disk_of_checkpoints
+
+    @property
+    def disk_of_checkpoints(self) -> int:
+        """With the codes where passages are of different ages."""
         codes = round(self.n_passages * family_facts(self.factory, self.dim)[0]) if self.in_place else 0
-        return self.keep_vectors * vectors + self.checkpoints * (self.checkpoint_bytes + codes)
+        return self.checkpoints * (self.checkpoint_bytes + codes)
 
     @property
     def share(self) -> float | None:

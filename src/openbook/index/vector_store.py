@@ -26,6 +26,7 @@ import numpy as np
 
 from openbook.index.passage_keys import LAYOUT, rows_of
 from openbook.utils.atomic import write_json
+from openbook.utils.disk import DiskError
 
 _CHUNK = 8192  # passages hashed, written or copied at once: a few MB
 _DAY = 24 * 3600
@@ -88,7 +89,7 @@ class VectorStore:
             os.utime(target)
             os.utime(target.parent)
             self._remove_old(target.parent)
-        except OSError as error:
+        except (OSError, DiskError) as error:
             self._warn(
                 self.root,
                 "passage vectors cannot be saved under %s (%s); the run goes on, and the next one encodes them again. "

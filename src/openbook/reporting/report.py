@@ -19,7 +19,7 @@ from openbook.reporting.verdict import verdict
 from openbook.tracking.curves import Curves
 from openbook.tracking.run_contents import RunFiles, read_run
 from openbook.utils.atomic import write_text
-from openbook.utils.console import duration
+from openbook.utils.console import duration, say
 
 N_EXAMPLES = 12
 HEADLINE = {
@@ -80,7 +80,10 @@ def write_report(run_folder: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(page_of(read_run(run_folder), run_folder.name))
+    files = read_run(run_folder)
+    for text in files.damage:
+        say(f"warning: {run_folder}: {text}")
+    page = environment.get_template("report.html.j2").render(page_of(files, run_folder.name))
     target = run_folder / "report.html"
     write_text(target, page)
     return target

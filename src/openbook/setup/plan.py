@@ -2,8 +2,9 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from openbook.batch import Batch, Retrieved
 from openbook.config.checks import has_index
-from openbook.config.combinations import monitored
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus, PassageTokens
 from openbook.data.encoder_inputs import EncoderFormat
@@ -23,9 +23,11 @@ from openbook.index.plan_fit import check_fits
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.encoders import encoder_dim
+from openbook.setup.space import bytes_of, check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
+from openbook.utils.disk import device_of, size_of
 from openbook.utils.host_memory import available_memory, disk_free, gpu_free_memory
 
 
@@ -51,8 +53,6 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
     """The plan without its measured seconds."""
     retriever = cast(DenseRetriever, module.retriever)
     refresh, schedule, encoder = config.refresh, manager.options.schedule, retriever.passage_encoder
-    weights = _bytes_of(module.state_dict().values())
-    trained = _bytes_of(value for value in module.parameters() if value.requires_grad)
     copies = (2 if refresh.mode == "amortized" else 1) if encoder.trains else 0  # of the passage encoder
     return Plan(
         n_passages=manager.corpus.n_passages,
@@ -73,13 +73,9 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
         models_on="gpu" if next(encoder.parameters()).is_cuda else "cpu",
         gpu_temp_memory=config.index.gpu_temp_memory,
         keep_vectors=config.index.keep_vectors,
-        checkpoints=config.trainer.keep_checkpoints + bool(monitored(config)),
-        checkpoint_bytes=weights + 2 * trained + copies * _bytes_of(encoder.parameters()),
+        checkpoints=n_checkpoints(config),
+        checkpoint_bytes=checkpoint_bytes(module) + copies * bytes_of(encoder.parameters()),
     )
-
-
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
 def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule | DprModule, batch: Batch) -> Plan:
@@ -134,10 +130,10 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
     return module.read(batch, rows, doc_scores, batch.weight).loss
 
 
-def announce(plan: Plan, config: Config) -> None:
-    """Print the plan; OpenBookError where the machine cannot hold it."""
+def announce(plan: Plan, config: Config, run: Path | None = None) -> None:
+    """Print the plan; OpenBookError where the machine cannot hold it. run: the run folder, where there is one."""
     say("\n  ".join(["estimate:", *lines(plan)]))
-    _check(plan, config)
+    _check(plan, config, run)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
@@ -146,9 +142,17 @@ def as_json(plan: Plan) -> dict[str, Any]:
     return asdict(plan) | {name: getattr(plan, name) for name in derived}
 
 
-def _check(plan: Plan, config: Config) -> None:
-    gpu = gpu_free_memory() if plan.gpu_at_swap else None
-    check_fits(plan, available_memory(), gpu, disk_free(config.data.cache))
+def _check(plan: Plan, config: Config, run: Path | None = None) -> None:
+    """What is on the disk already and will be replaced (checkpoints of a run that is resumed, kept vectors) counts as
+    free."""
+    gpu, cache = gpu_free_memory() if plan.gpu_at_swap else None, Path(config.data.cache)
+    free, reused = disk_free(cache), size_of(cache / "vectors")
+    if run is not None and device_of(run) != device_of(cache):
+        check_checkpoints(plan.disk_of_checkpoints, run)
+        plan = replace(plan, checkpoints=0)
+    elif run is not None:
+        reused += size_of(run / "checkpoints")
+    check_fits(plan, available_memory(), gpu, None if free is None else free + reused)
 
 
 def time_encoding(

@@ -39,6 +39,7 @@ from openbook.setup.settle import settle
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
+from openbook.utils.disk import check_writable
 from openbook.utils.hardware import accelerator, autocast_dtype, set_threads
 
 RANKED = 100  # passages per question of a test of retrieval alone
@@ -157,13 +158,14 @@ class Prepared:
         """The callback that owns the index; without probes one index is not compared with the next."""
         return index_refresh(self.config, self.parts, self.questions if probes else None, self.autocast)
 
-    def plan(self, module: RagModule | DprModule, refresh: IndexRefresh) -> Plan:
-        """Timed, printed and checked; for rank 0. The module goes to the device that it will train on."""
+    def plan(self, module: RagModule | DprModule, refresh: IndexRefresh, run: Path | None = None) -> Plan:
+        """Timed, printed and checked, the run folder's disk too; for rank 0. The module goes to the device that it will
+        train on."""
         if self.on == "gpu":
             module.to(torch.device("cuda", torch.cuda.current_device()))
         plan = planning.plan_of(self.config, refresh.manager, module)
         plan = planning.timed(plan, self.config, refresh.manager, module, next(iter(self.questions.train_dataloader())))
-        planning.announce(plan, self.config)
+        planning.announce(plan, self.config, run)
         return plan
 
 
@@ -171,6 +173,7 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
     """Everything that can be found wrong is found here, and what the configuration leaves to the data is settled. stage
     "test" reads the test questions only."""
     check(config)
+    check_writable(config.data.cache, "data.cache")
     config = follow_folders(config, tell=True)
     on = accelerator(config.trainer.accelerator)
     if on == "gpu":  # the plan looks at this rank's GPU before Lightning has chosen it

@@ -98,7 +98,7 @@ def _cut(needed: int, value: int) -> str:
 
 def _training(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     settings, optim = config.trainer, config.optim
-    per_step = settings.batch_size * settings.accumulate * settings.world_size
+    per_step = settings.questions_per_pass * settings.accumulate
     epoch = n_questions / per_step
     if settings.max_epochs:
         yield Choice("trainer.max_steps", max(1, round(settings.max_epochs * epoch)), f"{settings.max_epochs:g} epochs")
@@ -133,7 +133,7 @@ def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Ch
     refresh, trainer = config.refresh, config.trainer
     half = ceil(trainer.max_steps / 2)
     if refresh.every == AUTO:
-        per_step = trainer.batch_size * trainer.accumulate * trainer.world_size * config.retriever.n_docs
+        per_step = trainer.questions_per_pass * trainer.accumulate * config.retriever.n_docs
         cost = corpus.n_passages / (ENCODED_PER_TRAINED * per_step)
         every = max(1, min(max(30, ceil(2 * cost)), half))
         yield Choice("refresh.every", str(every), f"a refresh costs about as much as {max(cost, 1):.0f} steps")

@@ -2,7 +2,14 @@
 
 import hashlib
 import logging
+import signal
+import subprocess
+import time
 import warnings
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,7 +21,10 @@ from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.tracking.checkpoint import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
+from openbook.utils.distributed import RankError, raise_if_any_rank_failed
 from openbook.utils.hardware import accelerator, autocast_dtype
+from openbook.utils.rank_failure import named_on_all_ranks
+from openbook.utils.signals import Stopped
 
 
 class Bar(TQDMProgressBar):
@@ -23,6 +33,39 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+class Ranks(DDPStrategy):
+    """DDP whose ranks hear, once they are connected, of one that failed while it set up."""
+
+    def __init__(self, timeout: float):
+        """timeout: seconds that ranks wait for one another."""
+        # The only buffers are frozen weights.
+        super().__init__(broadcast_buffers=False, timeout=timedelta(seconds=timeout))
+
+    def setup_environment(self) -> None:
+        super().setup_environment()
+        raise_if_any_rank_failed(None)
+
+
+def together(config: Config, folder: Path) -> AbstractContextManager[None]:
+    """What one rank of the configuration raises inside is named by all of them. folder: of the run."""
+    backend = "nccl" if accelerator(config.trainer.accelerator) == "gpu" else "gloo"
+    return named_on_all_ranks(config.trainer.world_size, config.trainer.timeout, folder, backend)
+
+
+def end_ranks(trainers: Iterable[L.Trainer], error: Stopped | RankError) -> None:
+    """End the ranks that this process has started: by the signal's like, or, where one of them failed, of themselves
+    within some seconds, in which they say what they have met; one that is stopped or hangs is killed."""
+    started = [process for one in trainers for process in getattr(one.strategy.launcher, "procs", ())]
+    until = time.monotonic() + 8
+    for process in started:
+        if isinstance(error, Stopped):
+            process.send_signal(signal.SIGTERM)
+            continue
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        process.kill()
 
 
 def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logger]) -> L.Trainer:
@@ -34,9 +77,7 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
         accelerator=on,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=DDPStrategy(broadcast_buffers=False)
-        if settings.world_size > 1
-        else "auto",  # the only buffers are frozen weights
+        strategy=Ranks(settings.timeout) if settings.world_size > 1 else "auto",
         precision="bf16-mixed" if autocast_dtype(settings.precision, on) else "32-true",
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,

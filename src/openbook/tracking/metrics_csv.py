@@ -1,6 +1,7 @@
 """metrics.csv as a Lightning logger that a resumed run continues."""
 
 import csv
+import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from openbook.tracking.curves import read_rows
 from openbook.utils.atomic import replacing
+from openbook.utils.console import say
 
 
 class MetricsCsv(Logger):
@@ -25,11 +28,27 @@ class MetricsCsv(Logger):
         self.path = Path(path)
         self.rows: dict[int, dict[str, float]] = {}
         self._next_save = 0.0
-        if keep_until and self.path.is_file():
-            with open(self.path, encoding="utf-8", newline="") as file:
-                for row in csv.DictReader(file):
-                    if int(row["step"]) <= keep_until:
-                        self.rows[int(row["step"])] = {k: float(v) for k, v in row.items() if v and k != "step"}
+        self._damaged = False
+        if keep_until:
+            self._take_up(keep_until)
+
+    def _take_up(self, keep_until: int) -> None:
+        """The rows of the run that is resumed, as far as they can be read: no curve is worth more than the run."""
+        rows, bad = read_rows(self.path) if self.path.is_file() else ([], [])
+        cells = 0
+        for row in rows:
+            values = {name: _number(cell) for name, cell in row.items() if cell and name != "step"}
+            cells += sum(value is None for value in values.values())
+            if (step := int(float(row["step"]))) <= keep_until:
+                self.rows[step] = {name: value for name, value in values.items() if value is not None}
+        self._damaged = bool(bad or cells) or not rows
+        if bad or cells:
+            first = f", the first is line {bad[0]}" if bad else ""
+            what = f"{len(bad)} of its lines{first}, and {cells} cells of others cannot be read: they are left out"
+        else:
+            what = f"it has no rows: the curves begin after step {keep_until}"
+        if self._damaged:
+            say(f"warning: {self.path} is damaged: {what}")
 
     @property
     def name(self) -> str:
@@ -64,9 +83,19 @@ class MetricsCsv(Logger):
         if not self.rows:
             return
         started = time.perf_counter()
+        if self._damaged and self.path.is_file():
+            os.replace(self.path, self.path.with_name(self.path.name + ".damaged"))
+        self._damaged = False
         columns = sorted({name for row in self.rows.values() for name in row})
         with replacing(self.path) as new, open(new, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()
             writer.writerows({"step": step, **self.rows[step]} for step in sorted(self.rows))
         self._next_save = time.perf_counter() + 30 * (time.perf_counter() - started)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None

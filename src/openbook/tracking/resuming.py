@@ -1,6 +1,6 @@
 """What a resumed run may change, and what must be as it was for its place in the stream to mean anything."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openbook.config.load import flat
@@ -19,17 +19,33 @@ CHANGEABLE = (
         "trainer.checkpoint_every",
         "trainer.log_every",
         "trainer.keep_checkpoints",
+        "trainer.timeout",
     ),
     *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
     *("trainer.monitor", "trainer.patience"),
 )
 # Ranks times questions per rank is what trains: 2 ranks of 8 questions go on as one of 16.
-PER_STEP = ("trainer.batch_size", "trainer.devices", "trainer.nodes")
+PER_STEP = ("trainer.batch_size", "trainer.global_batch_size", "trainer.devices", "trainer.nodes")
 
 
 def among(key: str, names: Iterable[str]) -> bool:
     """Whether a key is one of these, or in one of the sections among them, which end with a dot."""
     return any(key == other or (other.endswith(".") and key.startswith(other)) for other in names)
+
+
+def keeping_the_batch(then: Config, overrides: Sequence[str]) -> list[str]:
+    """The overrides, and where they change the number of ranks alone, those by which a pass still reads the questions
+    that it did: each rank its share, rounded up, and where that is too many, trainer.global_batch_size."""
+    given = dict(override.split("=", 1) for override in overrides if "=" in override)
+    ranks = [given.get(f"trainer.{key}", str(getattr(then.trainer, key))) for key in ("devices", "nodes")]
+    if not all(text.isdigit() and int(text) > 0 for text in ranks) or given.keys() & set(PER_STEP[:2]):
+        return list(overrides)
+    world, questions = int(ranks[0]) * int(ranks[1]), then.trainer.questions_per_pass
+    if world == then.trainer.world_size:
+        return list(overrides)
+    share = -(-questions // world)
+    together = 0 if share * world == questions else questions
+    return [*overrides, f"trainer.batch_size={share}", f"trainer.global_batch_size={together}"]
 
 
 def changed_keys(then: Config, now: Config) -> dict[str, tuple[Any, Any]]:
@@ -44,7 +60,7 @@ def check_keys(then: Config, now: Config, recorded: Mapping[str, str]) -> dict[s
     recorded: {split: sha256} of the run's files. A recorded file may have moved: `check_data` compares its content.
     """
     changed = changed_keys(then, now)
-    same_batch = _questions_per_pass(then) == _questions_per_pass(now)
+    same_batch = then.trainer.questions_per_pass == now.trainer.questions_per_pass
     raise_all(
         [
             OpenBookError(
@@ -85,7 +101,3 @@ def _advice(key: str) -> str:
     if key == "data.test":
         return "`make evaluate RUN=...` answers other questions with a trained run."
     return "Leave it as it was, or start a new run; retriever.start_from=RUN starts from this run's encoders."
-
-
-def _questions_per_pass(config: Config) -> int:
-    return config.trainer.batch_size * config.trainer.world_size

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import time
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
+from openbook.tracking import run_lock
 from openbook.tracking.checkpoint import damage, newest_sound, set_aside_damaged
 from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
-from openbook.utils.json_lines import write_json_lines
+from openbook.utils.console import say
+from openbook.utils.disk import writing
+from openbook.utils.json_lines import why_unreadable, write_json_lines
 from openbook.utils.signed import check_text, signed_text
 
 RUNS = Path("runs")
@@ -41,7 +43,7 @@ class RunFolder:
         self.before = self.path / "before_training.json"
         self.config = self.path / "config.yaml"
         self.plan = self.path / "plan.json"
-        self._claim = self.path / ".claim"
+        self._lock: int | None = None
         self._made: list[Path] = []
         self.named_by_time = False
 
@@ -72,13 +74,14 @@ class RunFolder:
         """This folder, reserved for one process that starts a run in it: of several that try at the same moment one
         succeeds. A folder named after the time gives way to the next free number behind its name.
 
-        Raises OpenBookError where the folder holds a run or is claimed by a process that is still running.
+        Raises OpenBookError where the folder holds a run or a process is at work in it.
         """
         run, number = self, 1
         while not run._claimed():
             if not self.named_by_time:
+                self._refuse_if_live()
                 raise OpenBookError(
-                    "the run folder exists already, or another process is starting a run in it",
+                    "the run folder holds a run already",
                     where=self.path,
                     action=f"`make resume RUN={self.path}` continues a run; run.name=NAME or run.dir=FOLDER chooses "
                     "another folder.",
@@ -87,20 +90,32 @@ class RunFolder:
             run = RunFolder(self.path.with_name(f"{self.path.name}-{number}"))
         return run
 
+    def lock(self) -> None:
+        """Reserve a run that exists, for the process that goes on with it. OpenBookError where one is at it already."""
+        self._lock = run_lock.take(self.path)
+        if self._lock is None:
+            self._refuse_if_live("another process")
+
+    def _refuse_if_live(self, at_least: str = "") -> None:
+        if holder := run_lock.holder(self.path) or at_least:
+            raise OpenBookError(
+                "a run is at work in this folder",
+                where=self.path,
+                got=holder,
+                expected="one writer at a time",
+                action="Wait for its end or stop it; run.name=NAME or run.dir=FOLDER starts another run.",
+            )
+
     def _claimed(self) -> bool:
         made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if _owner_is_running(self._claim):
-                return False
-            with open(self._claim, "x", encoding="utf-8") as file:
-                file.write(f"{os.getpid()} {socket.gethostname()}")
-        except (FileExistsError, FileNotFoundError):  # another process was faster, or has just taken its claim back
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = run_lock.take(self.path)
+        except FileNotFoundError:  # another process has just taken its claim back
             return False
-        except OSError as error:
-            raise OpenBookError(
-                "the run folder cannot be created", where=self.path, got=error.strerror or ""
-            ) from error
+        if self._lock is None:
+            return False
         self._made = made
         if self.config.exists() or self.summary.exists():
             self.release()
@@ -108,15 +123,18 @@ class RunFolder:
         return True
 
     def release(self) -> None:
-        """Take the claim back, and the folders that it made as far as they are still empty."""
-        self._claim.unlink(missing_ok=True)
+        """Give the lock back, and remove the folders that were made for it as far as they are still empty."""
+        if self._lock is not None:
+            run_lock.give_back(self.path, self._lock)
+            self._lock = None
         for folder in self._made:
             with suppress(OSError):
                 folder.rmdir()
 
     def create(self, config: Config) -> None:
         """Fill the folder with config.yaml and environment.json; other ranks started from here on find it."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with writing(self.checkpoints):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
         for left_over in self.checkpoints.glob(".*"):  # of a run that was killed while it saved
             left_over.unlink()
         set_aside_damaged(self.last, self.newest)
@@ -176,26 +194,21 @@ class RunFolder:
         write_json_lines(folder / name, kept)
 
 
-def _owner_is_running(claim: Path) -> bool:
-    """Whether the process that wrote a claim may still be at work; one of this machine that has ended is not."""
-    try:
-        pid, host = claim.read_text(encoding="utf-8").split()
-        if host == socket.gethostname():
-            os.kill(int(pid), 0)
-    except FileNotFoundError:
-        return False
-    except ProcessLookupError:
-        claim.unlink(missing_ok=True)
-        return False
-    except (OSError, ValueError):  # being written, or of another user
-        return True
-    return True
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where the file is missing, unreadable or holds no object."""
+    """The object in a JSON file; {} where there is none. One that is there and cannot be read is named, and counts as
+    missing."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = json.loads(path.read_bytes().decode("utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
+    except (OSError, ValueError) as error:
+        _name_once(path, why_unreadable(error))
+        return {}
+    if not isinstance(content, dict):
+        _name_once(path, "it holds no object")
     return content if isinstance(content, dict) else {}
+
+
+@cache
+def _name_once(path: Path, why: str) -> None:
+    say(f"warning: {path} cannot be read ({why}): it counts as missing")

@@ -1,9 +1,7 @@
 """Finds the run folder that holds a run of a given configuration, finished or to be continued."""
 
-import json
 import math
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -13,32 +11,9 @@ from typing import Any
 from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.metrics.summary import HELD_OUT
+from openbook.tracking.found_run import FoundRun, without_effect
 from openbook.tracking.open_keys import agrees
-from openbook.tracking.resuming import among
 from openbook.tracking.run_folder import RunFolder, read_json
-from openbook.utils.atomic import write_json
-from openbook.utils.json_lines import lines_of
-
-# Keys (or sections, ending with a dot) in which two runs may differ and still give the same metrics.
-WITHOUT_EFFECT = (
-    # what a run is called
-    *("experiment", "shows", "run.", "wandb.", "data.cache"),
-    "retriever.override_folder",  # how folders are read is in the other keys
-    # where it is computed
-    *("trainer.accelerator", "data.workers", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
-    *("trainer.tokens_per_pass", "trainer.checkpointing", "retriever.tokens_per_backward", "trainer.keep_checkpoints"),
-    # how closely it is monitored
-    *("trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size"),
-    *("evaluate.validation_questions", "evaluate.before_training", "evaluate.bootstrap"),
-)
-# A run without a final status whose files changed less than so many seconds ago may still be running.
-RECENT = 600.0
-
-
-def without_effect(key: str) -> bool:
-    """Whether a configuration key has no influence on the metrics."""
-    return among(key, WITHOUT_EFFECT)
 
 
 def identity_of(config: Config) -> dict[str, Any]:
@@ -48,7 +23,9 @@ def identity_of(config: Config) -> dict[str, Any]:
     run's encoders is identified by that run's experiment, not by its folder.
     """
     values = {key: value for key, value in flat(config).items() if not without_effect(key)}
-    values["trainer.batch_size"] *= values.pop("trainer.devices") * values.pop("trainer.nodes")
+    for key in ("trainer.devices", "trainer.nodes", "trainer.global_batch_size"):
+        del values[key]
+    values["trainer.batch_size"] = config.trainer.questions_per_pass
     values["retriever.start_from"] = _experiment_of(values.get("retriever.start_from", ""))
     return values
 
@@ -63,75 +40,6 @@ def _experiment_of(start: str) -> str:
         return folder.parent.name
 
 
-@dataclass
-class FoundRun:
-    """A run folder with its configuration and summary. values: its identity, with defaults for keys it lacks."""
-
-    path: Path
-    config: Config
-    values: dict[str, Any]
-    summary: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def finished(self) -> bool:
-        """Whether it completed, including the test."""
-        return self.summary.get("status") == "finished"
-
-    @property
-    def age(self) -> float:
-        """Seconds since the last write to the folder."""
-        files = [self.path, *self.path.glob("*"), *self.path.glob("checkpoints/*")]
-        return time.time() - max(file.stat().st_mtime for file in files if file.exists())
-
-    def mark_over(self) -> None:
-        """Record that its process ended early without recording that itself."""
-        if self.summary.get("status", "running") == "running":
-            self.summary = {**self.summary, "status": "interrupted"}
-            write_json(self.path / "summary.json", self.summary)
-
-    @property
-    def perhaps_running(self) -> bool:
-        """Neither finished nor cleanly interrupted, and written to recently."""
-        return self.summary.get("status", "running") == "running" and self.age < RECENT
-
-    def evaluation(self, overrides: Sequence[str] = ()) -> dict[str, Any] | None:
-        """The test metrics of `tested` with these overrides; None where there are none."""
-        tested = self.tested(overrides)
-        return dict(tested[1]["test"]) if tested else None
-
-    def tested(self, overrides: Sequence[str] = ()) -> tuple[Path, dict[str, Any]] | None:
-        """(folder, summary) of the newest evaluation with exactly these overrides (except those without effect), or of
-        the run itself if the overrides change nothing; None where there is none with metrics."""
-        requested = self._effective(overrides)
-        for number in sorted((int(p.name) for p in self.path.glob("evaluations/*") if p.name.isdigit()), reverse=True):
-            folder = self.path / "evaluations" / str(number)
-            content = read_json(folder / "summary.json")
-            if self._effective(content.get("overrides", ["?"])) == requested and content.get("test"):
-                return folder, content
-        return (self.path, self.summary) if self.summary.get("test") and not requested else None
-
-    def _effective(self, overrides: Sequence[str]) -> set[str]:
-        return {override for override in overrides if not changes_nothing(override, self.values)}
-
-    def matches(self) -> dict[str, float]:
-        """{question id: exact match} behind the metrics of `evaluation`, without questions in unseen phrasings unless
-        there are no others; {} where predictions.jsonl is missing or does not have them."""
-        tested = self.tested()
-        try:
-            predictions = list(map(json.loads, lines_of(tested[0] / "predictions.jsonl") if tested else []))
-            counted = [one for one in predictions if one["phrasing"] != HELD_OUT] or predictions
-            return {one["id"]: float(one["exact_match"]) for one in counted}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def made_by(self) -> Iterator[tuple[str, str]]:
-        """What code and data its metrics come from: the name (`commit`, `corpus`, `test`) and its version, "" where it
-        is not recorded."""
-        yield "commit", str(read_json(self.path / "environment.json").get("commit", ""))
-        for content in (self.summary, (self.tested() or (None, {}))[1]):
-            yield from ((name, str(fingerprint)) for name, fingerprint in content.get("data", {}).items())
-
-
 def unlike(runs: Iterable[FoundRun]) -> str:
     """Differences between runs that are not in their configuration: '2 commits (1a2b3c4d, 5e6f7a8b), 2 corpora (...)'.
     What a run did not record counts as equal; empty where there is no difference."""
@@ -143,14 +51,6 @@ def unlike(runs: Iterable[FoundRun]) -> str:
     short = {name: sorted(one[:8] + "+" * one.endswith("+") for one in known - {""}) for name, known in values.items()}
     return ", ".join(
         f"{len(known)} {plural.get(name, name)} ({', '.join(known)})" for name, known in short.items() if len(known) > 1
-    )
-
-
-def changes_nothing(override: str, values: Mapping[str, Any]) -> bool:
-    """Whether an override leaves the metrics of a run of these values (`identity_of`) unchanged."""
-    key, _, text = override.partition("=")
-    return without_effect(key) or (
-        key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"])
     )
 
 
@@ -227,7 +127,7 @@ def _size(config: Config) -> tuple[int, int]:
 
 
 def _questions_per_step(config: Config) -> int:
-    return config.trainer.batch_size * config.trainer.accumulate * config.trainer.world_size
+    return config.trainer.questions_per_pass * config.trainer.accumulate
 
 
 def _training_seconds(run: FoundRun, questions: int) -> float:

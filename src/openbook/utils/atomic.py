@@ -1,13 +1,18 @@
-"""Files and folders that appear whole or not at all: written under a temporary name beside the target, then renamed."""
+"""Files and folders that appear whole or not at all: written under a temporary name beside the target, then renamed.
+
+What the disk refuses is raised as a DiskError (disk.py) that names the target.
+"""
 
 import json
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from openbook.utils.disk import writing
 
 
 @contextmanager
@@ -17,12 +22,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the block's own error is the one to raise
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -30,23 +37,24 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
     """Yields a new temporary folder that becomes `path` when the block succeeds and is removed when it fails.
 
     complete: whether a folder already at `path` may stay. An incomplete one is replaced; a complete one, by another
-    process that was first, is kept and this one discarded. Raises OSError where the folder cannot be written.
+    process that was first, is kept and this one discarded.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     before = temporary.with_suffix(".before")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists() and not complete(path):
-            os.replace(path, before)  # deleted only once the new one stands: killed in between, neither is lost
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if not (path.exists() and complete(path)):
-                if before.exists() and not path.exists():
-                    os.replace(before, path)
-                raise
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists() and not complete(path):
+                os.replace(path, before)  # deleted only once the new one stands: killed in between, neither is lost
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if not (path.exists() and complete(path)):
+                    if before.exists() and not path.exists():
+                        os.replace(before, path)
+                    raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
@@ -54,7 +62,7 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace the file by these bytes. Raises OSError where it cannot be written."""
+    """Replace the file by these bytes."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 

@@ -1,4 +1,5 @@
-"""Several ranks as one: the only module that talks to torch.distributed. For one process all is the identity."""
+"""Several ranks as one. For one process all is the identity. Only this module and rank_failure.py talk to
+torch.distributed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openbook.errors import OpenBookError
+
+_now = ["set-up"]
+
+
+def now_in(phase: str) -> None:
+    """What this rank is doing, in words, for an error of whoever waits for it."""
+    _now[0] = phase
+
+
+def phase() -> str:
+    return _now[0]
+
+
+class RankError(OpenBookError):
+    """Another rank has failed, is gone, or does not answer."""
 
 
 def world_size() -> int:
@@ -145,12 +161,17 @@ def raise_on_all_ranks() -> Iterator[None]:
 
 def raise_if_any_rank_failed(error: Exception | None) -> None:
     """Raise on every rank when one rank has failed, so that no rank waits for another that is gone."""
-    failures = [(who, text) for who, text in enumerate(gather_objects(repr(error) if error else None)) if text]
+    told = gather_objects(None if error is None else (phase(), in_words(error)))
+    failures = [(who, *facts) for who, facts in enumerate(told) if facts]
     if error is not None:
         raise error
     if failures:
-        who, text = failures[0]
-        raise OpenBookError(f"rank {who} failed", got=text)
+        who, where, text = failures[0]
+        raise RankError(f"rank {who} failed", where=where, got=text)
+
+
+def in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, OpenBookError) else repr(error)
 
 
 def _device() -> torch.device:

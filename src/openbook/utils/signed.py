@@ -18,6 +18,8 @@ def sign(folder: Path) -> None:
 
 def damage(folder: Path) -> str:
     """What is wrong with the files of a signed folder, the first of them; empty where they are as they were signed."""
+    if folder.is_dir() and not (folder / NAME).exists():
+        return f"it has no {NAME}"
     try:
         signed = json.loads((folder / NAME).read_text(encoding="utf-8"))
         found = _digests(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -234,10 +235,10 @@ def test_what_breaks_while_it_is_written_leaves_nothing(
     )
 
     def full(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr("openbook.utils.atomic.os.replace", full)
-    with pytest.raises(OpenBookError, match=r"cannot be written \(.*factbook-edition-.*no space left.*data.cache"):
+    with pytest.raises(OpenBookError, match=r"the disk is full \(.*factbook-edition-.*data.cache"):
         build_edition(copy)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 

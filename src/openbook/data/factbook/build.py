@@ -16,6 +16,7 @@ from openbook.data.factbook.relations import relations
 from openbook.data.factbook.text import Country, Cut, book_digest, book_files, cut_passages, find_book, read_country
 from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder
+from openbook.utils.signed import sign, sound
 
 Files = dict[str, list[dict[str, Any]]]  # the rows of each file by its name without ending
 
@@ -101,7 +102,7 @@ def build_factbook(
     key = json.dumps([VERSION, book_digest(sources), asdict(options)], sort_keys=True)
     folder = Path(cache) / f"factbook-{hashed(key)[:12]}"
     counts = built_once(
-        folder, lambda: _compose(options, [read_country(path) for path in sources]), "the World Factbook", 30, say
+        folder, lambda: _compose(options, [read_country(path) for path in sources]), "the World Factbook", say
     )
     say(describe(counts))
     paths = {name: folder / f"{name}.jsonl" for name in ("passages", *SPLITS)}
@@ -199,15 +200,14 @@ def built_once(
     folder: Path,
     make: Callable[[], tuple[Files, dict[str, Any]]],
     what: str,
-    megabytes: int,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     """The counts of a folder of .jsonl files, which are made and written only where they are not there yet.
 
-    They are written under a temporary name and then renamed: the folder is whole or not there. counts.json, among
-    them, says that it is. Raises OpenBookError, which calls it `what`, where it cannot be written.
+    They are written under a temporary name and then renamed, signed with their sha256: the folder is whole or not
+    there, and a damaged one, which is called `what`, is made again. Raises DiskError where it cannot be written.
     """
-    if not (folder / "counts.json").is_file():
+    if not sound(folder, what):
         say(f"building {what} in {folder}")
         files, counts = make()
         texts = {
@@ -215,17 +215,8 @@ def built_once(
             for name, rows in files.items()
         }
         texts["counts.json"] = json.dumps(counts, ensure_ascii=False, indent=1) + "\n"
-        try:
-            with replacing_folder(folder, complete=lambda built: (built / "counts.json").is_file()) as staged:
-                for name, text in texts.items():
-                    (staged / name).write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            if not (folder / "counts.json").is_file():
-                raise OpenBookError(
-                    f"{what} cannot be written",
-                    where=folder,
-                    got=error,
-                    expected=f"a folder with write permission and about {megabytes} MB free",
-                    action="Free space or choose another data.cache.",
-                ) from error
+        with replacing_folder(folder, complete=sound) as staged:
+            for name, text in texts.items():
+                (staged / name).write_text(text, encoding="utf-8", newline="\n")
+            sign(staged)
     return json.loads((folder / "counts.json").read_text(encoding="utf-8"))

@@ -5,7 +5,6 @@ two corpora that agree in nearly everything, and questions that each of them ans
 heart answers the same from both; whoever reads answers what the corpus says.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import Any
 from openbook.data.factbook.build import FactbookFiles, Files, built_once
 from openbook.data.factbook.facts import hashed
 from openbook.metrics.matching import has_answer, normalize_answer
-from openbook.utils.json_lines import lines_of
+from openbook.utils.json_lines import read_json_lines
 
 VERSION = 1  # raise it whenever the same book and seed give other bytes
 
@@ -58,7 +57,7 @@ class Exchange:
 def build_edition(book: FactbookFiles, seed: int = 0, progress: Callable[[str], None] | None = None) -> EditionFiles:
     """The other edition of a built book, beside it, from the cache if it is there.
 
-    A pure function of the book's files and the seed. Raises OpenBookError where the folder cannot be written.
+    A pure function of the book's files and the seed. Raises DiskError where the folder cannot be written.
     """
     say = progress or (lambda _: None)
     key = f"{VERSION} {book.folder.name} {seed}"
@@ -67,7 +66,6 @@ def build_edition(book: FactbookFiles, seed: int = 0, progress: Callable[[str], 
         folder,
         lambda: edition(_read(book.passages), _read(book.test), seed),
         "the other edition of the World Factbook",
-        5,
         say,
     )
     say(describe(counts))
@@ -244,4 +242,4 @@ def _code(row: Row) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in lines_of(path)]
+    return read_json_lines(path)[0]

@@ -218,5 +218,6 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         unanswered=config.objective == "dpr",
         cache=config.data.cache,
         prompt=parts.prompt,
+        global_batch_size=config.trainer.global_batch_size,
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
     )
