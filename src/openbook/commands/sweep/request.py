@@ -95,6 +95,7 @@ class SweepFile:
             if said := _wrong(one, str(method)):
                 problems.append(OpenBookError(f"parameter {key}", where=path, got=one, expected=said))
         raise_all(problems)
+        assert isinstance(metric, dict) and isinstance(parameters, dict)
         named = (str(metric["name"]), goal == "maximize")
         early = bool(content.get("early_terminate"))
         return cls(path, str(content.get("name") or path.stem), str(method), named, parameters, cap, early)

@@ -95,13 +95,13 @@ def _train(
 
 
 def _tried(trial: Trial, job: Job, file: SweepFile) -> Tried:
+    settings = {key: value for key, _, value in (word.partition("=") for word in trial)}
     run = job.finished
     if run is None:
-        return Tried(dict(word.split("=", 1) for word in trial), None, {}, "")  # type: ignore[misc]
-    curve = read_metrics(run.path / "metrics.csv").get(file.metric[0], ((), ()))[1]
+        return Tried(settings, None, {}, "")
+    _, values = read_metrics(run.path / "metrics.csv").get(file.metric[0], ([], []))
     tested = measures(run.evaluation() or {}, run.summary.get("seconds", {}))
-    settings = dict(tuple(word.split("=", 1)) for word in trial)  # type: ignore[misc]
-    return Tried(settings, float(curve[-1]) if len(curve) else None, tested, str(run.path))
+    return Tried(settings, values[-1] if values else None, tested, str(run.path))
 
 
 def _for_wandb(experiment: str, file: SweepFile, args: Sequence[str], runs: Path) -> None:

@@ -171,7 +171,7 @@ class _Fused(_Reader):
         """hidden of the groups at these places, and which token of all contexts each of them reads [n, length], with
         its mask."""
         spans = [
-            np.concatenate([np.arange(self.starts[one], self.starts[one] + self.lengths[one]) for one in groups[place]])
+            np.concatenate([self.starts[one] + np.arange(int(self.lengths[one])) for one in groups[place]])
             for place in places
         ]
         lengths = np.array([len(span) for span in spans])
