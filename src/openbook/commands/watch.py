@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer, if the request was meant for this server: a page of another site that has its own name point to
         127.0.0.1 sends that name as the host."""
-        port = self.server.server_address[1]
+        _, port = self.connection.getsockname()
         if self.headers.get("Host") not in (f"{HOST}:{port}", f"localhost:{port}"):
             self._send(403, "text/plain", "this server answers to 127.0.0.1 and localhost alone\n")
             return

@@ -145,9 +145,9 @@ def page_of(files: RunFiles, run_folder: Path) -> dict[str, Any]:
         "groups": [
             # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
             (key, title, groups(dict_of(before.get(key)), dict_of(after.get(key)) or measured.get(key, {}), *members))
-            for key, title, *members in (
-                ("by_relation", "Per relation", predictions, "relation"),
-                ("by_phrasing", "Per phrasing", predictions, "phrasing"),
+            for key, title, members in (
+                ("by_relation", "Per relation", (predictions, "relation")),
+                ("by_phrasing", "Per phrasing", (predictions, "phrasing")),
             )
         ],
         "has_before": bool(before),

@@ -47,7 +47,7 @@ def header(summary: Mapping[str, Any], predictions: Sequence[Prediction]) -> lis
     if unseen[1] == {key: after.get(key) for key in unseen[1]}:  # there are no others
         unseen = [{}, {}]
     held_out = [one for one in predictions if one.phrasing == HELD_OUT]
-    intervals = (
+    intervals: tuple[dict[str, Any], ...] = (
         dict_of(before.get("intervals")),
         dict_of(after.get("intervals")) or _intervals(headline(predictions)),
         {},
