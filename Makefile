@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers report watch list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -80,6 +80,9 @@ answers: $(READY) ## print answers and the passages they are based on: make answ
 
 report: $(READY) ## regenerate a run's report.html and report.png
 	$(PY) -m openbook report $(RUN)
+
+watch: $(READY) ## serve a run's report on 127.0.0.1 while it goes on: make watch RUN=runs/rag_token/NAME [PORT=8765]
+	$(PY) -m openbook watch $(RUN) $(if $(PORT),--port $(PORT))
 
 list: $(READY) ## list the experiments with a one-line description each
 	$(PY) -m openbook list

@@ -23,7 +23,7 @@ SOURCES |= {str(path.relative_to(ROOT).with_suffix("")): path for path in (ROOT 
 # The only folders (or files) that import a library.
 OWNERS = {
     "faiss": {"index"},
-    "torch.distributed": {"utils/distributed"},
+    "torch.distributed": {"utils/distributed", "utils/rank_failure"},
     "omegaconf": {"config/load"},
     "transformers": {"models"},
     "lightning": {"training", "callbacks", "setup", "commands", "tracking", "data/datamodule"},

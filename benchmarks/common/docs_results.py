@@ -26,9 +26,9 @@ from openbook.reporting.comparison_plots import plot_rows, plot_sweep
 from openbook.reporting.comparison_table import Row, as_json
 from openbook.reporting.hot_swap_table import FACTS, INDEXES
 from openbook.reporting.published import HOT_SWAP
-from openbook.tracking.found_run import FoundRun, changes_nothing
 from openbook.tracking.run_folder import RunFolder, read_json
-from openbook.tracking.run_search import Runs
+from openbook.tracking.search.found_run import FoundRun, changes_nothing
+from openbook.tracking.search.run_search import Runs
 
 DOCS = Path("docs")
 

@@ -62,7 +62,10 @@ def _run(parsed: argparse.Namespace) -> None:
                 case "list":
                     show.show_experiments()
                 case "keys":
-                    show.show_keys(subject)
+                    if parsed.json_schema:
+                        show.show_json_schema()
+                    else:
+                        show.show_keys(subject)
                 case "show":
                     show.show_config(subject, rest)
                 case "data":
@@ -82,6 +85,10 @@ def _run(parsed: argparse.Namespace) -> None:
             from openbook.commands.sweep.sweep import sweep
 
             sweep(parsed)
+        case "watch":
+            from openbook.commands.watch import watch
+
+            watch(subject, parsed.port)
         case "answers":
             from openbook.commands.answers import show_answers
 

@@ -185,7 +185,7 @@ def test_the_command_prints_100_columns_where_there_is_no_terminal(
 
 def test_the_report_has_the_tokens_too(tmp_path: Path) -> None:
     page = write_report(run_of(tmp_path / "run", RIGHT)).read_text(encoding="utf-8")
-    assert page.count("Posterior over passages for each token") == 1
-    assert "<td>##mé</td>" in page and "</i>1.00</td>" in page
+    assert page.count("<caption>share of each passage in each token</caption>") == 1
+    assert "<th>##mé</th>" in page and '<td class="share" style="--share: 1.00">1.00</td>' in page
     page = write_report(run_of(tmp_path / "old", RIGHT, without=LATER)).read_text(encoding="utf-8")
-    assert "Posterior over passages for each token" not in page
+    assert "<caption>share of each passage in each token</caption>" not in page

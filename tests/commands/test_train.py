@@ -38,6 +38,11 @@ def test_a_run_folder_holds_what_the_design_promises(small_system: SmallSystem, 
     assert summary["status"] == "finished"
     assert summary["steps"] == 6
     assert set(summary["seconds"]) == {"total", "setup", "train", "refresh", "evaluate"}
+    stages, seconds = summary["stages"], summary["seconds"]
+    assert list(stages) == ["build", "warmup", "index", "train", "refresh", "validation", "test"]
+    assert sum(stages.values()) == pytest.approx(sum(seconds.values()) - seconds["total"], abs=0.05)  # rounding alone
+    assert stages["warmup"] == 0 < min(seconds for name, seconds in stages.items() if name != "warmup")
+    assert summary["resumed"] is False
     assert {"exact_match", "f1", "recall_at_1", "recall_at_5", "recall_at_20", "n_questions"} <= set(summary["test"])
     assert summary["test"]["n_questions"] == summary["before_training"]["n_questions"] == 7
     # built once, refreshed after steps 2, 4 and 6; after step 6 nothing moved, so the test needs no other

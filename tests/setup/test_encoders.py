@@ -25,7 +25,7 @@ from openbook.setup.inputs import data as setup_data
 from openbook.setup.preflight import check
 from openbook.setup.prepare import prepare
 from openbook.setup.start_from import resolve_start
-from openbook.tracking.checkpoint import WholeCheckpoints
+from openbook.tracking.checkpoint_io import WholeCheckpoints
 from tests.encoder_families import FAMILIES, INSTRUCTION, texts_of
 from tests.small_system import SmallSystem
 

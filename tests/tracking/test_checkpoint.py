@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from openbook.errors import OpenBookError
-from openbook.tracking.checkpoint import WholeCheckpoints, keep_last, newest_sound, older, read_checkpoint
+from openbook.tracking.checkpoint import keep_last, newest_sound, older, read_checkpoint
 from openbook.tracking.checkpoint import set_aside_damaged as set_aside
+from openbook.tracking.checkpoint_io import WholeCheckpoints
 
 CONTENT = {
     "state_dict": {f"layer{number}.weight": torch.arange(3000.0).view(30, 100) + number for number in range(8)},

@@ -10,7 +10,7 @@ from openbook.config.combinations import batch_checks
 from openbook.config.schema import Config
 from openbook.config.training import TrainerConfig
 from openbook.tracking.resuming import check_keys, keeping_the_batch
-from openbook.tracking.run_search import identity_of
+from openbook.tracking.search.run_search import identity_of
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from openbook.reporting.report import results_table
 from openbook.setup import models as setup_models
 from openbook.setup.start_from import resolve_start
 from openbook.tracking import run_folder as runs
-from openbook.tracking.checkpoint import WholeCheckpoints, read_checkpoint
+from openbook.tracking.checkpoint import read_checkpoint
+from openbook.tracking.checkpoint_io import WholeCheckpoints
 from tests.small_system import SmallSystem, column, train_until
 
 pytestmark = pytest.mark.filterwarnings("ignore")

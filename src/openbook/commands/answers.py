@@ -12,7 +12,7 @@ from rich.text import Text
 from openbook.errors import OpenBookError
 from openbook.metrics.matching import has_answer
 from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
-from openbook.reporting.report import chosen_examples
+from openbook.reporting.page.examples import chosen_examples
 from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say

@@ -40,6 +40,7 @@ COMMANDS = {
     "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
     "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
     "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
+    "watch": Command("RUN", "a run folder", "serve the report on 127.0.0.1, renewed while the run goes on"),
     "list": Command("", "", "list the experiments with a one-line description each"),
     "keys": Command("[TEXT]", "", "list the configuration keys that contain TEXT, with defaults and units"),
     "show": Command("EXPERIMENT [key=value ...]", "an experiment", "print the complete configuration of an experiment"),
@@ -59,6 +60,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "evaluate": {
         "--untrained": {"action": "store_true", "help": "measure the encoders as they come, also where there are runs"}
     },
+    "keys": {
+        "--json-schema": {
+            "action": "store_true",
+            "help": "print a JSON schema of an experiment's file, by which editors complete and check it",
+        }
+    },
+    "watch": {"--port": {"default": "8765", "help": "port to serve on; 0: any that is free (default: 8765)"}},
     "answers": {"--n": {"default": "10", "help": "number of answers to print (default: 10)"}},
     "compare": {
         "--seeds": {"default": "0", "help": 'the seeds, for example "0 1 2" (default: 0)'},

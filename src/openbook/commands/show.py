@@ -1,10 +1,17 @@
 """The small commands: `list`, `keys`, `show`, `report`, `data`, `convert` and `plan`."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from openbook.config.load import described_keys, list_experiments, load_experiment, to_yaml
+from openbook.config.load import FOR_EMBEDDED, described_keys, list_experiments, load_experiment, to_yaml
+from openbook.config.schema import Config
 from openbook.errors import OpenBookError
+
+# YAML 1.1 reads 1e-4 as text and 0123 as a number; what counts is what the setting's own type makes of it.
+NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 
 
 def show_experiments() -> None:
@@ -18,6 +25,11 @@ def show_keys(text: str) -> None:
     for key, default, unit in described_keys():
         if text in key:
             print(f"{key:<34} {default!s:<12} {unit}")
+
+
+def show_json_schema() -> None:
+    """Print the JSON schema of an experiment's file (draft 7, which yaml-language-server reads)."""
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 def show_config(experiment: str, overrides: Sequence[str]) -> None:
@@ -102,3 +114,48 @@ def report(run: str) -> None:
     folder = RunFolder.existing(run).path
     plot_run(folder, folder / "report.png")
     print(f"{write_report(folder)}\n{folder / 'report.png'}")
+
+
+def json_schema() -> dict[str, Any]:
+    """Of a file in experiments/: every setting with its unit as the description, its default and its choices; `extends`
+    and `embedded` beside them. An unknown key is an error, as it is when the file is loaded."""
+    settings = _section(Config)
+    embedded = {
+        "description": "settings that count for the embedded corpus alone",
+        "anyOf": [{"type": "null"}, settings],
+    }
+    extends = {"type": "string", "description": "the experiment whose settings these are changes of"}
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "openbook experiment",
+        **settings,
+        "properties": {"extends": extends, **settings["properties"], FOR_EMBEDDED: embedded},
+    }
+
+
+def _section(schema: type) -> dict[str, Any]:
+    hints = get_type_hints(schema)
+    properties: dict[str, Any] = {}
+    for field in fields(schema):
+        hint = hints[field.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            properties[field.name] = _section(hint)
+        else:
+            described = {"description": field.metadata["unit"], "default": field.default}
+            properties[field.name] = {**_value(hint), **described}
+    doc = " ".join((schema.__doc__ or "").split())
+    described = {} if doc.startswith(f"{schema.__name__}(") else {"description": doc}
+    return {"type": "object", **described, "properties": properties, "additionalProperties": False}
+
+
+def _value(hint: Any) -> dict[str, Any]:
+    if get_origin(hint) is Literal:
+        return {"enum": list(get_args(hint))}
+    kinds: dict[Any, dict[str, Any]] = {
+        bool: {"type": "boolean"},
+        int: {"type": "integer"},
+        float: {"anyOf": [{"type": "number"}, {"type": "string", "pattern": NUMBER}]},
+        str: {"type": ["string", "number", "boolean"]},  # a name of digits is a name
+    }
+    return kinds[hint]

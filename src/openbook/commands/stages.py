@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from openbook.callbacks import Checkpointing, IndexRefresh
+from openbook.callbacks import Checkpointing, IndexRefresh, Throughput
 from openbook.config.schema import Config
 from openbook.metrics.paired import improvements, per_question
 from openbook.metrics.ranking import lines_of
@@ -41,9 +41,14 @@ HELD_OUT_APART = (
 
 @dataclass
 class Clock:
-    """Seconds per stage, for summary.json. Refreshing is a stage of its own, taken out of the one it happened in."""
+    """Seconds per stage, for summary.json. Refreshing is a stage of its own, taken out of the one it happened in.
+
+    warmup: of the small reader, a part of the set-up.
+    """
 
     refresh: IndexRefresh | None = None
+    throughput: Throughput = field(default_factory=Throughput)
+    warmup: float = 0.0
     seconds: dict[str, float] = field(default_factory=lambda: {"setup": 0.0, "train": 0.0, "evaluate": 0.0})
     started: float = field(default_factory=time.perf_counter)
 
@@ -60,6 +65,21 @@ class Clock:
         total = {"total": time.perf_counter() - self.started}
         return {name: round(value, 2) for name, value in (total | self.seconds | {"refresh": self.refreshing}).items()}
 
+    def stages(self) -> dict[str, float]:
+        """The same seconds in the order of a run, told apart further: each second is in one stage."""
+        index = self.refresh.manager.first_seconds if self.refresh else 0.0
+        validation = self.throughput.validation_seconds
+        seconds = {
+            "build": self.seconds["setup"] - self.warmup,
+            "warmup": self.warmup,
+            "index": index,
+            "train": self.seconds["train"] - validation,
+            "refresh": self.refreshing - index,
+            "validation": validation,
+            "test": self.seconds["evaluate"],
+        }
+        return {name: round(max(value, 0.0), 2) for name, value in seconds.items()}
+
 
 @dataclass
 class Stages:
@@ -75,9 +95,10 @@ class Stages:
     after: dict[str, Any] = field(default_factory=dict)
     improved: dict[str, Any] = field(default_factory=dict)
     tested_step: int | None = None
+    resumed: bool = False
 
     def __call__(self, resumed: bool) -> Path:
-        run, trainer, config = self.run, self.trainer, self.prepared.config
+        run, trainer, config, self.resumed = self.run, self.trainer, self.prepared.config, resumed
         if resumed:
             self.before = run.read_summary().get("before_training", {})
         elif config.data.test and config.evaluate.before_training:
@@ -157,6 +178,8 @@ class Stages:
             "seed": config.seed,
             "n_docs": config.evaluate.n_docs or config.retriever.n_docs,
             "seconds": self.clock.rounded(),
+            "stages": self.clock.stages(),
+            "resumed": self.resumed,
             "test": self.after,
             "before_training": self.before,
             "improved": self.improved,

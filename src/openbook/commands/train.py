@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import Logger
 
-from openbook.callbacks import Checkpointing, CollapseWatch, IndexRefresh, SamplePredictions, Staleness, Throughput
+from openbook.callbacks import Checkpointing, CollapseWatch, SamplePredictions, Staleness
 from openbook.commands.stages import Clock, Stages
 from openbook.config.combinations import monitored
 from openbook.config.schema import Config
@@ -115,6 +115,7 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
     elif rank_from_environment() == 0:
         run.create(config)
     module = prepared.module()
+    clock.warmup = prepared.seconds.get("warmup", 0.0)
     if resumed:
         check_weights(module, run.newest)
     elif config.retriever.start_from and prepared.is_dense:
@@ -134,7 +135,7 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
         patience=config.trainer.patience,
         validate_every=config.trainer.validate_every if config.data.validation else 0,
     )
-    callbacks = _callbacks(config, run, n_passages, clock.refresh)
+    callbacks = _callbacks(config, run, n_passages, clock)
     trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], _loggers(config, run, resumed))
     trainers.append(trainer)
     how = f"on {prepared.on}, {trainer.precision}, {computing()}"
@@ -148,13 +149,14 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
     return Stages(run, prepared, module, trainer, clock, checkpointing)
 
 
-def _callbacks(config: Config, run: RunFolder, n_passages: int, refresh: IndexRefresh | None) -> list[L.Callback]:
+def _callbacks(config: Config, run: RunFolder, n_passages: int, clock: Clock) -> list[L.Callback]:
     """In the order they must run in: measure the step, then refresh; what saves both comes last."""
     watching: list[L.Callback] = []
+    refresh = clock.refresh
     if refresh and config.objective != "dpr":  # where nothing is marginalised there is nothing of it to watch
         watching = [Staleness(refresh.manager), CollapseWatch(n_passages, action=config.retriever.on_collapse)]
     refreshing: list[L.Callback] = [refresh] if refresh else []
-    return [Throughput(), *watching, *refreshing, SamplePredictions(run.path), LearningRateMonitor("step")]
+    return [clock.throughput, *watching, *refreshing, SamplePredictions(run.path), LearningRateMonitor("step")]
 
 
 def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:

@@ -1,10 +1,15 @@
 """Which retrieved passages are relevant, and the rank of the first."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from openbook.batch import Example, Passage
 from openbook.metrics.matching import has_answer
+
+if TYPE_CHECKING:  # commands that read a run's files do without torch
+    from openbook.batch import Example, Passage
 
 RECALL_AT = (1, 5, 20)  # The depths k that every summary reports.
 

@@ -56,7 +56,8 @@ class RefreshManager:
     ages, their vectors: a resumed run searches what the interrupted one searched.
 
     probes: ids and mask of questions on which the old and the new index are compared. store: passage vectors kept on
-    disk, for weights that another run may meet. seconds: spent in this process on building, measuring and swapping.
+    disk, for weights that another run may meet. seconds: spent in this process on building, measuring and swapping;
+    first_seconds: those of them that the first snapshot took.
     All methods are called by all ranks together.
     """
 
@@ -74,6 +75,7 @@ class RefreshManager:
         self.rebuild = RebuildRefresh(corpus, index, self.probe)
         self.rolling: RollingRefresh | None = None
         self.seconds = 0.0
+        self.first_seconds = 0.0
         self._slices = 0.0  # seconds of the amortized refresh under way, in this process
         self._started_at = 0  # the step after which the last refresh began
         self._resumed: dict[str, Any] = {}
@@ -88,8 +90,16 @@ class RefreshManager:
         was measured in the latter case."""
         if retriever.snapshot is not None:
             return {}
+        before, measured = self.seconds, dict[str, float]()
         if self.rebuild.generation < 0:
-            return self.refresh(retriever, step, self.store)
+            measured = self.refresh(retriever, step, self.store)
+        else:
+            self._restore(retriever, step)
+        self.first_seconds += self.seconds - before
+        return measured
+
+    def _restore(self, retriever: DenseRetriever, step: int) -> None:
+        """The snapshot of the checkpoint that was loaded."""
         with self._timed():
             if "rolling" not in self._resumed:
                 self.rebuild.restore(retriever, self.store)
@@ -109,7 +119,6 @@ class RefreshManager:
                 self.refresh(retriever, step)
                 self._started_at = step
         self._resumed = {}
-        return {}
 
     def prepare(self, retriever: DenseRetriever, step: int) -> dict[str, float]:
         """`ensure`, and what the first training step needs."""

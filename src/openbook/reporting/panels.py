@@ -41,7 +41,8 @@ class Panel:
 
     scale: "percent" for rates, "unit" for numbers up to 1 (from 0, unless some are lower), "count" for large whole
     numbers, "" for automatic limits. noisy: long curves get a running mean (never staleness: its jumps matter).
-    optional: only some runs log it, so its absence is not reported.
+    optional: only some runs log it, so its absence is not reported. baseline: what was measured before the first update
+    is drawn at step 0 and as a line across.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Panel:
     scale: Literal["", "percent", "unit", "count"] = ""
     noisy: bool = False
     optional: bool = False
+    baseline: bool = False
     instead: Panel | None = None
 
     @property
@@ -74,7 +76,10 @@ LOSS = Panel(
     "nats per target token",
     (Line(("train/nll_per_token",), "loss", BLUE),),
     noisy=True,
-    instead=Panel("Training loss", "nats per question", (Line(("train/nll",), "loss", BLUE),), noisy=True),
+    baseline=True,
+    instead=Panel(
+        "Training loss", "nats per question", (Line(("train/nll",), "loss", BLUE),), noisy=True, baseline=True
+    ),
 )
 VALIDATION = Panel(
     "Validation",
@@ -86,6 +91,7 @@ VALIDATION = Panel(
         Line(("validation/f1",), "F1", GREY, "o-"),
     ),
     scale="percent",
+    baseline=True,
 )
 AGREEMENT = Panel(
     "Agreement of the index with the current encoders",
@@ -100,7 +106,12 @@ AGREEMENT = Panel(
     ),
     scale="unit",
 )
-STALENESS = Panel("Staleness", "mean |doc_scores - index_scores|", (Line(("train/staleness",), "staleness", ORANGE),))
+STALENESS = Panel(
+    "Staleness",
+    "mean |doc_scores - index_scores|",
+    (Line(("train/staleness",), "staleness", ORANGE),),
+    baseline=True,
+)
 DRIFT = Panel(
     "Cosine drift of the passages",
     "mean 1 - cosine to the index's vector",
@@ -128,6 +139,7 @@ ENTROPY = Panel(
     "nats, over the passages of a question",
     (Line(("train/prior_entropy",), "entropy", BLUE),),
     noisy=True,
+    baseline=True,
 )
 THROUGHPUT = Panel(
     "Throughput",
@@ -143,6 +155,7 @@ GATE = Panel(
         Line(("train/gate",), "gate: share of its gradient", BLUE),
     ),
     scale="unit",
+    baseline=True,
     optional=True,
 )
 POSITIVE = Panel(
@@ -150,6 +163,7 @@ POSITIVE = Panel(
     "nats per question",
     (Line(("train/positive_nll",), "-log p(positive passage | question)", BLUE),),
     noisy=True,
+    baseline=True,
     optional=True,
 )
 PANELS = (LOSS, VALIDATION, AGREEMENT, STALENESS, GATE, POSITIVE, DRIFT, AGE, ENCODED, ENTROPY, THROUGHPUT)

@@ -1,34 +1,35 @@
 """The report of a run: one self-contained HTML file from the run folder's files, and the table for the terminal."""
 
+import base64
+import hashlib
 import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
 
 from openbook.errors import OpenBookError
-from openbook.metrics.prediction import Prediction
 from openbook.metrics.summary import HELD_OUT, summarize
+from openbook.metrics.summary import headline as counted_questions
+from openbook.reporting.page.cards import example, outcomes
+from openbook.reporting.page.examples import chosen_examples, entity
+from openbook.reporting.page.groups import groups
+from openbook.reporting.page.header import HEADLINE, counted, dict_of, header
+from openbook.reporting.page.questions import question_data
+from openbook.reporting.page.repeat import Repeat, repeat, settings_of
+from openbook.reporting.page.timing import time_bar
+from openbook.reporting.page.why import WORDS, sentences
 from openbook.reporting.panels import PANELS
-from openbook.reporting.run_plots import curve_svg, groups_svg
+from openbook.reporting.run_plots import BASELINE, curve_of
 from openbook.reporting.verdict import verdict
 from openbook.tracking.curves import Curves
 from openbook.tracking.run_contents import RunFiles, read_run
 from openbook.utils.atomic import write_text
 from openbook.utils.console import duration, say
 
-N_EXAMPLES = 12
-HEADLINE = {
-    "exact_match": "exact match",
-    "f1": "F1",
-    "recall_at_1": "recall@1",
-    "recall_at_5": "recall@5",
-    "recall_at_20": "recall@20",
-}
+MOST_BYTES = 990_000  # of report.html: under 1 MB
 # Column of metrics.csv -> (its heading in the table of refreshes, its explanation).
 REFRESH_COLUMNS = {
     "refresh/generation": ("generation", ""),
@@ -64,6 +65,13 @@ def write_report(run_folder: Path) -> Path:
 
     Missing files and columns are named in their section; OpenBookError if there is no such folder.
     """
+    target = run_folder / "report.html"
+    write_text(target, render(run_folder))
+    return target
+
+
+def render(run_folder: Path, live: str = "") -> str:
+    """The page. live: the state of the run's files, where the page is served and renews itself when that changes."""
     if not run_folder.is_dir():
         raise OpenBookError(
             "no run folder to report on",
@@ -74,37 +82,61 @@ def write_report(run_folder: Path) -> Path:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("openbook.reporting", ""),
+        loader=PackageLoader("openbook.reporting", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    files = read_run(run_folder)
-    for text in files.damage:
+    loader = environment.loader
+    assert loader is not None
+    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", "page.js"))
+    files, template = read_run(run_folder), environment.get_template("report.html.j2")
+    for text in files.damage if not live else ():
         say(f"warning: {run_folder}: {text}")
-    page = environment.get_template("report.html.j2").render(page_of(files, run_folder.name))
-    target = run_folder / "report.html"
-    write_text(target, page)
-    return target
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    fixed = {"style": style, "script": script, "script_hash": f"sha256-{digest}", "live": live}
+    variables = page_of(files, run_folder) | fixed
+    without = template.render(variables | {"questions": "", "left_out": []})
+    room = MOST_BYTES - len(without.encode("utf-8", "replace"))
+    questions, left_out = question_data(files.predictions, room, variables["regex"])
+    page = template.render(variables | {"questions": questions, "left_out": left_out})
+    return page.encode("utf-8", "replace").decode()  # half of a surrogate pair cannot be written
 
 
-def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
-    """The variables of the template."""
-    summary, before = files.summary, _dict(files.summary.get("before_training"))
-    after = _dict(summary.get("test"))
-    measured = summarize(files.predictions) if files.predictions else {}
-    # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
-    groups = {key: _dict(after.get(key)) or _dict(measured.get(key)) for key in ("by_relation", "by_phrasing")}
-    drawn = [(panel, curve_svg(panel, files.curves)) for panel in PANELS]
+def page_of(files: RunFiles, run_folder: Path) -> dict[str, Any]:
+    """The variables of the template, but for those of the search."""
+    summary, before = files.summary, dict_of(files.summary.get("before_training"))
+    after, predictions = dict_of(summary.get("test")), files.predictions
+    measured = summarize(predictions) if predictions else {}
+    settings = settings_of(files.config)
+    regex = settings.get("evaluate.regex_answers") is True
+    rows, seen = header(summary, predictions), counted_questions(predictions)
+    unseen = [one for one in predictions if one.phrasing == HELD_OUT] if len(seen) < len(predictions) else []
+    examples = chosen_examples(predictions)
+    drawn = [(panel, curve_of(panel, files.curves)) for panel in PANELS]
+    names = {key: name for key, (name, _) in WORDS.items()}
+    has_intervals = any(row.after.interval for row in rows)
     return {
-        "title": f"{summary.get('experiment') or 'run'} / {run_name}",
+        "title": f"{summary.get('experiment') or 'run'} / {run_folder.name}",
         "problems": files.problems,
-        "headline": headline(summary),
-        "uncertainty": _uncertainty(after.get("n_questions")),
-        "facts": _facts(summary),
-        "disclosures": [str(text) for text in summary.get("disclosures") or ()],
-        "panels": [(panel, svg) for panel, svg in drawn if svg or not panel.optional],
+        "verdict": verdict(summary),
+        "header": rows,
+        "unseen": any(row.unseen for row in rows),
+        "counted": counted(summary),
+        "has_intervals": has_intervals,
+        "uncertainty": "" if has_intervals else _uncertainty(after.get("n_questions")),
+        "answered": any(one.exact_match is not None for one in predictions) or not predictions,
+        "why": sentences(seen, settings.get("evaluate.task") == "generation"),
+        "split": outcomes(seen, unseen),
+        "split_unseen": bool(unseen),
+        "names": names,
+        "examples": [example(one, regex) for one in examples],
+        "n_entities": len({entity(one) for one in examples}),
+        "n_predictions": len(predictions),
+        "regex": regex,
+        "panels": [(panel, curve) for panel, curve in drawn if curve or not panel.optional],
+        "any_baseline": any(curve and BASELINE in {label for label, *_ in curve.legend} for _, curve in drawn),
         "refreshes": _refreshes(files.curves),
         "refresh_words": [
             f"{heading.capitalize()}: {words}."
@@ -112,10 +144,20 @@ def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
             if words and name in files.curves
         ],
         "in_slices": "refresh/mean_age" in files.curves,
-        "groups": {key: groups_svg(_dict(before.get(key)), now, key.replace("_", " ")) for key, now in groups.items()},
+        "groups": [
+            # The run's own numbers first; predictions.jsonl gives the same where summary.json has no groups.
+            (key, title, groups(dict_of(before.get(key)), dict_of(after.get(key)) or measured.get(key, {}), *members))
+            for key, title, members in (
+                ("by_relation", "Per relation", (predictions, "relation")),
+                ("by_phrasing", "Per phrasing", (predictions, "phrasing")),
+            )
+        ],
         "has_before": bool(before),
-        "examples": chosen_examples(files.predictions),
-        "n_predictions": len(files.predictions),
+        "facts": _facts(summary),
+        "time": time_bar(summary),
+        "resumed": summary.get("resumed") is True,
+        "disclosures": [str(text) for text in summary.get("disclosures") or ()],
+        "repeat": repeat(files.config, str(run_folder), summary.get("own_parts")) if files.config else Repeat(),
         "config": files.config,
         "environment": list(_flat(files.environment)),
     }
@@ -123,7 +165,7 @@ def page_of(files: RunFiles, run_name: str) -> dict[str, Any]:
 
 def headline(summary: Mapping[str, Any]) -> list[Row]:
     """Test rates before and after training with the change in percentage points; [] without either."""
-    before, after = _dict(summary.get("before_training")), _dict(summary.get("test"))
+    before, after = dict_of(summary.get("before_training")), dict_of(summary.get("test"))
     rows = []
     for key, label in HEADLINE.items():
         old, new = before.get(key), after.get(key)
@@ -137,15 +179,14 @@ def headline(summary: Mapping[str, Any]) -> list[Row]:
 
 def results_table(summary: Mapping[str, Any]) -> Table:
     """The headline table for the terminal: before, after, change in percentage points."""
-    n_questions = _dict(summary.get("test")).get("n_questions", "?")
+    n_questions = dict_of(summary.get("test")).get("n_questions", "?")
     columns = (Column(name, justify="right") for name in ("before training", "after training", "change (points)"))
     table = Table("metric", *columns, title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions")
     for row in headline(summary):
         style = {1: "green", 0: "", -1: "red"}[row.better]
         table.add_row(row.label, row.before, row.after, f"[{style}]{row.change}[/]" if style else row.change)
-    unseen = {
-        when: _dict(_dict(summary.get(when)).get("by_phrasing")).get(HELD_OUT) for when in ("before_training", "test")
-    }
+    whens = ("before_training", "test")
+    unseen = {when: dict_of(dict_of(dict_of(summary.get(when)).get("by_phrasing")).get(HELD_OUT)) for when in whens}
     if unseen["test"]:
         table.add_section()
         for row in headline(unseen):
@@ -154,34 +195,22 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def chosen_examples(predictions: Sequence[Prediction], n_examples: int = N_EXAMPLES) -> list[Prediction]:
-    """Half right and half wrong if there are enough of both, in the order of the file, relations alternating."""
-    right = _taking_turns([one for one in predictions if _is_right(one)])
-    wrong = _taking_turns([one for one in predictions if not _is_right(one)])
-    n_right = max(min(len(right), n_examples // 2), n_examples - len(wrong))
-    return right[:n_right] + wrong[: n_examples - min(n_right, len(right))]
-
-
-def _is_right(prediction: Prediction) -> bool:
-    """Exact match; without a generator, whether the first passage is relevant."""
-    return any(prediction.hits[:1]) if prediction.exact_match is None else bool(prediction.exact_match)
-
-
-def _taking_turns(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """Ordered so that the relations alternate."""
-    turns: dict[str, Iterator[int]] = defaultdict(count)
-    return sorted(predictions, key=lambda one: next(turns[one.relation]))
-
-
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Status, steps, times and index, as far as summary.json has them."""
-    seconds, index = _dict(summary.get("seconds")).items(), _dict(summary.get("index")).items()
+    """Status, steps and index, as far as summary.json has them."""
+    index, best = dict_of(summary.get("index")).items(), dict_of(summary.get("best"))
+    value, total = best.get("value"), dict_of(summary.get("seconds")).get("total")
     return [
-        *((key, str(summary[key])) for key in ("status", "steps", "tested_step") if key in summary),
-        *((("what training was worth", told),) if (told := verdict(summary)) else ()),
-        *((f"time, {part}", duration(n) if isinstance(n, int | float) else str(n)) for part, n in seconds),
+        *((key.replace("_", " "), str(summary[key])) for key in ("status", "steps", "tested_step") if key in summary),
+        *([("best validation", f"{best.get('metric')} {value:.3f}, step {best.get('step')}")] if _is(value) else ()),
+        *([("time", duration(total))] if _is(total) else ()),
+        *((key, str(summary[key])) for key in ("seed", "n_docs") if key in summary),
         *((f"index, {key.removeprefix('n_')}", f"{n:,}" if isinstance(n, int) else str(n)) for key, n in index),
+        *((f"{split} questions", f"{n:,}") for split, n in dict_of(summary.get("questions")).items() if _is(n)),
     ]
+
+
+def _is(number: Any) -> bool:
+    return isinstance(number, int | float)
 
 
 def _refreshes(curves: Curves) -> list[list[str]]:
@@ -210,10 +239,6 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", (", ".join(map(str, value)) or "-") if isinstance(value, list) else str(value)
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _percent(rate: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The plots of a run: curves over steps and bars per group, as SVG for the report or as one PNG.
+"""The plots of a run: curves over steps, as SVG for the report or as one PNG.
 
 Colours are drawn as hex and replaced by CSS variables in the SVG, so that the plots follow the page's light or dark
 style.
@@ -10,14 +10,15 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from openbook.reporting.panels import PICTURE, Panel
-from openbook.reporting.plot_style import BLUE, GREEN, GREY, GRID, INK, MEASURES, ORANGE, drawing
+from openbook.reporting.panels import PICTURE, Line, Panel
+from openbook.reporting.plot_style import BLUE, GREEN, GREY, GRID, INK, ORANGE, drawing
 from openbook.tracking.curves import Curves, read_metrics
 
 if TYPE_CHECKING:
@@ -34,53 +35,41 @@ CSS_NAMES = {
 }
 # A curve with at least so many points is drawn faintly, with its running mean over a twentieth of its length.
 SMOOTHED_FROM = 60
-MOST_GROUPS = 40
-LONGEST_NAME = 34
 # With more refreshes than this no lines mark them: they would hide the curves.
 MOST_REFRESHES = 60
+# A plot of the page, in inches, and its axes within it: narrower than a page of 400 pixels at 72 points an inch, which
+# so never shows letters smaller than they are.
+PAGE_SIZE, PAGE_AXES, PAGE_FONT = (4.4, 2.4), (0.135, 0.13, 0.85, 0.83), 9.5
+BASELINE = "before the first step"
 # Roughly how many characters of title and legend fit side by side; a longer legend goes below the plot.
 TITLE_ROW = 62
 
 
-def curve_svg(panel: Panel, curves: Curves) -> str:
-    """The panel as an <svg> element, or "" where none of its columns is in the curves."""
+@dataclass(frozen=True)
+class Curve:
+    """A plot for the page. svg: the axes alone; title and legend are the page's, so that they follow its width. legend:
+    (label, CSS colour, whether its line is broken)."""
+
+    title: str
+    ylabel: str
+    svg: str
+    legend: tuple[tuple[str, str, bool], ...]
+
+
+def curve_of(panel: Panel, curves: Curves) -> Curve | None:
+    """The panel as it is drawn on the page; None where none of its columns is in the curves."""
     chosen = panel.chosen(curves)
     if chosen is None:
-        return ""
-    with drawing(5.6, 3.2) as figure:
-        _draw(figure.add_subplot(), chosen, curves)
-        return _svg(figure, chosen.title)
-
-
-def groups_svg(before: Mapping[str, Any], after: Mapping[str, Any], title: str) -> str:
-    """Exact match and recall@1 per group as horizontal bars, an <svg> element; "" without groups. A measure that no
-    group has (exact match where no generator answers) is left out.
-
-    before, after: group -> rates as `metrics.summarize` gives them; before may be empty. Of more than 40 groups the
-    40 with the most questions are drawn.
-    """
-    if not after:
-        return ""
-    largest = sorted(after, key=lambda name: -after[name].get("n_questions", 0))[:MOST_GROUPS]
-    drawn = [key for key in MEASURES if any(after[name].get(key) is not None for name in largest)] or list(MEASURES)
-    names = sorted(largest, key=lambda name: (after[name].get(drawn[0]) or 0.0, name))
-    labels = [f"{_short(name)} ({after[name].get('n_questions', '?')})" for name in names]
-    places = np.arange(len(names))
-    sides = [(after, "after training", BLUE, 0.0)]
-    if before:
-        sides = [(after, "after training", BLUE, -0.19), (before, "before training", GREY, 0.19)]
-    with drawing(11.4, 1.1 + 0.34 * len(names)) as figure:
-        plots = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
-        for axes, key in zip(plots, drawn, strict=True):
-            for groups, label, colour, shift in sides:
-                values = [groups.get(name, {}).get(key, math.nan) for name in names]
-                axes.barh(places + shift, values, height=0.36 if before else 0.6, color=colour, label=label)
-            axes.set(title=MEASURES[key], xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
-            axes.xaxis.set_major_formatter("{x:.0%}")
-            axes.grid(visible=False, axis="y")
-            axes.set_yticks(places, labels)
-        figure.legend(*plots[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, reverse=True)
-        return _svg(figure, title)
+        return None
+    with drawing(*PAGE_SIZE, fitted=False) as figure:
+        axes = figure.add_axes(PAGE_AXES)
+        _draw(axes, chosen, curves)
+        axes.tick_params(labelsize=PAGE_FONT)
+        legend = tuple(
+            (label, CSS_NAMES.get(handle.get_color(), INK), handle.get_linestyle() not in ("-", "None"))
+            for label, handle in _legend_entries(axes, chosen).items()
+        )
+        return Curve(chosen.title, chosen.ylabel, _svg(figure, chosen.title), legend)
 
 
 def plot_run(run_folder: Path, path_png: Path) -> None:
@@ -92,6 +81,8 @@ def plot_run(run_folder: Path, path_png: Path) -> None:
         for axes, panel in zip(figure.subplots(2, 2).flat, PICTURE, strict=True):
             if chosen := panel.chosen(curves):
                 _draw(axes, chosen, curves)
+                axes.set(title=chosen.title, xlabel="step", ylabel=chosen.ylabel)
+                _legend(axes, chosen)
             else:
                 axes.set(title=panel.title, xlabel="step", xticks=[], yticks=[])
                 reason = panel.missing if metrics.is_file() else "there is no metrics.csv"
@@ -110,6 +101,8 @@ def _draw(axes: Axes, panel: Panel, curves: Curves) -> None:
         if not steps:
             continue
         lowest = min(lowest, *values)  # the NaN of a gap never counts as lower
+        if panel.baseline:
+            _baseline(axes, line, curves)
         if panel.noisy and len(values) >= SMOOTHED_FROM:
             axes.plot(steps, values, line.style, color=line.colour, alpha=0.3, linewidth=1.0)
             values = _running_mean(values, len(values) // 40)
@@ -117,7 +110,7 @@ def _draw(axes: Axes, panel: Panel, curves: Curves) -> None:
     # The same range of steps in all plots of a run, so that they can be compared.
     first, last = min(steps[0] for steps, _ in curves.values()), max(steps[-1] for steps, _ in curves.values())
     margin = max(0.02 * (last - first), 0.5)
-    axes.set(title=panel.title, xlabel="step", ylabel=panel.ylabel, xlim=(first - margin, last + margin))
+    axes.set(xlim=(min(first, 0.0) - margin, last + margin))
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=8, integer=True))
     if panel.scale in ("percent", "unit"):
         axes.set_ylim(1.03 * lowest, 1.03)
@@ -126,15 +119,29 @@ def _draw(axes: Axes, panel: Panel, curves: Curves) -> None:
     if panel.scale == "count":
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(ticker.EngFormatter(sep=" "))
-    _legend(axes, panel)
+
+
+def _baseline(axes: Axes, line: Line, curves: Curves) -> None:
+    """A line at what was measured before the first update: at step 0, or by the first training step, whose weights
+    those are."""
+    steps, values = line.points(curves)
+    if steps[0] <= 1 and math.isfinite(values[0]):
+        axes.axhline(values[0], color=line.colour, linewidth=0.9, linestyle=":", alpha=0.8, label=BASELINE, zorder=1)
+        axes.plot([0], [values[0]], "o", color=line.colour, markerfacecolor="none", markersize=5)
+
+
+def _legend_entries(axes: Axes, panel: Panel) -> dict[str, Any]:
+    """{label: the first line of it}."""
+    handles, texts = axes.get_legend_handles_labels()
+    once = dict(zip(reversed(texts), reversed(handles), strict=True))
+    if len(panel.lines) == 1:
+        once.pop(panel.lines[0].label, None)  # the title and the axis name it already
+    return {text: once[text] for text in dict.fromkeys(texts) if text in once}
 
 
 def _legend(axes: Axes, panel: Panel) -> None:
     """Every label once, beside the title where there is room, else under the plot."""
-    handles, texts = axes.get_legend_handles_labels()
-    once = dict(zip(texts, handles, strict=True))
-    if len(panel.lines) == 1:
-        once.pop(panel.lines[0].label, None)  # the title and the axis name it already
+    once = _legend_entries(axes, panel)
     if not once:
         return
     place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.99), "ncols": len(once)}
@@ -173,7 +180,3 @@ def _running_mean(values: Sequence[float], width: int) -> list[float]:
     places = np.arange(len(values))
     starts, ends = np.maximum(places - width, 0), np.minimum(places + width + 1, len(values))
     return ((sums[ends] - sums[starts]) / (ends - starts)).tolist()
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"

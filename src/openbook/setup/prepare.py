@@ -1,8 +1,9 @@
 """What `train`, `evaluate` and `plan` begin with: checks and data first, then models."""
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +100,8 @@ NOTHING_OWN = OwnParts()
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that has passed its checks, and what the models will run on; no model is loaded yet."""
+    """Data that has passed its checks, and what the models will run on; no model is loaded yet. seconds: of the stages
+    of making the models that are told apart."""
 
     config: Config
     parts: setup_data.Parts
@@ -108,6 +110,7 @@ class Prepared:
     autocast: torch.dtype | None
     own: OwnParts = NOTHING_OWN
     counts: Sequence[Count] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_dense(self) -> bool:
@@ -144,7 +147,9 @@ class Prepared:
             questions = None if planning else self.questions
             passages = setup_models.training_passages(config, parts, questions, config.dpr) if training else None
             return setup_models.dpr_module(config, parts, passages)
+        started = time.perf_counter()
         reader = setup_warmup.reader(config, self.on, self.autocast) if training and not planning else None
+        self.seconds["warmup"] = time.perf_counter() - started
         own = self.own.retriever_over(parts.corpus)
         teacher = None
         if training and own is None:

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from openbook.config.load import flat
 from openbook.config.schema import Config
-from openbook.tracking.checkpoint import WholeCheckpoints
+from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.distributed import RankError, raise_if_any_rank_failed
 from openbook.utils.hardware import accelerator, autocast_dtype

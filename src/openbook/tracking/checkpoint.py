@@ -4,6 +4,8 @@ A checkpoint is a zip file of one entry a tensor, each with a CRC-32, which torc
 loads: a flipped bit or a page of zeros would load as other weights.
 """
 
+from __future__ import annotations
+
 import os
 import zipfile
 import zlib
@@ -11,30 +13,13 @@ from collections.abc import Mapping
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from openbook.errors import OpenBookError
-from openbook.utils.atomic import replacing
 from openbook.utils.console import say
 
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes atomically: a kill at any moment leaves either the old checkpoint or the new one.
-
-    Lightning stages in $TMPDIR; if that is another file system, the move can be interrupted halfway.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(Path(path)) as new, open(new, "wb") as file:
-            torch.save(checkpoint, file)
-
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> Any:
-        return read_checkpoint(path)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -48,6 +33,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise OpenBookError("no such checkpoint", where=path, action=_others(path))
     if found := damage(path):
         raise OpenBookError("the checkpoint is damaged", where=path, got=found, action=_others(path))
+    import torch
+
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

@@ -7,8 +7,6 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from openbook.utils.hardware import n_cores
 
 PACKAGES = ("openbook", "torch", "lightning", "transformers", "faiss-cpu", "faiss-gpu", "omegaconf", "wandb", "numpy")
@@ -16,6 +14,8 @@ PACKAGES = ("openbook", "torch", "lightning", "transformers", "faiss-cpu", "fais
 
 def describe() -> dict[str, Any]:
     """Versions, commit and hardware, for environment.json. No path, no host name, no environment variable."""
+    import torch
+
     versions = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):

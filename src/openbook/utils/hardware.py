@@ -1,11 +1,15 @@
-"""What this machine computes in: threads, autocast dtype, accelerator. Chosen once and logged."""
+"""What this machine computes in: threads, autocast dtype, accelerator. Chosen once and logged. Torch is imported where
+it is asked, so that commands that only read files do without it."""
+
+from __future__ import annotations
 
 import os
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from openbook.errors import OpenBookError
+
+if TYPE_CHECKING:
+    import torch
 
 # What launchers say of a process: torchrun's, Lightning's and SLURM's variables.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID")
@@ -13,6 +17,8 @@ RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "SLURM_PROCID")
 
 def accelerator(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"]:
     """The accelerator that models train on; OpenBookError when a GPU is asked for and there is none."""
+    import torch
+
     if wanted == "gpu" and not torch.cuda.is_available():
         raise OpenBookError(
             "a GPU was asked for and there is none",
@@ -26,6 +32,8 @@ def accelerator(wanted: Literal["auto", "cpu", "gpu"]) -> Literal["cpu", "gpu"]:
 
 def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], on: Literal["cpu", "gpu"]) -> torch.dtype | None:
     """bf16 where the hardware multiplies in it (GPUs from Ampere on, CPUs with avx512_bf16), None for fp32."""
+    import torch
+
     if precision == "auto":
         fast = torch.cuda.is_bf16_supported(including_emulation=False) if on == "gpu" else _cpu_has_bf16()
         return torch.bfloat16 if fast else None
@@ -34,6 +42,8 @@ def autocast_dtype(precision: Literal["auto", "fp32", "bf16"], on: Literal["cpu"
 
 def set_threads(ranks_on_node: int) -> int:
     """Torch's threads per rank: the cores shared out, unless OMP_NUM_THREADS already says. Returns them."""
+    import torch
+
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, n_cores() // ranks_on_node))
     # True fp32, by oneDNN instead of MKL: twice as fast on CPUs without matrix units; with AMX it would be less exact.
@@ -44,6 +54,8 @@ def set_threads(ranks_on_node: int) -> int:
 
 def computing() -> str:
     """Threads and the backend of fp32 matmuls, in words."""
+    import torch
+
     backend = {"highest": "torch's own backend", "medium": "oneDNN"}.get(torch.get_float32_matmul_precision())
     told = "" if torch.cuda.is_available() or backend is None else f", fp32 matmuls by {backend}"
     n = torch.get_num_threads()
@@ -69,4 +81,6 @@ def n_cores() -> int:
 
 def _cpu_has_bf16() -> bool:
     """bf16 matmuls without the instructions are emulated and slower than fp32."""
+    import torch
+
     return bool(torch.cpu._is_avx512_bf16_supported())

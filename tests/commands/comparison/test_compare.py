@@ -26,8 +26,8 @@ from openbook.metrics.bootstrap import wilson
 from openbook.reporting import comparison_files as compare_files
 from openbook.reporting import published as paper
 from openbook.reporting.comparison_table import METRICS, Row, Spread, measures, orderings, paired, shown, table
-from openbook.tracking.found_run import without_effect
-from openbook.tracking.run_search import Runs, identity_of, unlike
+from openbook.tracking.search.found_run import without_effect
+from openbook.tracking.search.run_search import Runs, identity_of, unlike
 from openbook.utils.signals import Stopped
 from tests.small_system import SmallSystem
 
@@ -655,7 +655,7 @@ def test_a_stop_is_handed_on_once_and_waited_for(tmp_path: Path, monkeypatch: py
 
 def test_every_measure_has_a_heading_and_names_without_effect_are_keys() -> None:
     from openbook.config.load import keys_of
-    from openbook.tracking.found_run import WITHOUT_EFFECT
+    from openbook.tracking.search.found_run import WITHOUT_EFFECT
 
     assert {"exact_match", "recall_at_1", "train_seconds"} <= set(METRICS)
     for name in WITHOUT_EFFECT:

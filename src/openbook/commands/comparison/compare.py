@@ -25,8 +25,8 @@ from openbook.commands.comparison.request import Request
 from openbook.errors import OpenBookError
 from openbook.reporting.comparison_files import write_folder
 from openbook.reporting.comparison_table import Row, orderings, short_table, shown, sweep_table
-from openbook.tracking.found_run import without_effect
-from openbook.tracking.run_search import Runs, total, unlike
+from openbook.tracking.search.found_run import without_effect
+from openbook.tracking.search.run_search import Runs, total, unlike
 from openbook.utils.console import console, duration, say
 from openbook.utils.signals import Stopped
 

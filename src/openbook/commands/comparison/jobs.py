@@ -8,8 +8,8 @@ from openbook.commands.comparison.request import Request
 from openbook.config.schema import Config
 from openbook.reporting.comparison_table import Row, measures
 from openbook.reporting.published import PAIRS
-from openbook.tracking.found_run import FoundRun
-from openbook.tracking.run_search import Runs
+from openbook.tracking.search.found_run import FoundRun
+from openbook.tracking.search.run_search import Runs
 
 # The objectives whose first experiment is also tested with other numbers of passages, as in the paper's figure 3.
 SWEPT = ("rag_token", "rag_sequence")

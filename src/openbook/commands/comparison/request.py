@@ -13,8 +13,8 @@ from pathlib import Path
 from openbook.config.load import load_experiment
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
-from openbook.tracking.found_run import FoundRun, without_effect
 from openbook.tracking.run_folder import RUNS
+from openbook.tracking.search.found_run import FoundRun, without_effect
 
 # Keys that a comparison sets itself.
 RESERVED = {

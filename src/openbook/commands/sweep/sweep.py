@@ -16,7 +16,7 @@ from openbook.errors import OpenBookError
 from openbook.reporting.comparison_table import measures
 from openbook.reporting.sweep_report import Tried, print_sweep, write_sweep
 from openbook.tracking.curves import read_metrics
-from openbook.tracking.run_search import Runs, total
+from openbook.tracking.search.run_search import Runs, total
 from openbook.utils.console import duration, say
 from openbook.utils.signals import Stopped
 

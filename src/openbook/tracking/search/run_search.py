@@ -11,9 +11,9 @@ from typing import Any
 from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.tracking.found_run import FoundRun, without_effect
 from openbook.tracking.open_keys import agrees
 from openbook.tracking.run_folder import RunFolder, read_json
+from openbook.tracking.search.found_run import FoundRun, without_effect
 
 
 def identity_of(config: Config) -> dict[str, Any]:
