@@ -26,7 +26,7 @@ OWNERS = {
     "torch.distributed": {"utils/distributed", "utils/rank_failure"},
     "omegaconf": {"config/load"},
     "transformers": {"models"},
-    "lightning": {"training", "callbacks", "setup", "commands", "tracking", "data/datamodule"},
+    "lightning": {"training", "callbacks", "setup", "commands", "tracking", "data/datamodule", "utils/rank_failure"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting/report"},
     "bm25s": {"retrieval/bm25"},
