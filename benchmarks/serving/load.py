@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ from openbook.setup.inputs.data import named_file
 from openbook.tracking.run_folder import RunFolder
 
 Body = dict[str, Any]
+
+DISTINCT = 50  # requests that differ; each client has one of them
 
 
 class Reply(NamedTuple):
@@ -120,11 +122,12 @@ def main() -> None:
     path = named_file(config, "test", config.data.test)
     assert path is not None
     texts = [one.question for one in QuestionFile(path, config.data.cache)]
-    asked = (texts[place % len(texts)] for place in range(options.clients * options.queries))
-    bodies = [
+    asked = cycle(texts)
+    distinct = [
         {"queries": list(islice(asked, options.queries)), "topk": options.topk, "return_scores": True}
-        for _ in range(options.clients)
+        for _ in range(DISTINCT)
     ]
+    bodies = list(islice(cycle(distinct), options.clients))
     words = [sys.executable, "-m", "openbook", "serve", options.run, "serve.port=0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "OPENBOOK_TOKEN": ""}) as server:
         try:
@@ -141,7 +144,8 @@ def _measured(server: subprocess.Popen[str], bodies: list[Body], corpus: str) ->
     port = next(int(found[1]) for line in server.stdout if (found := re.search(r"127\.0\.0\.1:(\d+)/retrieve", line)))
 
     def alone() -> list[Any]:
-        return [documents(asyncio.run(send(port, body))) for body in bodies]
+        each = [documents(asyncio.run(send(port, body))) for body in bodies[:DISTINCT]]
+        return list(islice(cycle(each), len(bodies)))
 
     async def swap() -> None:
         nonlocal swap_seconds

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from openbook.objectives.by_name import LIKELIHOOD_OF
 from openbook.serving.batcher import Batcher
 from openbook.serving.current import Current, Source, described
 from openbook.serving.server import bound_socket, is_loopback, run_server, url_of
+from openbook.setup.preflight import check
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say
 
@@ -37,14 +39,14 @@ def ask(run: str, words: Sequence[str], corpora: Sequence[str] = (), console: Co
     served = load(Source(str(folder.path), tuple(overrides)))
     answer = served.answer([question])[0]
     out = console or console_of()
-    out.print(described(served), style="dim", markup=False)
+    out.print(described(served), style="dim", markup=False, soft_wrap=True)
     out.print("passages: prior → posterior", style="dim")
     show_answer(answer, False, out, asked=True)
 
 
 def show_page(run: str, overrides: Sequence[str], corpora: Sequence[str]) -> None:
     """A page on this machine that asks the run, over its own corpus, the one of its hot-swap and `corpora`."""
-    source, config, _ = settings_of(run, overrides)
+    source, config, token = settings_of(run, overrides)
     _check_answers(config)
     if not is_loopback(config.serve.host):
         raise OpenBookError(
@@ -54,9 +56,11 @@ def show_page(run: str, overrides: Sequence[str], corpora: Sequence[str]) -> Non
             expected="127.0.0.1",
             action="From elsewhere: ssh -L 8000:127.0.0.1:8000 MACHINE; `openbook serve` answers programs.",
         )
+    if token:
+        say("the page asks for no token: any user of this machine can open it")
     names = list(dict.fromkeys([config.data.corpus, *_other_corpus(config), *corpora]))
     for name in names[1:]:  # finds what is wrong with them before anything is loaded
-        RunFolder.existing(run).load_config([*overrides, f"data.corpus={name}"], training=False)
+        check(RunFolder(Path(source.run)).load_config([*overrides, f"data.corpus={name}"], training=False))
     bound = bound_socket(config.serve.host, config.serve.port)
     from openbook.serving.page import create_page
 
@@ -70,9 +74,9 @@ def show_page(run: str, overrides: Sequence[str], corpora: Sequence[str]) -> Non
         "decoding": config.decode.rag_sequence,
     }
     batcher = Batcher(config.serve.batch_size, config.serve.max_waiting)
-    say(f"ask at {url_of(bound)}; Ctrl-C ends it")
+    app = create_page(by_name, tested, batcher, config.serve)
     try:
-        run_server(create_page(by_name, tested, batcher, config.serve), bound, config.serve, "")
+        run_server(app, bound, config.serve, "", told=f"ask at {url_of(bound)}; Ctrl-C ends it")
     finally:
         batcher.close()
 

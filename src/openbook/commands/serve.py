@@ -47,8 +47,9 @@ def serve(run: str, overrides: Sequence[str] = ()) -> None:
     current = Current(load, source)
     say(f"generation 0: {described(current.served())}")
     batcher = Batcher(config.serve.batch_size, config.serve.max_waiting)
-    say(f"POST {url_of(bound)}/retrieve, POST /answer, GET /health; Ctrl-C ends it, SIGHUP reads the run again")
+    app = create_app(current, batcher, config.serve)
+    told = f"POST {url_of(bound)}/retrieve, POST /answer, GET /health; Ctrl-C ends it, SIGHUP reads the run again"
     try:
-        run_server(create_app(current, batcher, config.serve), bound, config.serve, token, current.swap)
+        run_server(app, bound, config.serve, token, told=told, on_hangup=current.swap)
     finally:
         batcher.close()

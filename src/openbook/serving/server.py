@@ -108,14 +108,23 @@ def server_of(app: Any, bound: socket.socket, config: ServeConfig, token: str) -
 
 
 def run_server(
-    app: Any, bound: socket.socket, config: ServeConfig, token: str, on_hangup: Callable[[], object] | None = None
+    app: Any,
+    bound: socket.socket,
+    config: ServeConfig,
+    token: str,
+    *,
+    told: str,
+    on_hangup: Callable[[], object] | None = None,
 ) -> None:
-    """Serve until a signal ends it; what is being answered then is answered first. on_hangup: what SIGHUP does, in a
-    thread of its own."""
+    """Serve until a signal ends it; what is being answered then is answered first. told: what is said once requests are
+    heard. on_hangup: what SIGHUP does, in a thread of its own."""
     raise_file_limit()
+    server = server_of(app, bound, config, token)
     if on_hangup is not None:
         signal.signal(signal.SIGHUP, lambda *_: _in_thread(on_hangup))
-    server_of(app, bound, config, token).run(sockets=[bound])
+    bound.listen(BACKLOG)  # what comes before the server runs waits in the kernel
+    say(told)
+    server.run(sockets=[bound])
 
 
 def _in_thread(call: Callable[[], object]) -> None:
