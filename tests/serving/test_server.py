@@ -9,7 +9,7 @@ import pytest
 
 from openbook.config.evaluation import ServeConfig
 from openbook.errors import OpenBookError
-from openbook.serving.server import TOKEN, bound_socket, check_installed, token_of, url_of
+from openbook.serving.server import TOKEN, bound_socket, check_installed, run_server, token_of, url_of
 
 LONG = "a-token-of-some-length"
 
@@ -29,7 +29,7 @@ def test_this_machine_needs_no_token_and_may_have_one(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "server.example", ""])
 def test_any_other_address_needs_one(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OpenBookError, match=r"a token is needed \(serve.host: .*Set the environment variable OP"):
+    with pytest.raises(OpenBookError, match=r"a token is needed \(serve.host: .*Set OPENBOOK_TOKEN in the e"):
         token_of(ServeConfig(host=host))
     monkeypatch.setenv(TOKEN, LONG)
     assert token_of(ServeConfig(host=host)) == LONG
@@ -43,7 +43,7 @@ def test_tokens_that_are_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with pytest.raises(OpenBookError, match=r"cannot be read \(serve.token_file: .*No such file"):
         token_of(ServeConfig(token_file=str(tmp_path / "none")))
     (tmp_path / "empty").write_text("")
-    with pytest.raises(OpenBookError, match="the file of the token is empty"):
+    with pytest.raises(OpenBookError, match=r"could be guessed.*\(serve.token_file: .*got 0 characters"):
         token_of(ServeConfig(token_file=str(tmp_path / "empty")))
 
 
@@ -56,6 +56,14 @@ def test_an_address_that_is_taken_or_is_none() -> None:
             bound_socket("127.0.0.1", port)
     with pytest.raises(OpenBookError, match="cannot listen here"):
         bound_socket("no such host", 0)
+
+
+def test_an_address_that_two_have_taken_is_the_firsts_to_listen() -> None:
+    pytest.importorskip("uvicorn")
+    with bound_socket("127.0.0.1", 0) as first, bound_socket("127.0.0.1", first.getsockname()[1]) as second:
+        first.listen()
+        with pytest.raises(OpenBookError, match="cannot listen here"):
+            run_server(None, second, ServeConfig(), "", told="")
 
 
 def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,25 +35,21 @@ def check_installed() -> None:
 
 def token_of(config: ServeConfig) -> str:
     """The token that requests must carry, "" for none; OpenBookError where there must be one, or a better one."""
+    make = 'python -c "import secrets; print(secrets.token_urlsafe())"'
     where, token = TOKEN, os.environ.get(TOKEN, "").strip()
     if config.token_file:
         where = f"serve.token_file: {config.token_file}"
         try:
-            lines = Path(config.token_file).read_text(encoding="utf-8").splitlines()
+            token = Path(config.token_file).read_text(encoding="utf-8").partition("\n")[0].strip()
         except (OSError, UnicodeDecodeError) as error:
             raise OpenBookError("the token cannot be read", where=where, got=str(error)) from error
-        token = lines[0].strip() if lines else ""
-    make = 'python -c "import secrets; print(secrets.token_urlsafe())"'
-    if not token and (config.token_file or not is_loopback(config.host)):
+    elif not token and not is_loopback(config.host):
         raise OpenBookError(
-            "whoever reaches this address could ask: a token is needed"
-            if not config.token_file
-            else "the file of the token is empty",
-            where=where if config.token_file else f"serve.host: {config.host}",
-            action=f"Set the environment variable {TOKEN} (`{make}` makes one) or serve.token_file, or serve "
-            "127.0.0.1.",
+            "whoever reaches this address could ask: a token is needed",
+            where=f"serve.host: {config.host}",
+            action=f"Set {TOKEN} in the environment (`{make}` makes one) or serve.token_file, or serve 127.0.0.1.",
         )
-    if token and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable()):
+    if (token or config.token_file) and (len(token) < LEAST_TOKEN or not token.isascii() or not token.isprintable()):
         raise OpenBookError(
             "a token that could be guessed, or that no header can carry",
             where=where,
@@ -72,13 +68,17 @@ def bound_socket(host: str, port: int) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
-        raise OpenBookError(
-            "cannot listen here",
-            where=f"serve.host={host} serve.port={port}",
-            got=error.strerror or str(error),
-            action="serve.port=0 takes a port that is free.",
-        ) from error
+        raise _cannot_listen(host, port, error) from error
     return bound
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OpenBookError:
+    return OpenBookError(
+        "cannot listen here",
+        where=f"serve.host={host} serve.port={port}",
+        got=error.strerror or str(error),
+        action="serve.port=0 takes a port that is free.",
+    )
 
 
 def url_of(bound: socket.socket) -> str:
@@ -122,7 +122,10 @@ def run_server(
     server = server_of(app, bound, config, token)
     if on_hangup is not None:
         signal.signal(signal.SIGHUP, lambda *_: _in_thread(on_hangup))
-    bound.listen(BACKLOG)  # what comes before the server runs waits in the kernel
+    try:
+        bound.listen(BACKLOG)  # what comes before the server runs waits in the kernel
+    except OSError as error:  # another process has begun to listen here meanwhile
+        raise _cannot_listen(*bound.getsockname()[:2], error) from error
     say(told)
     server.run(sockets=[bound])
 
