@@ -7,13 +7,14 @@ from pathlib import Path
 from rich.console import Console
 
 from openbook.commands.answers import console_of, show_answer
+from openbook.commands.evaluate import load_served
 from openbook.commands.serve import load, settings_of
 from openbook.config.data import CHANGED, EMBEDDED, QUESTIONS
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.objectives.by_name import LIKELIHOOD_OF
 from openbook.serving.batcher import Batcher
-from openbook.serving.current import Current, Source, described
+from openbook.serving.current import Current, described
 from openbook.serving.server import bound_socket, is_loopback, run_server, url_of
 from openbook.setup.preflight import check
 from openbook.tracking.run_folder import RunFolder
@@ -35,8 +36,9 @@ def ask(run: str, words: Sequence[str], corpora: Sequence[str] = (), console: Co
             "corpora to choose from are for the page", where="--corpus", action="Set data.corpus=FILE for a question."
         )
     folder = RunFolder.existing(run)
-    _check_answers(folder.load_config(overrides, training=False))
-    served = load(Source(str(folder.path), tuple(overrides)))
+    config = folder.load_config(overrides, training=False)
+    _check_answers(config)
+    served, _ = load_served(folder, config)
     answer = served.answer([question])[0]
     out = console or console_of()
     out.print(described(served), style="dim", markup=False, soft_wrap=True)
