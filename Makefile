@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers report watch list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers ask serve report watch list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -35,7 +35,7 @@ setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU inde
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,serve,dev]"
 	rm -f $(VENV)/.ready-* && touch $@
 
 train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.max_steps=50"
@@ -77,6 +77,12 @@ plan: $(READY) ## estimate the memory, disk and time that an experiment's index 
 
 answers: $(READY) ## print answers and the passages they are based on: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]
 	$(PY) -m openbook answers $(RUN) $(if $(MATCH),"$(MATCH)") $(if $(N),--n $(N))
+
+ask: $(READY) ## ask a trained run: make ask RUN=runs/rag_token/NAME opens a page, Q="..." prints one answer (CORPUS=FILE: one more to ask)
+	$(PY) -m openbook ask $(RUN) $(if $(Q),"$(Q)") $(if $(CORPUS),--corpus "$(CORPUS)") $(ARGS)
+
+serve: $(READY) ## answer other programs over HTTP: make serve RUN=runs/rag_token/NAME [ARGS="serve.port=8000"]
+	$(PY) -m openbook serve $(RUN) $(ARGS)
 
 report: $(READY) ## regenerate a run's report.html and report.png
 	$(PY) -m openbook report $(RUN)

@@ -18,6 +18,7 @@ FLOORS = [
     {"inference", "refresh"},
     {"training", "callbacks"},
     {"setup"},
+    {"serving"},
     {"commands"},
     {"__main__", "__init__"},
 ]

@@ -30,6 +30,10 @@ OWNERS = {
     "matplotlib": {"reporting"},
     "jinja2": {"reporting/report"},
     "bm25s": {"retrieval/bm25"},
+    "fastapi": {"serving/app", "serving/page", "serving/server"},
+    "starlette": {"serving/app", "serving/page"},
+    "pydantic": {"serving/app"},
+    "uvicorn": {"serving/server"},
 }
 
 

@@ -25,7 +25,7 @@ def test_the_tree_is_the_one_on_disk() -> None:
         str(path.relative_to(ROOT))
         for folder in ("src/openbook", "callbacks")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".j2", ".css", ".js", ".yaml") and path.name != "__init__.py"
+        if path.suffix in (".py", ".j2", ".css", ".html", ".js", ".yaml") and path.name != "__init__.py"
     }
     assert drawn() == {path for path in found if not path.startswith("src/openbook/callbacks/")}
 

@@ -120,6 +120,14 @@ def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -
             from openbook.commands.evaluate import evaluate
 
             evaluate(subject, overrides, untrained=parsed.untrained)
+        case "ask":
+            from openbook.commands.ask import ask
+
+            ask(subject, overrides, parsed.corpus)
+        case "serve":
+            from openbook.commands.serve import serve
+
+            serve(subject, overrides)
         case "hot-swap":
             from openbook.commands.hot_swap import hot_swap
 

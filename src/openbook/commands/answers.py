@@ -40,7 +40,7 @@ def show_answers(run: str, text: str = "", n: str = str(N_ANSWERS), console: Con
             got=repr(text),
             expected=f"a part of one of {len(predictions):,} questions",
         )
-    out = console or _console()
+    out = console or console_of()
     chosen = chosen_examples(matching, int(n))
     out.print(
         f"{len(chosen):,} of {len(matching):,} {'matching ' if text else ''}questions; passages: prior → posterior, "
@@ -48,7 +48,7 @@ def show_answers(run: str, text: str = "", n: str = str(N_ANSWERS), console: Con
     )
     for one in chosen:
         out.print()
-        _show(one, regex, out)
+        show_answer(one, regex, out)
 
 
 def _read(run: str) -> tuple[list[Prediction], bool]:
@@ -78,22 +78,26 @@ def _read(run: str) -> tuple[list[Prediction], bool]:
     return files.predictions, config.is_file() and b"regex_answers: true" in config.read_bytes()
 
 
-def _console() -> Console:
+def console_of() -> Console:
     """At most WIDTH columns on a terminal; exactly WIDTH and no colours where the output is not a terminal."""
     console = Console(highlight=False)
     return Console(highlight=False, width=min(WIDTH, console.width) if console.is_terminal else WIDTH)
 
 
-def _show(one: Prediction, regex: bool, out: Console) -> None:
+def show_answer(one: Prediction, regex: bool, out: Console, asked: bool = False) -> None:
+    """Print one question with its answer, passages and heat-map of tokens. asked: no gold answer is known."""
     groups = " · ".join(name for name in (one.relation, one.phrasing) if name)
     out.print(Text(_wrapped(f"{one.question}  ({groups})" if groups else one.question, "", out.width), "bold"))
-    out.print(Text(_wrapped(" | ".join(one.answers) + _likelihoods(one), "gold    ", out.width)))
-    if one.exact_match is None:
+    if not asked:
+        out.print(Text(_wrapped(" | ".join(one.answers) + _likelihoods(one), "gold    ", out.width)))
+    logprob = "" if one.logprob is None else f"  log p {one.logprob:.2f}"
+    if asked:
+        out.print(Text(_wrapped(f"{one.prediction or '(empty)'}{logprob}", "answer  ", out.width), "bold green"))
+    elif one.exact_match is None:
         right = bool(one.hits and one.hits[0])
         out.print(Text(f"first passage {'' if right else 'not '}relevant", "green" if right else "red"))
     else:
         verdict = "right" if one.exact_match else f"wrong{'' if one.f1 is None else f', F1 {one.f1:.2f}'}"
-        logprob = "" if one.logprob is None else f"  log p {one.logprob:.2f}"
         answer = f"{one.prediction or '(empty)'}{logprob}  ({verdict})"
         out.print(Text(_wrapped(answer, "answer  ", out.width), "green" if one.exact_match else "red"))
     if len(one.candidates) > 1:
@@ -177,9 +181,15 @@ def _grid(tokens: Sequence[TokenProvenance], passages: Sequence[ReadPassage], wi
     table = Table(token_column, *columns, box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for token in tokens:
         cells = [
-            Text(f"{weight:.2f}", "bold" if weight == max(token.weights) else "dim" if weight < 0.01 else "")
-            for weight in token.weights[:n_columns]
+            Text(f"{weight:.2f}", _heat(weight, weight == max(token.weights))) for weight in token.weights[:n_columns]
         ]
         rest = [Text(f"{sum(token.weights[n_columns:]):.2f}")] if last else []
         table.add_row(Text(_wrapped(token.text, "", WIDTH)[:TOKEN] or "(none)"), *cells, *rest)
     return table
+
+
+def _heat(weight: float, most: bool) -> str:
+    """The style of a share of a token's probability: the more, the bluer the ground."""
+    red, green, blue = (round(dark + weight * (full - dark)) for dark, full in ((24, 20), (28, 96), (36, 200)))
+    shade = "dim" if weight < 0.01 else f"rgb(235,240,245) on rgb({red},{green},{blue})"
+    return f"bold {shade}" if most else shade

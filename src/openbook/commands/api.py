@@ -2,15 +2,12 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
-from openbook.batch import Example
 from openbook.commands import evaluate as evaluating
 from openbook.commands import train as training
 from openbook.config.schema import Config
@@ -21,11 +18,11 @@ from openbook.models.encoders import save_encoder
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup.prepare import NOTHING_OWN, OwnParts
+from openbook.serving.served import HowToAnswer, Served
+from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared
 from openbook.setup.trainer import quiet
 from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
-from openbook.training.rag_module import RagModule
 
 OwnRetriever = Retriever[Any] | Callable[[Corpus], Retriever[Any]]
 
@@ -68,23 +65,16 @@ class Run(os.PathLike[str]):
         The first call loads the model and builds the index. Raises OpenBookError for a run without a generator, for a
         question that is too long, and where the run has no checkpoint.
         """
-        module, collate = self._loaded
-        answering = replace(module.answering, utility=False, n_docs=n_docs or module.answering.n_docs)
-        examples = [Example(str(number), text, ("",)) for number, text in enumerate(questions)]
-        answers = []
-        size = self.config.evaluate.batch_size
-        for start in range(0, len(examples), size):
-            batch = collate(examples[start : start + size]).to(next(module.parameters()).device)
-            answers += answering(batch, module.retriever, module.retriever.index_is_exact())
-        return [replace(one, answers=(), exact_match=None, f1=None, hits=(), answer_hits=()) for one in answers]
+        served, _ = self._loaded
+        return served.answer(questions, HowToAnswer(n_docs=n_docs), [str(number) for number in range(len(questions))])
 
     def save_models(self, folder: str | Path) -> Path:
         """The trained models as transformers' folders, adapters merged into the weights: generator, question_encoder
         and passage_encoder, each with its tokenizer, as far as the run has them; returns `folder`. Encoders come with
         sentence-transformers' files for pooling, linear layers, normalisation and prompts. Raises OpenBookError for an
         encoder that cannot be written so that it is read as it was trained."""
-        module, _ = self._loaded
-        parts, folder = self._prepared.parts, Path(folder)
+        served, prepared = self._loaded
+        module, parts, folder = served.module, prepared.parts, Path(folder)
         if isinstance(module.retriever, DenseRetriever):
             retriever = module.retriever
             asked, read = parts.question_format, parts.passage_format
@@ -100,17 +90,11 @@ class Run(os.PathLike[str]):
         return folder
 
     @cached_property
-    def _loaded(self) -> tuple[RagModule, Callable[[Sequence[Example]], Any]]:
+    def _loaded(self) -> tuple[Served, Prepared]:
         quiet()
         if self.config.objective == "dpr":
             raise OpenBookError("the run trained no generator", where=self.path, got="objective dpr")
-        module, prepared, refresh = evaluating.load_trained(self._folder, self.config, self._own)
-        self._prepared = prepared
-        assert isinstance(module, RagModule)
-        module.eval().to(torch.device("cuda" if prepared.on == "gpu" else "cpu"))
-        if refresh is not None:
-            refresh.manager.ensure(module.retriever, 0)  # type: ignore[arg-type]
-        return module, prepared.questions.batch_of
+        return evaluating.load_served(self._folder, self.config, self._own)
 
 
 def train(

@@ -5,9 +5,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import lightning as L
+import torch
 
 from openbook.callbacks import IndexRefresh
 from openbook.config.checks import source_problems
@@ -17,6 +18,7 @@ from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.ranking import lines_of
 from openbook.reporting.report import results_table
 from openbook.retrieval.dense import DenseRetriever
+from openbook.serving.served import Served
 from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer, together
@@ -31,6 +33,18 @@ from openbook.utils.disk import check_writable
 from openbook.utils.distributed import from_rank_zero
 from openbook.utils.hardware import rank_from_environment
 from openbook.utils.rank_failure import solo
+
+
+class Trained(NamedTuple):
+    """A run's models with the weights of one of its checkpoints, and what builds their index, which is not built yet.
+    step: of the checkpoint, whose file may be another by now."""
+
+    module: RagModule | DprModule
+    prepared: Prepared
+    refresh: IndexRefresh | None
+    checkpoint: Path
+    step: int
+
 
 UNTRAINED = "Nothing was trained here: the encoders are as they were loaded."
 
@@ -175,17 +189,14 @@ def answer_test(
 
     Another corpus is another snapshot: of kept vectors only changed passages are encoded.
     """
-    module, prepared, refresh = load_trained(run, config, own)
+    module, prepared, refresh, *_ = load_trained(run, config, own)
     trainer = make_trainer(config, [refresh] if refresh else [], [])
     trainer.test(module, prepared.questions, verbose=False, weights_only=True)
     return module, trainer, prepared
 
 
-def load_trained(
-    run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN, stage: str = "test"
-) -> tuple[RagModule | DprModule, Prepared, IndexRefresh | None]:
-    """The run's models with the weights of its last or best checkpoint, and what builds their index, which is not built
-    yet."""
+def load_trained(run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN, stage: str = "test") -> Trained:
+    """The run's models with the weights of its last or best checkpoint."""
     own.check(config, run.read_summary() or None, needed=("retriever",))
     path = run.weights(config)
     content = read_checkpoint(path)
@@ -199,9 +210,32 @@ def load_trained(
     check_weights(module, path, weights)
     module.load_state_dict(weights)
     if not prepared.is_dense:
-        return module, prepared, None
+        return Trained(module, prepared, None, path, content["global_step"])
     refresh = prepared.refresh(probes=False)
     state = content["callbacks"].get(refresh.state_key, {})
     if not config.refresh.fresh_test and state.get("corpus") == prepared.parts.corpus.fingerprint:
         refresh.load_state_dict(state)
-    return module, prepared, refresh
+    return Trained(module, prepared, refresh, path, content["global_step"])
+
+
+def load_served(run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN) -> tuple[Served, Prepared]:
+    """The run's models with their index over the configuration's corpus, on their device and ready to answer."""
+    module, prepared, refresh, checkpoint, step = load_trained(run, config, own)
+    module.eval().to(torch.device("cuda" if prepared.on == "gpu" else "cpu"))
+    retriever, corpus = module.retriever, prepared.parts.corpus
+    if refresh is not None:
+        refresh.manager.ensure(cast(DenseRetriever, retriever), 0)
+    facts = {
+        "run": str(run.path),
+        "experiment": config.experiment,
+        "objective": config.objective,
+        "checkpoint": checkpoint.name,
+        "step": step,
+        "corpus": config.data.corpus,
+        "corpus_fingerprint": corpus.fingerprint,
+        "n_passages": corpus.n_passages,
+        "index": retriever.index_facts(),
+    }
+    n_docs = config.evaluate.n_docs or config.retriever.n_docs
+    passes = (config.serve.batch_size, config.evaluate.batch_size)
+    return Served(module, prepared.questions.batch_of, corpus, n_docs, passes, facts), prepared

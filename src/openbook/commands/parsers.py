@@ -39,6 +39,12 @@ COMMANDS = {
     "doctor": Command("EXPERIMENT [key=value ...]", "an experiment", "say whether an experiment can run here"),
     "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
     "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
+    "ask": Command(
+        "RUN [QUESTION] [key=value ...]",
+        "a run folder",
+        "answer a question; without one, open a page on 127.0.0.1",
+    ),
+    "serve": Command("RUN [key=value ...]", "a run folder", "answer other programs over HTTP: passages and answers"),
     "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
     "watch": Command("RUN", "a run folder", "serve the report on 127.0.0.1, renewed while the run goes on"),
     "list": Command("", "", "list the experiments with a one-line description each"),
@@ -68,6 +74,13 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "watch": {"--port": {"default": "8765", "help": "port to serve on; 0: any that is free (default: 8765)"}},
     "answers": {"--n": {"default": "10", "help": "number of answers to print (default: 10)"}},
+    "ask": {
+        "--corpus": {
+            "action": "append",
+            "default": [],
+            "help": "a further corpus that the page can ask, as data.corpus takes it; may be repeated",
+        }
+    },
     "compare": {
         "--seeds": {"default": "0", "help": 'the seeds, for example "0 1 2" (default: 0)'},
         "--test-n-docs": {"default": "", "help": 'numbers of passages to also test with: "1 2 4 8"'},

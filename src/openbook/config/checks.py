@@ -29,6 +29,8 @@ POSITIVE = """
     trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.timeout
     trainer.log_every trainer.keep_checkpoints evaluate.batch_size
     decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
+    serve.batch_size serve.max_queries serve.max_characters serve.max_topk serve.max_n_docs serve.max_beams
+    serve.max_waiting
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
@@ -96,6 +98,7 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
     numbers = [key for key, value in _values(config) if isinstance(value, int | float)]
     ranges = (
         (numbers, lambda value: -LARGEST <= value <= LARGEST, f"a number, at most {LARGEST:,}"),
+        (["serve.port"], lambda value: 0 <= value < 2**16, "a port, from 0 to 65,535"),
         (["seed"], lambda value: value < 2**32, "less than 4,294,967,296"),
         (["retriever.temperature"], lambda value: value == 0 or 1e-6 <= value <= 1e6, "0, or from 1e-6 to 1e6"),
         (["distill_temperature", "decode.temperature"], lambda value: 1e-6 <= value <= 1e6, "from 1e-6 to 1e6"),

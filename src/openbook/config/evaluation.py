@@ -1,4 +1,4 @@
-"""Settings of decoding and evaluation."""
+"""Settings of decoding, evaluation and serving."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -74,3 +74,23 @@ class EvaluateConfig:
     validation_questions: int = unit(128, "validation questions used during training; 0: all")
     test_questions: int = unit(0, "test questions used; 0: all")
     before_training: bool = unit(True, "also evaluate on the test split before training")
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """How `serve` and the page of `ask` answer over HTTP; nothing else reads it."""
+
+    host: str = unit("127.0.0.1", "address to listen at; any other than this machine's own needs a token")
+    port: int = unit(8000, "port to listen at; 0: one that is free")
+    token_file: str = unit(
+        "",
+        "file whose first line is the token that every request must carry (Authorization: Bearer TOKEN); empty: the "
+        "environment variable OPENBOOK_TOKEN, and no token where that is not set",
+    )
+    batch_size: int = unit(64, "questions of waiting requests that are encoded in one pass")
+    max_queries: int = unit(512, "maximum questions of a request")
+    max_characters: int = unit(4096, "maximum length of a question, in characters")
+    max_topk: int = unit(100, "maximum passages per question")
+    max_n_docs: int = unit(20, "maximum passages read for an answer")
+    max_beams: int = unit(8, "maximum beams of an answer")
+    max_waiting: int = unit(4096, "requests that may wait at a time; a further one is refused with status 503")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from openbook.config.data import DataConfig
-from openbook.config.evaluation import DecodeConfig, EvaluateConfig
+from openbook.config.evaluation import DecodeConfig, EvaluateConfig, ServeConfig
 from openbook.config.models import GeneratorConfig
 from openbook.config.retrieval import HotSwapConfig, IndexConfig, RefreshConfig, RetrieverConfig
 from openbook.config.training import DprConfig, OptimConfig, TrainerConfig, WarmupConfig
@@ -66,5 +66,6 @@ class Config:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     hot_swap: HotSwapConfig = field(default_factory=HotSwapConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     run: RunConfig = field(default_factory=RunConfig)
