@@ -56,9 +56,9 @@ def rag_module(
     generator = load_generator(name, dropout, config.seed, config.generator)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
-    if parts.prompt is None:
+    if not isinstance(generator, DecoderOnlyGenerator):
         generator.first_token_id = target_start(parts.generator_tokenizer)
-    elif isinstance(generator, DecoderOnlyGenerator):
+    elif parts.prompt is not None:
         generator.follow(parts.prompt)
     if generator.first_token_id is not None:
         first = parts.generator_tokenizer.convert_ids_to_tokens(generator.first_token_id)
