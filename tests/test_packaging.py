@@ -25,7 +25,7 @@ OWNERS = {
     "faiss": {"index"},
     "torch.distributed": {"utils/distributed"},
     "omegaconf": {"config/load"},
-    "transformers": {"models"},
+    "transformers": {"models", "exchange"},
     "lightning": {"training", "callbacks", "setup", "commands", "tracking", "data/datamodule"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting/report"},

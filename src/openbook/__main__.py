@@ -99,6 +99,18 @@ def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -
             from openbook.commands.evaluate import evaluate
 
             evaluate(subject, overrides, untrained=parsed.untrained)
+        case "export":
+            from openbook.commands.export import export
+
+            if len(overrides) != 1:
+                raise OpenBookError("`export` needs a run and a folder", action="openbook export RUN FOLDER")
+            export(subject, overrides[0], adapters=parsed.adapters, name=parsed.push, public=parsed.public)
+        case "import":
+            from openbook.commands.imports import import_folder
+
+            if not overrides or "=" in overrides[0]:
+                raise OpenBookError("`import` needs a folder and a run", action="openbook import FOLDER RUN")
+            import_folder(subject, overrides[0], overrides[1:], passage_encoder=parsed.passage_encoder)
         case "hot-swap":
             from openbook.commands.hot_swap import hot_swap
 

@@ -15,6 +15,7 @@ from openbook.callbacks import Checkpointing, CollapseWatch, IndexRefresh, Sampl
 from openbook.commands.stages import Clock, Stages
 from openbook.config.combinations import monitored
 from openbook.config.schema import Config
+from openbook.errors import OpenBookError
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
@@ -51,7 +52,14 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
     of data differs that decides what is trained. A finished run is left as it is.
     """
     run = RunFolder.existing(str(folder))
-    config, summary = run.load_config(list(overrides)), run.read_summary()
+    summary = run.read_summary()
+    if summary.get("status") == "imported":
+        raise OpenBookError(
+            "an imported run has no optimizer's state to go on with",
+            where=run.path,
+            action=f"A new run with retriever.start_from={run.path} generator.start_from={run.path} trains it on.",
+        )
+    config = run.load_config(list(overrides))
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)
