@@ -20,11 +20,13 @@ from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
+from openbook.setup.start_generator import resolve_generator, start_generator
 from openbook.setup.trainer import make_trainer, wandb_logger
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.tracking.resuming import check_data, check_keys
 from openbook.tracking.run_folder import SHARED, RunFolder
+from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
 from openbook.utils.hardware import computing, rank_from_environment
@@ -36,10 +38,10 @@ def train(config: Config, own: OwnParts = NOTHING_OWN) -> Path:
     own.check(config)
     run = RunFolder.choose(config)
     if rank_from_environment():
-        return _run(resolve_start(config), run, own)
+        return _run(resolve_generator(resolve_start(config)), run, own)
     run = run.claim()
     try:
-        return _run(resolve_start(config), run, own)
+        return _run(resolve_generator(resolve_start(config)), run, own)
     finally:
         run.release()
 
@@ -90,8 +92,11 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         module = prepared.module()
         if resumed:
             check_weights(module, run.newest)
-        elif config.retriever.start_from and prepared.is_dense:
-            start_encoders(config, cast(DenseRetriever, module.retriever))
+        else:
+            if config.retriever.start_from and prepared.is_dense:
+                start_encoders(config, cast(DenseRetriever, module.retriever))
+            if config.generator.start_from and isinstance(module, RagModule):
+                start_generator(config, module.generator)
         n_passages = prepared.parts.corpus.n_passages
         if prepared.is_dense:
             clock.refresh = prepared.refresh()
