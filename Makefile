@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare plan answers report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare plan answers export import report list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -60,6 +60,12 @@ plan: $(READY) ## estimate the memory, disk and time that an experiment's index 
 
 answers: $(READY) ## print answers and the passages they are based on: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]
 	$(PY) -m openbook answers $(RUN) $(if $(MATCH),"$(MATCH)") $(if $(N),--n $(N))
+
+export: $(READY) ## write a run's models, index and card for other programs: make export RUN=... TO=FOLDER [ARGS="--push OWNER/NAME"]
+	$(PY) -m openbook export $(RUN) $(TO) $(ARGS)
+
+import: $(READY) ## make a run of transformers' RAG, or safetensors of pickled weights: make import FROM=FOLDER RUN=FOLDER
+	$(PY) -m openbook import $(FROM) $(RUN) $(ARGS)
 
 report: $(READY) ## regenerate a run's report.html and report.png
 	$(PY) -m openbook report $(RUN)

@@ -1,4 +1,4 @@
-"""Starting from a run's generator, from adapters, from folders: the weights are those, and what cannot be is refused."""
+"""Starting from a run's generator, from adapters, from folders: the weights are those; what cannot be is refused."""
 
 from __future__ import annotations
 
@@ -154,10 +154,8 @@ def test_training_starts_from_both(small_system: SmallSystem, tmp_path: Path) ->
     for name, value in theirs.state_dict().items():
         torch.testing.assert_close(state[f"generator.{name}"], value, atol=1e-6, rtol=0)
     name = "model.encoder.layer.0.attention.self.query.weight"
-    moved = (
-        state[f"retriever.passage_encoder.{name}"]
-        - load_encoder(str(small_system.encoder), None, None, 0.0).state_dict()[name]
-    )
+    before = load_encoder(str(small_system.encoder), None, None, 0.0).state_dict()[name]
+    moved = state[f"retriever.passage_encoder.{name}"] - before
     assert moved.abs().max() > 1e-3
     torch.testing.assert_close(state[f"retriever.question_encoder.{name}"], state[f"retriever.passage_encoder.{name}"])
     assert any("The generator started from" in one for one in run.read_summary()["disclosures"])
