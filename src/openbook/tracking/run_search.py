@@ -45,11 +45,13 @@ def identity_of(config: Config) -> dict[str, Any]:
     """{key: value} of everything that determines a run's metrics; equal for two runs that should give the same.
 
     Ranks times batch size is one number: two ranks of 8 questions train like one of 16. A run that starts from another
-    run's encoders is identified by that run's experiment, not by its folder.
+    run's models is identified by that run's experiment, not by its folder.
     """
     values = {key: value for key, value in flat(config).items() if not without_effect(key)}
     values["trainer.batch_size"] *= values.pop("trainer.devices") * values.pop("trainer.nodes")
-    values["retriever.start_from"] = _experiment_of(values.get("retriever.start_from", ""))
+    values |= {
+        f"{part}.start_from": _experiment_of(values[f"{part}.start_from"]) for part in ("retriever", "generator")
+    }
     return values
 
 

@@ -10,7 +10,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
+from openbook.batch import Example
+from openbook.data.collate import Collate
+from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids, target_start, targets
+from openbook.data.question_lengths import Reader, over
+from openbook.data.sampler import BatchPlan
 from openbook.errors import OpenBookError
 from openbook.setup.inputs.context import context_prompt
 from tests.data.test_prompts import PASSAGES, QUESTION, corpus_of
@@ -99,3 +104,27 @@ def test_templates_that_are_no_context(template: str, said: str, tmp_path: Path)
     with pytest.raises(OpenBookError) as problem:
         context_prompt(tokenizer, template, ["passage", "question"], special_ids(tokenizer))
     assert said in str(problem.value) and "generator.prompt" in str(problem.value)
+
+
+@pytest.mark.parametrize("how", [True, False])
+def test_questions_as_they_are_written_or_decoded(how: bool, tmp_path: Path) -> None:
+    """As RagRetriever hands them on: what the question encoder's tokens decode to, for an uncased one in lower case."""
+    asks, writes = tokenizer_of("bert", tmp_path), tokenizer_of("bart", tmp_path)
+    collate = Collate(
+        question_tokenizer=asks,
+        question_format=encoder_format(asks, "joined"),
+        generator_tokenizer=writes,
+        max_question_tokens=40,
+        max_target_tokens=9,
+        seed=0,
+        sample_answers=False,
+        decoded_questions=how,
+    )
+    question = "Where is  Nairobi (Kenya)?"
+    batch = collate((BatchPlan((0,), filler=0, epoch=0, cursor=0), [Example("0", question, ("Kenya",))]))
+    theirs = asks.decode(asks(question)["input_ids"], skip_special_tokens=True)
+    assert theirs != question
+    assert writes.decode(batch.context_questions[0]) == (theirs if how else question)
+    reader = Reader(writes, through=(asks, "") if how else None)
+    assert over(reader, [(1, question)], len(batch.context_questions[0])) == []
+    assert over(reader, [(1, question)], len(batch.context_questions[0]) - 1) == [(1, len(batch.context_questions[0]))]
