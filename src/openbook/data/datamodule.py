@@ -219,7 +219,7 @@ class QuestionAnswerData(LightningDataModule):
     @property
     def _readers(self) -> tuple[Reader, Reader]:
         asks = Reader(self.question_tokenizer, self.question_format.prefix)
-        fields = ("question", "answer")
-        spaces = ["", ""] if self.prompt is None else [self.prompt.spaced_texts(field, [""])[0] for field in fields]
+        spaced = self.prompt.spaced if self.prompt is not None else ()
+        before = {field: " " if field in spaced else "" for field in ("question", "answer")}
         through = (self.question_tokenizer, self.question_format.prefix) if self.decoded_questions else None
-        return asks, Reader(self.generator_tokenizer, *spaces, through)
+        return asks, Reader(self.generator_tokenizer, before["question"], before["answer"], through)

@@ -29,7 +29,8 @@ retriever = RagRetriever.from_pretrained(
 )
 model = {kind}.from_pretrained(folder, retriever=retriever)
 asked = tokenizer(["a question"], return_tensors="pt")
-print(tokenizer.batch_decode(model.generate(**asked), skip_special_tokens=True))
+ids = model.generate(asked["input_ids"], attention_mask=asked["attention_mask"])
+print(tokenizer.batch_decode(ids, skip_special_tokens=True))
 """
 SEARCH = """\
 import faiss
@@ -61,7 +62,7 @@ def model_card(config: Config, facts: Facts) -> str:
     head = {"library_name": "transformers", "tags": ["retrieval-augmented-generation", "openbook"]}
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {facts.name}",
-        f"Trained by [openbook](https://pypi.org/project/openbook/) with the objective `{config.objective}`."
+        f"Trained by openbook with the objective `{config.objective}`."
         if not facts.summary.get("imported_from")
         else f"Imported by openbook from {facts.summary['imported_from']}, not trained further.",
         "## What is in it\n\n" + _listed(facts.written.folders),
