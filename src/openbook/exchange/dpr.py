@@ -38,7 +38,7 @@ def as_dpr(
     """The encoder as DPR's question or passage encoder, adapters merged, its embeddings times `scale`. The encoder is
     one that `why_not_dpr` has nothing against; a scale, or first numbers only, become a projection."""
     bert = merged(encoder.model)
-    known = set(BertConfig().to_dict()) & set(DPRConfig().to_dict()) - {"model_type", "architectures"}
+    known = set(BertConfig().to_dict()) & set(DPRConfig().to_dict()) - {"model_type", "architectures", "_name_or_path"}
     sizes = {key: value for key, value in bert.config.to_dict().items() if key in known}
     weight, bias = _projection(encoder, scale)
     made: Any = kind(DPRConfig(**sizes, projection_dim=0 if weight is None else len(weight)))

@@ -94,6 +94,8 @@ def write_rag(parts: RagParts, folder: Path) -> None:
         **ids,
     )
     config.generator.prefix = prefix or None
+    for part in (config, config.question_encoder, config.generator):
+        part._name_or_path = ""  # where they lay on this machine is nobody's business
     rag = CLASSES[parts.likelihood](config=config, question_encoder=question, generator=model)
     length = {"max_length": parts.max_answer + 1, "forced_bos_token_id": generator.first_token_id}
     if parts.likelihood == "rag_token":  # transformers' RAG-Sequence keeps none
