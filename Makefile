@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers ask serve report watch list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -83,6 +83,12 @@ ask: $(READY) ## ask a trained run: make ask RUN=runs/rag_token/NAME opens a pag
 
 serve: $(READY) ## answer other programs over HTTP: make serve RUN=runs/rag_token/NAME [ARGS="serve.port=8000"]
 	$(PY) -m openbook serve $(RUN) $(ARGS)
+
+export: $(READY) ## write a run's models, index and card for other programs: make export RUN=... TO=FOLDER [ARGS="--push OWNER/NAME"]
+	$(PY) -m openbook export $(RUN) $(TO) $(ARGS)
+
+import: $(READY) ## make a run of transformers' RAG, or safetensors of pickled weights: make import FROM=FOLDER RUN=FOLDER
+	$(PY) -m openbook import $(FROM) $(RUN) $(ARGS)
 
 report: $(READY) ## regenerate a run's report.html and report.png
 	$(PY) -m openbook report $(RUN)

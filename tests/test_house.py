@@ -16,7 +16,7 @@ FLOORS = [
     {"models", "index", "reporting"},
     {"retrieval"},
     {"inference", "refresh"},
-    {"training", "callbacks"},
+    {"training", "callbacks", "exchange"},
     {"setup"},
     {"serving"},
     {"commands"},

@@ -25,7 +25,7 @@ OWNERS = {
     "faiss": {"index"},
     "torch.distributed": {"utils/distributed", "utils/rank_failure"},
     "omegaconf": {"config/load"},
-    "transformers": {"models"},
+    "transformers": {"models", "exchange"},
     "lightning": {"training", "callbacks", "setup", "commands", "tracking", "data/datamodule", "utils/rank_failure"},
     "matplotlib": {"reporting"},
     "jinja2": {"reporting/report"},

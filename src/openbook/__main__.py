@@ -86,11 +86,11 @@ def _run(parsed: argparse.Namespace) -> None:
 
             sweep(parsed)
         case "watch":
-            from openbook.commands.watch import watch
+            from openbook.commands.trained.watch import watch
 
             watch(subject, parsed.port)
         case "answers":
-            from openbook.commands.answers import show_answers
+            from openbook.commands.trained.answers import show_answers
 
             show_answers(subject, " ".join(rest), parsed.n)
         case _:
@@ -121,13 +121,25 @@ def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -
 
             evaluate(subject, overrides, untrained=parsed.untrained)
         case "ask":
-            from openbook.commands.ask import ask
+            from openbook.commands.trained.ask import ask
 
             ask(subject, overrides, parsed.corpus)
         case "serve":
-            from openbook.commands.serve import serve
+            from openbook.commands.trained.serve import serve
 
             serve(subject, overrides)
+        case "export":
+            from openbook.commands.exchange.export import export
+
+            if len(overrides) != 1:
+                raise OpenBookError("`export` needs a run and a folder", action="openbook export RUN FOLDER")
+            export(subject, overrides[0], adapters=parsed.adapters, name=parsed.push, public=parsed.public)
+        case "import":
+            from openbook.commands.exchange.imports import import_folder
+
+            if not overrides or "=" in overrides[0]:
+                raise OpenBookError("`import` needs a folder and a run", action="openbook import FOLDER RUN")
+            import_folder(subject, overrides[0], overrides[1:], passage_encoder=parsed.passage_encoder)
         case "hot-swap":
             from openbook.commands.hot_swap import hot_swap
 

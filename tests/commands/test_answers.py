@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from openbook.__main__ import main
-from openbook.commands.answers import show_answers
 from openbook.commands.parsers import parse
+from openbook.commands.trained.answers import show_answers
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
 from openbook.reporting.report import write_report

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from openbook.__main__ import main
-from openbook.commands.ask import ask
 from openbook.commands.parsers import parse
-from openbook.commands.serve import settings_of
 from openbook.commands.train import train
+from openbook.commands.trained.ask import ask
+from openbook.commands.trained.serve import settings_of
 from openbook.errors import OpenBookError
 from tests.small_system import SmallSystem
 
@@ -65,8 +65,8 @@ def test_overrides_are_told_from_words(run: Path) -> None:
 
 
 def test_what_cannot_be_asked(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("openbook.commands.ask.run_server", lambda *_, **__: pytest.fail("it serves"))
-    monkeypatch.setattr("openbook.commands.serve.run_server", lambda *_, **__: pytest.fail("it serves"))
+    monkeypatch.setattr("openbook.commands.trained.ask.run_server", lambda *_, **__: pytest.fail("it serves"))
+    monkeypatch.setattr("openbook.commands.trained.serve.run_server", lambda *_, **__: pytest.fail("it serves"))
     for words, said in (
         (["ask", str(run), "who ?", "objective=dpr"], "this run has no generator to answer with"),
         (["ask", str(run), "who ?", "--corpus", "x.jsonl"], "corpora to choose from are for the page"),

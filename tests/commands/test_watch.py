@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from openbook.commands.watch import LivePage, server, watch
+from openbook.commands.trained.watch import LivePage, server, watch
 from openbook.errors import OpenBookError
 from tests.browser import Browser
 from tests.commands.test_answers import RIGHT, WRONG, run_of

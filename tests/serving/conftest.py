@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from openbook.commands.serve import load
 from openbook.commands.train import train
+from openbook.commands.trained.serve import load
 from openbook.config.evaluation import ServeConfig
 from openbook.serving.batcher import Batcher
 from openbook.serving.current import Source

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from openbook.commands.serve import load
+from openbook.commands.trained.serve import load
 from openbook.serving.batcher import Batcher
 from openbook.serving.current import Current, Source
 from tests.serving.conftest import LIMITS, Trained

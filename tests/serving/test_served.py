@@ -10,7 +10,7 @@ import torch
 
 from openbook.batch import Example
 from openbook.commands.evaluate import load_served
-from openbook.commands.serve import load
+from openbook.commands.trained.serve import load
 from openbook.errors import OpenBookError
 from openbook.serving.current import Source
 from openbook.serving.served import HowToAnswer

@@ -196,7 +196,7 @@ def test_a_run_starts_from_exactly_the_trained_encoders(
     assert [found[name] for name in RECALLS] == [again[name] for name in RECALLS]
     assert load_resolved(run / "config.yaml").retriever.start_from == "runs/dpr/first"
     summary = json.loads((run / "summary.json").read_text())
-    assert "The encoders started from the run runs/dpr/first." in summary["disclosures"]
+    assert "The encoders started from runs/dpr/first." in summary["disclosures"]
 
 
 def test_a_started_run_resumes_and_is_evaluated_without_its_source(small_system: SmallSystem, tmp_path: Path) -> None:

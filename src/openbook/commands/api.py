@@ -13,8 +13,8 @@ from openbook.commands import train as training
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.errors import OpenBookError
+from openbook.exchange.models import encoder_sides, write_encoder, write_generator
 from openbook.metrics.prediction import Prediction
-from openbook.models.encoders import save_encoder
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.dense import DenseRetriever
@@ -76,17 +76,9 @@ class Run(os.PathLike[str]):
         served, prepared = self._loaded
         module, parts, folder = served.module, prepared.parts, Path(folder)
         if isinstance(module.retriever, DenseRetriever):
-            retriever = module.retriever
-            asked, read = parts.question_format, parts.passage_format
-            prompts = {"query": asked.prefix, "document": read.prefix}
-            for name, encoder, tokenizer in (
-                ("question_encoder", retriever.question_encoder, parts.question_tokenizer),
-                ("passage_encoder", retriever.passage_encoder, parts.passage_tokenizer),
-            ):
-                save_encoder(encoder, tokenizer, folder / name, prompts, read.layout)
-        generator: Any = module.generator
-        generator.save_pretrained(folder / "generator")
-        parts.generator_tokenizer.save_pretrained(folder / "generator")
+            for name, encoder, tokenizer in encoder_sides(module.retriever, parts):
+                write_encoder(encoder, tokenizer, folder / name, parts.question_format, parts.passage_format)
+        write_generator(module.generator, parts.generator_tokenizer, folder / "generator")
         return folder
 
     @cached_property

@@ -47,6 +47,14 @@ COMMANDS = {
     "serve": Command("RUN [key=value ...]", "a run folder", "answer other programs over HTTP: passages and answers"),
     "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
     "watch": Command("RUN", "a run folder", "serve the report on 127.0.0.1, renewed while the run goes on"),
+    "export": Command(
+        "RUN FOLDER", "a run folder", "write the models, the index and a model card for other programs to load"
+    ),
+    "import": Command(
+        "FOLDER RUN [key=value ...]",
+        "a model folder",
+        "make a run folder of transformers' RAG, or safetensors of a folder with pickled weights",
+    ),
     "list": Command("", "", "list the experiments with a one-line description each"),
     "keys": Command("[TEXT]", "", "list the configuration keys that contain TEXT, with defaults and units"),
     "show": Command("EXPERIMENT [key=value ...]", "an experiment", "print the complete configuration of an experiment"),
@@ -63,6 +71,22 @@ COMMANDS = {
 # What add_argument gets: command -> flag -> settings.
 OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "convert": {"--only": {"default": "", "help": "questions or passages, where a file may be read as either"}},
+    "export": {
+        "--adapters": {"action": "store_true", "help": "of a generator with LoRA the adapters alone, for peft"},
+        "--push": {
+            "default": "",
+            "metavar": "OWNER/NAME",
+            "help": "also push the folder to this repository of the hub",
+        },
+        "--public": {"action": "store_true", "help": "with --push: a new repository is public (default: private)"},
+    },
+    "import": {
+        "--passage-encoder": {
+            "default": "",
+            "metavar": "FOLDER",
+            "help": "the passage encoder, which a RAG has not: DPR's (default: the one in an export's folder)",
+        }
+    },
     "evaluate": {
         "--untrained": {"action": "store_true", "help": "measure the encoders as they come, also where there are runs"}
     },

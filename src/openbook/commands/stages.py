@@ -32,7 +32,8 @@ TAUGHT = (
     "BM25 found with an answer in them."
 )
 GOLD_PASSAGES = "The encoders were trained on gold passages of training questions; no generator took part."
-STARTED_FROM = "The encoders started from the run {run}."
+STARTED_FROM = "The encoders started from {run}."
+GENERATOR_FROM = "The generator started from {run}."
 HELD_OUT_APART = (
     "The headline metrics count questions in phrasings of the training templates, about entries never trained on; "
     "questions in unseen phrasings are reported separately."
@@ -167,6 +168,7 @@ class Stages:
             TAUGHT: teacher is not None,
             GOLD_PASSAGES: config.objective == "dpr",
             STARTED_FROM.format(run=start): start and self.prepared.is_dense,
+            GENERATOR_FROM.format(run=config.generator.start_from): config.generator.start_from,
             HELD_OUT_APART: "held_out" in self.after.get("by_phrasing", {}),
         }
         summary = {

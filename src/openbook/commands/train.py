@@ -15,16 +15,19 @@ from openbook.callbacks import Checkpointing, CollapseWatch, SamplePredictions, 
 from openbook.commands.stages import Clock, Stages
 from openbook.config.combinations import monitored
 from openbook.config.schema import Config
+from openbook.errors import OpenBookError
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
 from openbook.setup.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
+from openbook.setup.start_generator import resolve_generator, start_generator
 from openbook.setup.trainer import end_ranks, make_trainer, together, wandb_logger
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.tracking.resuming import check_data, check_keys, keeping_the_batch
 from openbook.tracking.run_folder import SHARED, RunFolder
+from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
 from openbook.utils.disk import DiskError
@@ -38,10 +41,10 @@ def train(config: Config, own: OwnParts = NOTHING_OWN) -> Path:
     own.check(config)
     run = RunFolder.choose(config)
     if rank_from_environment():
-        return _run(resolve_start(config), run, own)
+        return _run(resolve_generator(resolve_start(config)), run, own)
     run = run.claim()
     try:
-        return _run(resolve_start(config), run, own)
+        return _run(resolve_generator(resolve_start(config)), run, own)
     finally:
         run.release()
 
@@ -65,8 +68,15 @@ def resume(folder: str | Path, overrides: Sequence[str] = (), own: OwnParts = NO
 
 
 def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
+    summary = run.read_summary()
+    if summary.get("status") == "imported":
+        raise OpenBookError(
+            "an imported run has no optimizer's state to go on with",
+            where=run.path,
+            action=f"A new run with retriever.start_from={run.path} generator.start_from={run.path} trains it on.",
+        )
     overrides = keeping_the_batch(run.load_config([], training=False), overrides)
-    config, summary = run.load_config(overrides), run.read_summary()
+    config = run.load_config(overrides)
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)
@@ -118,8 +128,11 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
     clock.warmup = prepared.seconds.get("warmup", 0.0)
     if resumed:
         check_weights(module, run.newest)
-    elif config.retriever.start_from and prepared.is_dense:
-        start_encoders(config, cast(DenseRetriever, module.retriever))
+    else:
+        if config.retriever.start_from and prepared.is_dense:
+            start_encoders(config, cast(DenseRetriever, module.retriever))
+        if config.generator.start_from and isinstance(module, RagModule):
+            start_generator(config, module.generator)
     n_passages = prepared.parts.corpus.n_passages
     if prepared.is_dense:
         clock.refresh = prepared.refresh()

@@ -34,6 +34,12 @@ def dpr_checks(config: Config) -> list[Check]:
             "0 with objective=dpr",
         ),
         Check(
+            config.generator.start_from,
+            "no generator is loaded that could start from it",
+            "generator.start_from",
+            "nothing with objective=dpr",
+        ),
+        Check(
             not retriever.trains,
             "both encoders are frozen and nothing else trains",
             "retriever.train_question_encoder",

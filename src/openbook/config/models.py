@@ -26,6 +26,11 @@ class GeneratorConfig:
         "folder of a transformers sequence-to-sequence or decoder-only model; 'minilm' is the small reader made of "
         "MiniLM layers",
     )
+    start_from: str = unit(
+        "",
+        "what the generator's weights start from: a run folder, or an experiment (its newest run with this seed); a "
+        "folder of peft's adapters; or a folder or hub name, which is then generator.model",
+    )
     reads: Literal["one", "all"] = unit(
         "one",
         "passages at a time: one, and the marginal mixes what it says of each; all of a question's, side by side in an "
@@ -35,7 +40,12 @@ class GeneratorConfig:
         "auto",
         "of a decoder-only model: a template with {title} {passage} {question} {answer}; plain; chat, the tokenizer's "
         "own, or chat:TEMPLATE of the user's message; auto: chat where the model's answers end as its chat's do, else "
-        "plain",
+        "plain. Of an encoder-decoder: a template without {answer}; auto: question, separator, title, passage",
+    )
+    question: Literal["auto", "written", "decoded"] = unit(
+        "auto",
+        "questions in contexts: as they are written, or decoded from the question encoder's tokens (an uncased one: in "
+        "lower case), as transformers' RagRetriever does; auto: as in generator.start_from, else written",
     )
     system: str = unit("", "of a chat: the system's message")
     source_language: str = unit(

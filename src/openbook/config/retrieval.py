@@ -22,7 +22,8 @@ class RetrieverConfig:
     )
     start_from: str = unit(
         "",
-        "run folder, or experiment (its newest run with this seed), whose trained encoders this run starts from",
+        "what the encoders start from: a run folder, or an experiment (its newest run with this seed); an export; a "
+        "folder of peft's adapters; or an encoder's folder or hub name, which is then both encoders",
     )
     question_encoder: str = unit(MINILM, "folder of a transformers encoder (config.json, model.safetensors, tokenizer)")
     passage_encoder: str = unit(MINILM, "folder of the passage encoder; separate weights even if it is the same folder")

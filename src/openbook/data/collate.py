@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from openbook.batch import Batch, Example
 from openbook.data.encoder_inputs import EncoderFormat, question_inputs
-from openbook.data.inputs import targets, token_ids
+from openbook.data.inputs import decoded, targets, token_ids
 from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
 from openbook.data.sampler import BatchPlan, sampled_answer
@@ -52,7 +52,8 @@ class Collate:
     """Makes a Batch of the examples of a plan. Picklable, and pure: any number of workers gives the same bytes.
 
     prompt: of a decoder-only generator. cut_questions: of a longer question each tokenizer keeps the first
-    max_question_tokens; otherwise there is none.
+    max_question_tokens; otherwise there is none. decoded_questions: the generator reads what the question encoder's
+    tokens decode to.
     """
 
     question_tokenizer: Tokenizer
@@ -64,6 +65,7 @@ class Collate:
     sample_answers: bool
     prompt: Prompt | None = None
     cut_questions: bool = False
+    decoded_questions: bool = False
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
@@ -72,8 +74,9 @@ class Collate:
         style = self.question_format
         asked = [ids[:most] for ids in style.question_ids(self.question_tokenizer, questions)]
         ids, mask = question_inputs(asked, style, self.max_question_tokens + style.n_around)
+        read = decoded(self.question_tokenizer, asked) if self.decoded_questions else questions
         write = token_ids if self.prompt is None else self.prompt.questions
-        context_questions = tuple(tuple(ids[:most]) for ids in write(self.generator_tokenizer, questions))
+        context_questions = tuple(tuple(ids[:most]) for ids in write(self.generator_tokenizer, read))
         if self.sample_answers:
             answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]
         else:

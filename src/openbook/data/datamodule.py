@@ -81,11 +81,12 @@ class QuestionAnswerData(LightningDataModule):
         unanswered: bool = False,
         prompt: Prompt | None = None,
         global_batch_size: int = 0,
+        decoded_questions: bool = False,
     ):
         super().__init__()
         self.global_batch_size = global_batch_size
         self.limits, self.long_questions, self.unanswered = dict(limits or {}), long_questions, unanswered
-        self.prompt = prompt
+        self.prompt, self.decoded_questions = prompt, decoded_questions
         self.paths = {"train": train, "validation": validation, "test": test}
         self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
         self.question_format = question_format or encoder_format(question_tokenizer, "joined")
@@ -107,7 +108,7 @@ class QuestionAnswerData(LightningDataModule):
             path = self.paths[split]
             if path is not None and split not in self.questions:
                 questions = QuestionFile(path, self.cache, self.unanswered)
-                started = None if self.prompt else self.generator_tokenizer
+                started = None if self.prompt and not self.prompt.encoded else self.generator_tokenizer
                 room = answer_room(started, self.max_target_tokens) if split == "train" else None
                 limits = Limits(self.max_question_tokens, self.long_questions, room, self.strict)
                 check_lengths(questions, self._readers, limits)
@@ -203,6 +204,7 @@ class QuestionAnswerData(LightningDataModule):
             sample_answers=sample_answers,
             prompt=self.prompt,
             cut_questions=self.long_questions == "cut",
+            decoded_questions=self.decoded_questions,
         )
 
     def batch_of(self, examples: Sequence[Example]) -> Batch:
@@ -222,7 +224,7 @@ class QuestionAnswerData(LightningDataModule):
     @property
     def _readers(self) -> tuple[Reader, Reader]:
         asks = Reader(self.question_tokenizer, self.question_format.prefix)
-        if self.prompt is None:
-            return asks, Reader(self.generator_tokenizer)
-        spaces = [self.prompt.spaced_texts(field, [""])[0] for field in ("question", "answer")]
-        return asks, Reader(self.generator_tokenizer, *spaces)
+        spaced = self.prompt.spaced if self.prompt is not None else ()
+        before = {field: " " if field in spaced else "" for field in ("question", "answer")}
+        through = (self.question_tokenizer, self.question_format.prefix) if self.decoded_questions else None
+        return asks, Reader(self.generator_tokenizer, before["question"], before["answer"], through)

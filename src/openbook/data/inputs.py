@@ -118,6 +118,11 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
+def decoded(tokenizer: Tokenizer, ids: Sequence[TokenIds]) -> list[str]:
+    """The text of each row of ids, without special tokens: of an uncased tokenizer in lower case."""
+    return [str(text) for text in tokenizer.batch_decode([list(row) for row in ids], skip_special_tokens=True)]
+
+
 def target_start(tokenizer: Tokenizer) -> int | None:
     """The token that answers begin with by the tokenizer's own convention for targets; None where they begin with their
     text. BART: <s>; mBART-50, M2M100: the language; T5, Pegasus, Marian: none. A tokenizer without a begin-of-sequence

@@ -1,4 +1,4 @@
-"""Prompts of decoder-only generators: a template around title, passage and question, and the answer behind it.
+"""Prompts of generators: a template around title, passage and question, and for decoder-only ones the answer behind it.
 
     prompt    (begin) words title words text words question words      in the template's own order
     labels    answer end, then IGNORED_LABEL
@@ -8,7 +8,8 @@ field goes with the field: " Paris" is one token of byte-level BPE where " " and
 writes a space before every text, as Llama 2's, has it anyway.)
 
 The template must end with words of its own before the answer: their last token is where every answer starts, what an
-encoder-decoder calls its decoder_start_token_id. A context is the prompt without that token.
+encoder-decoder calls its decoder_start_token_id. A context is the prompt without that token. An encoder-decoder with a
+template reads all of it, between the special tokens that its tokenizer writes around a text.
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ _FIELD = re.compile(r"( ?)\{(\w*)\}")
 class Prompt:
     """A template as token ids. words: [n_fields + 1] ids between the fields, `fields` their names without the answer.
     spaced: the fields that are tokenised with a space before them. end: of every answer; pad: read by nothing.
-    between: what separates the passages of a reader of all of them, an empty line."""
+    between: what separates the passages of a reader of all of them, an empty line.
+    encoded: whether an encoder reads the whole prompt; first: ids that answers then begin with (BART's <s>)."""
 
     words: tuple[tuple[int, ...], ...]
     fields: tuple[str, ...]
     spaced: frozenset[str]
     end: int
     pad: int
+    encoded: bool = False
+    first: tuple[int, ...] = ()
     between: tuple[int, ...] = ()
 
     @property
@@ -57,7 +61,7 @@ class Prompt:
     @property
     def n_in_context(self) -> int:
         """Tokens of a context beside title, text and question."""
-        return sum(map(len, self.words)) - 1
+        return sum(map(len, self.context_words()))
 
     def spaced_texts(self, field: str, texts: Sequence[str]) -> list[str]:
         """The texts as they are tokenised at this field."""
@@ -85,10 +89,12 @@ class Prompt:
         return token_ids(tokenizer, self.spaced_texts("question", texts))
 
     def targets(self, tokenizer: Tokenizer, answers: Sequence[str], max_length: int) -> Tensor:
-        """Labels [batch, target_len] int64: each answer's ids and the end, then IGNORED_LABEL. An answer over
-        max_length (end included) is cut and keeps its end; an empty one has no ids."""
+        """Labels [batch, target_len] int64: `first`, each answer's ids and the end, then IGNORED_LABEL. An answer over
+        max_length (all included) is cut and keeps its end; an empty one has no ids."""
         spaced = [self.spaced_texts("answer", [answer])[0] if answer else "" for answer in answers]
-        return padded([[*ids[: max_length - 1], self.end] for ids in token_ids(tokenizer, spaced)], IGNORED_LABEL)[0]
+        room = max_length - 1 - len(self.first)
+        rows = [[*self.first, *ids[:room], self.end] for ids in token_ids(tokenizer, spaced)]
+        return padded(rows, IGNORED_LABEL)[0]
 
     def check_room(self, n_question: int, max_length: int, least: int = 0, where: object = "") -> None:
         """Raise OpenBookError where a question of so many tokens leaves a context of max_length fewer than `least` for
@@ -143,8 +149,8 @@ class Prompt:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def context_words(self) -> tuple[tuple[int, ...], ...]:
-        """The words of a context, which ends before the prompt's last token."""
-        return (*self.words[:-1], self.words[-1][:-1])
+        """The words of a context; a decoder-only model's ends before the prompt's last token."""
+        return self.words if self.encoded else (*self.words[:-1], self.words[-1][:-1])
 
 
 def read_template(template: str, needed: Sequence[str]) -> tuple[list[str], list[str], frozenset[str]]:
@@ -189,10 +195,14 @@ def make_prompt(
     begin: Sequence[int],
     end: int,
     pad: int,
+    first: tuple[int, ...] = (),
+    encoded: bool = False,
 ) -> Prompt:
-    """words [n_fields + 1] as ids. OpenBookError where the tokenizer does not know a sign of them."""
+    """words [n_fields + 1] as ids, with `end` behind those that an encoder reads. OpenBookError where the tokenizer
+    does not know a sign of them."""
     own_space = writes_space(tokenizer)
     ids = [[*begin, *token_ids(tokenizer, [words[0]])[0]], *(_continued(tokenizer, text) for text in words[1:])]
+    ids[-1] += [end] if encoded else []
     unknown = tokenizer.unk_token_id
     at = next((text for text, one in zip(words, ids, strict=True) if unknown is not None and unknown in one), None)
     if at is not None or not ids[-1]:
@@ -205,7 +215,9 @@ def make_prompt(
         )
     lines = (tuple(_continued(tokenizer, text)) for text in ("\n\n", "\n", " "))
     between = next((one for one in lines if one and unknown not in one), ())
-    return Prompt(tuple(map(tuple, ids)), tuple(fields), frozenset() if own_space else spaced, end, pad, between)
+    written = tuple(map(tuple, ids))
+    bare = frozenset() if own_space else spaced
+    return Prompt(written, tuple(fields), bare, end, pad, encoded, first, between)
 
 
 def writes_space(tokenizer: Tokenizer) -> bool:

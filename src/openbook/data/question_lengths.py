@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from openbook.data.inputs import target_start, token_ids
+from openbook.data.inputs import decoded, target_start, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError
 from openbook.utils.console import say
@@ -19,11 +19,13 @@ _LEAST = 8  # tokens of a text beside its prefix
 
 
 class Reader(NamedTuple):
-    """A tokenizer that reads questions, the prefix that it reads before each, and the space before an answer."""
+    """A tokenizer that reads questions, the prefix that it reads before each, and the space before an answer. through:
+    tokenizer and prefix of another reader, whose tokens it reads decoded."""
 
     tokenizer: Tokenizer
     prefix: str = ""
     before_answer: str = ""
+    through: tuple[Tokenizer, str] | None = None
 
 
 class Limits(NamedTuple):
@@ -114,6 +116,10 @@ def _settle_long(
 def over(reader: Reader, numbered: list[tuple[int, str]], limit: int) -> list[tuple[int, int]]:
     """(line, tokens) of the texts with more than `limit` tokens. A text of fewer bytes than that has fewer tokens:
     most are passed over without being tokenised."""
+    if reader.through is not None:
+        tokenizer, prefix = reader.through
+        read = decoded(tokenizer, token_ids(tokenizer, [prefix + text for _, text in numbered]))
+        numbered = [(number, text) for (number, _), text in zip(numbered, read, strict=True)]
     texts = ((number, reader.prefix + text) for number, text in numbered)
     suspects = [(number, text) for number, text in texts if len(text.encode()) > limit]
     ids = token_ids(reader.tokenizer, [text for _, text in suspects])

@@ -57,6 +57,9 @@ class AddedFamily(Storage):
         hit = places >= 0
         return np.where(hit, scores, -np.inf), np.where(hit, self.row_of[places], MISSING_ROW)
 
+    def as_faiss(self) -> tuple[Any, np.ndarray]:
+        return (faiss.index_gpu_to_cpu(self.index) if self.on_gpu else self.index), self.row_of
+
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         raise OpenBookError("the index keeps no vectors", where="index.factory", got=self.factory)
 

@@ -55,6 +55,9 @@ class CodesOnCpu(PlainCodes):
     def restore(self, codes: np.ndarray) -> None:
         self.codes[:] = codes
 
+    def as_faiss(self) -> tuple[Any, np.ndarray]:
+        return self.index, np.arange(self.most)
+
     def candidates(self, queries: np.ndarray, depth: int) -> tuple[np.ndarray | None, np.ndarray]:
         if self.table is not None and preferred(len(queries)):
             best = best_of(self.table, np.ascontiguousarray(queries, dtype=np.float32), depth)

@@ -10,7 +10,9 @@ again, of more groups, and at last of all passages. Rows and scores go to the ho
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,6 +58,14 @@ class FlatOnGpu(Storage):
 
     def stored(self) -> np.ndarray:
         return self.table.cpu().numpy().view(np.uint8)
+
+    def as_faiss(self) -> tuple[Any, np.ndarray]:
+        made: Any = faiss.IndexFlatIP(self.dim)
+        if self.table.dtype == torch.float16:
+            made = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        for part in self.table.split(1 << 16):
+            made.add(part.float().cpu().numpy())
+        return made, np.arange(self.n_passages)
 
     def restore(self, codes: np.ndarray) -> None:
         self.table.copy_(torch.from_numpy(np.ascontiguousarray(codes)).view(self.table.dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import faiss
@@ -129,6 +130,12 @@ class ShardIndex:
     def restore(self, codes: np.ndarray) -> None:
         """Store [n_passages, bytes] uint8 of an index of the same factory."""
         self.storage.restore(codes)
+
+    def write_file(self, path: Path) -> np.ndarray:
+        """Write FAISS's own file, which its read_index reads; returns the row [n_passages] of each of its numbers."""
+        made, rows = self.storage.as_faiss()
+        faiss.write_index(made, str(path))
+        return rows
 
     @property
     def device(self) -> torch.device:

@@ -47,6 +47,9 @@ class Storage(Protocol):
     def restore(self, codes: np.ndarray) -> None:
         """Store the codes [n_passages, bytes] uint8 of a storage of the same family."""
 
+    def as_faiss(self) -> tuple[Any, np.ndarray]:
+        """FAISS's own index on the host, which searches the same, and the row [n_passages] of each of its numbers."""
+
     def search(self, queries: Tensor, top_k: int) -> tuple[np.ndarray, np.ndarray]:
         """Scores fp32 and rows int64, both [n, at most top_k], of queries [n, dim] fp32 on its device, highest first;
         the row is MISSING_ROW where there was no hit."""

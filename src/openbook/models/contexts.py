@@ -42,7 +42,7 @@ class ContextBuilder:
     @property
     def is_prompt(self) -> bool:
         """Whether a decoder-only model reads the contexts."""
-        return isinstance(self.special, Prompt)
+        return isinstance(self.special, Prompt) and not self.special.encoded
 
     def together(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of a prompt: ids and mask [batch, context_len], all passages of a question in one context."""

@@ -168,9 +168,10 @@ def loading(what: str, name: str, where: str) -> Iterator[None]:
         ) from error
 
 
-def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "") -> None:
+def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "", strict: bool = False) -> None:
     """What transformers says of loading a model (output_loading_info): weights that the folder lacks are refused, those
-    that the architecture has no place for are said. ignored: a part of the names of weights that are never used."""
+    that the architecture has no place for are said, with strict refused. ignored: a part of the names of weights that
+    are never used."""
     missing = sorted(key for key in loaded["missing_keys"] if not ignored or ignored not in key)
     if missing:
         raise OpenBookError(
@@ -180,16 +181,32 @@ def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "
             expected="all weights of the architecture in config.json",
         )
     unexpected = sorted(loaded["unexpected_keys"])
+    # Old checkpoints have the positions' numbers among their weights.
+    refused = [key for key in unexpected if not ((ignored and ignored in key) or key.endswith("position_ids"))]
+    if refused and strict:
+        raise OpenBookError(
+            "the model folder has weights that the model has no place for",
+            where=f"{where}: {name}",
+            got=f"{len(refused)}, first {refused[0]}",
+            expected="the weights of the architecture in config.json and no others",
+        )
     if unexpected:
         say(f"{where}: {len(unexpected)} weights of {name} have no place in the model, the first is {unexpected[0]}")
 
 
 def load_weights(
-    loader: Any, what: str, name: str, where: str, config: Any, ignored: str = "", quantized: Any = None
+    loader: Any,
+    what: str,
+    name: str,
+    where: str,
+    config: Any,
+    ignored: str = "",
+    quantized: Any = None,
+    strict: bool = False,
 ) -> Any:
     """A model by one of transformers' classes (safetensors only; nothing is executed from the folder), in fp32 whatever
     the file holds: a step of 1e-5 is lost on weights in bf16. quantized: transformers' settings of weights in fewer
-    bits. OpenBookError where it cannot be read or lacks some."""
+    bits. OpenBookError where it cannot be read or lacks some, with strict also where it has others."""
     with loading(what, name, where):
         model, loaded = loader.from_pretrained(
             model_folder(name),
@@ -201,7 +218,7 @@ def load_weights(
             trust_remote_code=False,
             **({} if quantized is None else {"quantization_config": quantized}),
         )
-    check_loaded(loaded, name, where, ignored)
+    check_loaded(loaded, name, where, ignored, strict)
     return model
 
 

@@ -125,7 +125,8 @@ def run_server(
     try:
         bound.listen(BACKLOG)  # what comes before the server runs waits in the kernel
     except OSError as error:  # another process has begun to listen here meanwhile
-        raise _cannot_listen(*bound.getsockname()[:2], error) from error
+        host, port = bound.getsockname()[:2]
+        raise _cannot_listen(host, port, error) from error
     say(told)
     server.run(sockets=[bound])
 

@@ -60,9 +60,9 @@ def rag_module(
     generator = load_generator(name, dropout, config.seed, config.generator)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
-    if parts.prompt is None:
+    if not isinstance(generator, DecoderOnlyGenerator):
         generator.first_token_id = target_start(parts.generator_tokenizer)
-    elif isinstance(generator, DecoderOnlyGenerator):
+    elif parts.prompt is not None:
         generator.follow(parts.prompt)
     if generator.first_token_id is not None:
         first = parts.generator_tokenizer.convert_ids_to_tokens(generator.first_token_id)
@@ -117,7 +117,7 @@ def check_reader_of_all(config: Config, generator: Generator, parts: Parts) -> N
             expected="a generator like BART, T5 or the small reader",
             action="Set objective=emdr2, perplexity_distillation or leave_one_out.",
         )
-    if parts.prompt is not None:
+    if parts.prompt is not None and not parts.prompt.encoded:
         passage_fields(parts.prompt)
         passages = max(config.retriever.n_docs, config.evaluate.n_docs)
         needed = passages * config.data.max_context_tokens + longest_answer(config)[1]

@@ -15,7 +15,7 @@ from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
-from openbook.models.pretrained import positions_of
+from openbook.models.pretrained import is_decoder_only, positions_of
 from openbook.setup.encoders import scores_are_cosines, sides
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator
@@ -45,7 +45,7 @@ class Choice(NamedTuple):
 def settle(config: Config, corpus: Corpus, n_questions: int, n_prompt: int = 0) -> Config:
     """The configuration without an open value: what is 0, -1 or `auto` and means "from the data" is chosen by rule, and
     said. n_questions: of training; 0 where nothing is trained, and what only training needs stays open. n_prompt:
-    tokens of a decoder-only generator's prompt."""
+    tokens of a generator's prompt."""
     chosen: list[Choice] = []
     rules = (_training, _refreshing, _warm_up) if n_questions else ()
     for rule in (partial(_lengths, n_prompt), *rules, _the_rest):
@@ -80,7 +80,7 @@ def _lengths(n_prompt: int, config: Config, corpus: Corpus, n_questions: int) ->
     if not data.max_context_tokens:
         needed = _room(corpus, "generator") + data.max_question_tokens + n_prompt
         positions = positions_of(config.generator.model)
-        if n_prompt and positions:  # the answer stands behind the context
+        if n_prompt and positions and is_decoder_only(config.generator.model):  # the answer stands behind the context
             positions -= longest_answer(config)[1]
         value = min(needed, positions or needed)
         yield Choice("data.max_context_tokens", value, "99 % of the passages beside a question" + _cut(needed, value))

@@ -1,21 +1,26 @@
-"""Encoders of another run to start with: retriever.start_from."""
+"""What the encoders start from: retriever.start_from."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.data.corpus_build import tokens_fingerprint
 from openbook.data.encoder_inputs import encoder_format
 from openbook.errors import OpenBookError
+from openbook.exchange.adapters import is_adapter_folder, load_adapters, read_adapter_config
 from openbook.models.encoders import load_tokenizer
+from openbook.models.pretrained import model_folder
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.encoders import follow_folders, sides
 from openbook.tracking import run_folder as runs
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say
+from openbook.utils.outside import is_hub_name
 
 KEY = "retriever.start_from"
 SIDES = ("question_encoder", "passage_encoder")
@@ -25,16 +30,21 @@ def resolve_start(config: Config) -> Config:
     """The configuration with the path of the run that `retriever.start_from` stands for, checked as far as no weights
     are needed: the same when read again, whatever is trained meanwhile.
 
-    A name with a config.yaml is that run. Otherwise it is an experiment: its newest finished run of this seed, else
-    its newest finished run. A closed book starts with no encoders and is left as it is.
+    A name with a config.yaml is that run. A model folder, a hub name or an export is the encoders themselves; adapters
+    name the encoder under them. Otherwise it is an experiment: its newest finished run of this seed, else its newest
+    finished run. A closed book starts with no encoders and is left as it is.
     """
     name = config.retriever.start_from
     if not name or config.objective == "closed_book":
         return config
-    source = RunFolder(Path(name))
-    if not source.config.is_file():
-        source = newest_finished(name, config.seed)
-    theirs = source.load_config([], training=False)
+    if is_adapter_folder(name):
+        base = str(read_adapter_config(name, KEY).get("base_model_name_or_path") or config.retriever.question_encoder)
+        return _with_encoders(config, (base, base), name)
+    if all((Path(name) / side / "config.json").is_file() for side in SIDES):  # an export, whatever else is in it
+        return _with_encoders(config, (str(Path(name) / SIDES[0]), str(Path(name) / SIDES[1])), "")
+    if is_model(name):
+        return _with_encoders(config, (name, name), "")
+    source, theirs = run_to_start_from(name, config.seed, KEY)
     if theirs.objective == "closed_book" or theirs.retriever.kind != "dense":
         kind = "a closed book" if theirs.objective == "closed_book" else "BM25"
         raise OpenBookError(
@@ -42,14 +52,6 @@ def resolve_start(config: Config) -> Config:
             where=KEY,
             got=f"{source.path}, {kind}",
             expected="a run that has trained encoders",
-        )
-    if not source.weights(theirs).is_file():
-        raise OpenBookError(
-            "the run to start from has no checkpoint",
-            where=KEY,
-            got=source.path,
-            expected=source.weights(theirs),
-            action=f"`make resume RUN={source.path}` trains it.",
         )
     mine = config.retriever
     for my_side, their_side in zip(sides(config), sides(theirs), strict=True):
@@ -74,6 +76,46 @@ def resolve_start(config: Config) -> Config:
     return replace(config, retriever=replace(mine, start_from=str(source.path)))
 
 
+def is_model(name: str) -> bool:
+    """Whether a name is a model's folder or hub name, and no run or experiment."""
+    path = Path(name)
+    if (path / "config.yaml").is_file():
+        return False
+    return Path(model_folder(name), "config.json").is_file() or (is_hub_name(name) and not path.exists())
+
+
+def run_to_start_from(name: str, seed: int, key: str) -> tuple[RunFolder, Config]:
+    """A run, or an experiment's newest finished one, and its configuration; it has a checkpoint. key: that names it."""
+    source = RunFolder(Path(name))
+    if not source.config.is_file():
+        source = newest_finished(name, seed, key)
+    theirs = source.load_config([], training=False)
+    if not source.weights(theirs).is_file():
+        raise OpenBookError(
+            "the run to start from has no checkpoint",
+            where=key,
+            got=source.path,
+            expected=source.weights(theirs),
+            action=f"`make resume RUN={source.path}` trains it.",
+        )
+    return source, theirs
+
+
+def _with_encoders(config: Config, folders: tuple[str, str], start_from: str) -> Config:
+    """The configuration with these encoders. OpenBookError where it names others."""
+    given = {side: getattr(config.retriever, side) for side in SIDES}
+    for (side, mine), theirs in zip(given.items(), folders, strict=True):
+        if mine not in (MINILM, theirs):
+            raise OpenBookError(
+                "two encoders to start from",
+                where=f"retriever.{side}",
+                got=mine,
+                expected=f"{theirs}, as {KEY} has it, or nothing",
+            )
+    chosen: dict[str, Any] = dict(zip(SIDES, folders, strict=True))
+    return replace(config, retriever=replace(config.retriever, **chosen, start_from=start_from))
+
+
 def _check_layout(config: Config, theirs: Config, source: RunFolder) -> None:
     """Title and text as they were in the other run, or so that the tokenizer makes the same ids of them."""
     settings = [follow_folders(one).retriever for one in (config, theirs)]
@@ -95,7 +137,7 @@ def _check_layout(config: Config, theirs: Config, source: RunFolder) -> None:
     )
 
 
-def newest_finished(experiment: str, seed: int) -> RunFolder:
+def newest_finished(experiment: str, seed: int, key: str = KEY) -> RunFolder:
     """The newest finished run of this experiment with this seed; without one, the newest with any, which is said."""
     finished: list[tuple[bool, float, Path]] = []
     for file in (runs.RUNS / experiment).glob("*/config.yaml") if Path(experiment).name == experiment else ():
@@ -105,9 +147,9 @@ def newest_finished(experiment: str, seed: int) -> RunFolder:
     if not finished:
         raise OpenBookError(
             "there is no run to start from",
-            where=KEY,
+            where=key,
             got=repr(experiment),
-            expected="a run folder, or an experiment with a finished run",
+            expected="a run folder, an experiment with a finished run, a model's folder or a hub name",
             action=f"`make train EXP={Path(experiment).name}` makes one.",
         )
     same_seed, _, newest = max(finished)
@@ -117,7 +159,13 @@ def newest_finished(experiment: str, seed: int) -> RunFolder:
 
 
 def start_encoders(config: Config, retriever: DenseRetriever) -> None:
-    """Both encoders with the weights of the run that `resolve_start` named; nothing else of it is taken."""
+    """Both encoders with the weights of the run, or the adapters, that `resolve_start` named; nothing else is taken."""
+    name = config.retriever.start_from
+    if is_adapter_folder(name):
+        for encoder in {id(one): one for one in (retriever.question_encoder, retriever.passage_encoder)}.values():
+            load_adapters(encoder.model, config.retriever.lora, name, KEY)
+        say(f"encoders start from the adapters of {name}")
+        return
     source = RunFolder(Path(config.retriever.start_from))
     content = read_checkpoint(source.weights(source.load_config([], training=False)))
     for side in SIDES:
@@ -126,12 +174,13 @@ def start_encoders(config: Config, retriever: DenseRetriever) -> None:
             name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
         }
         encoder = getattr(retriever, side)
-        _check_shapes(encoder.state_dict(), weights, side, source)
+        check_shapes(encoder.state_dict(), weights, side, f"{KEY}: {source.path}", f"retriever.{side}")
         encoder.load_state_dict(weights)
     say(f"encoders start from {source.path}, step {content['global_step']}")
 
 
-def _check_shapes(mine: dict[str, Tensor], theirs: dict[str, Tensor], side: str, source: RunFolder) -> None:
+def check_shapes(mine: dict[str, Tensor], theirs: dict[str, Tensor], part: str, where: str, key: str) -> None:
+    """OpenBookError where the weights to start from are not those of this architecture. key: of the model's folder."""
     differing = [
         f"{name} {_shape(theirs.get(name))} instead of {_shape(mine.get(name))}"
         for name in sorted({*mine, *theirs})
@@ -139,11 +188,11 @@ def _check_shapes(mine: dict[str, Tensor], theirs: dict[str, Tensor], side: str,
     ]
     if differing:
         raise OpenBookError(
-            "the encoder to start from has another shape",
-            where=f"{KEY}: {source.path}",
-            got=f"{len(differing)} weights that differ, first {side}.{differing[0]}",
+            f"the {part.rpartition('_')[2]} to start from has another shape",
+            where=where,
+            got=f"{len(differing)} weights that differ, first {part}.{differing[0]}",
             expected="a run of the same architecture",
-            action=f"Set retriever.{side} to the model folder that run was trained from.",
+            action=f"Set {key} to the model folder that run was trained from.",
         )
 
 

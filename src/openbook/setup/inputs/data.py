@@ -16,17 +16,15 @@ from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.encoder_inputs import EncoderFormat, encoder_format
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
-from openbook.data.inputs import SpecialIds, special_ids, token_ids
+from openbook.data.inputs import SpecialIds, token_ids
 from openbook.data.languages import set_languages
 from openbook.data.prompts import Prompt
 from openbook.data.readers.duplicates import with_kept_ids
 from openbook.data.spans.files import Limit, SpanFiles, build_spans, mixed
 from openbook.data.spans.masking import SpanOptions
-from openbook.errors import OpenBookError
-from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
-from openbook.models.pretrained import is_decoder_only
 from openbook.setup.encoders import follow_folders, sides
+from openbook.setup.inputs.context import prompt_for, special_of
 from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
@@ -46,8 +44,8 @@ class Files:
 
 @dataclass(frozen=True)
 class Parts:
-    """Data parts to be read: no model among them yet. prompt: of a decoder-only generator. language: the token that
-    contexts of a multilingual one begin with."""
+    """Data parts to be read: no model among them yet. prompt: of a decoder-only generator, or a template of an
+    encoder-decoder's. language: the token that contexts of a multilingual one begin with."""
 
     files: Files
     corpus: Corpus
@@ -64,8 +62,7 @@ class Parts:
         """What stands in the generator's contexts beside question and passage."""
         if self.prompt is not None:
             return self.prompt
-        special = special_ids(self.generator_tokenizer)
-        return special if self.language is None else replace(special, start=self.language)
+        return special_of(self.generator_tokenizer, self.language)
 
 
 @cache
@@ -157,11 +154,12 @@ def parts(config: Config) -> Parts:
     question_tokenizer = load_tokenizer(config.retriever.question_encoder, not before[0])
     generator_tokenizer = question_tokenizer if config.objective == "dpr" else load_tokenizer(config.generator.model)
     passage_tokenizer = load_tokenizer(config.retriever.passage_encoder, not before[1])
-    prompt, language = prompt_for(config, generator_tokenizer), None
+    language = None
     if config.objective != "dpr":
         language = set_languages(
             generator_tokenizer, config.generator.source_language, config.generator.target_language
         )
+    prompt = prompt_for(config, generator_tokenizer, language)
     layout: Any = retriever.passage_layout
     question_layout: Any = "separated" if layout == "separated" else "joined"
     question_format = encoder_format(question_tokenizer, question_layout, retriever.question_prefix)
@@ -176,21 +174,6 @@ def parts(config: Config) -> Parts:
         )
     tokenizers = (question_tokenizer, passage_tokenizer, generator_tokenizer)
     return Parts(named, corpus, *tokenizers, question_format, passage_format, prompt, language)
-
-
-def prompt_for(config: Config, tokenizer: Any) -> Prompt | None:
-    """What a decoder-only generator reads; None for any other."""
-    settings, reads = config.generator, config.objective != "dpr"
-    if reads and is_decoder_only(settings.model):
-        return prompt_of(tokenizer, settings.model, settings.prompt, settings.system, config.objective == "closed_book")
-    if reads and (settings.prompt != "auto" or settings.system):
-        raise OpenBookError(
-            "only a decoder-only generator reads a prompt",
-            where="generator.prompt" if settings.prompt != "auto" else "generator.system",
-            got=f"{settings.prompt if settings.prompt != 'auto' else settings.system!r} with {settings.model}",
-            expected="auto, and nothing as generator.system",
-        )
-    return None
 
 
 def corpus_turn(config: Config, passages: Path) -> AbstractContextManager[None]:
@@ -219,5 +202,6 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         cache=config.data.cache,
         prompt=parts.prompt,
         global_batch_size=config.trainer.global_batch_size,
+        decoded_questions=config.generator.question == "decoded",
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
     )

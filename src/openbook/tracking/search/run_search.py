@@ -20,13 +20,13 @@ def identity_of(config: Config) -> dict[str, Any]:
     """{key: value} of everything that determines a run's metrics; equal for two runs that should give the same.
 
     Ranks times batch size is one number: two ranks of 8 questions train like one of 16. A run that starts from another
-    run's encoders is identified by that run's experiment, not by its folder.
-    """
+    is identified by that run's experiment, not by its folder."""
     values = {key: value for key, value in flat(config).items() if not without_effect(key)}
     for key in ("trainer.devices", "trainer.nodes", "trainer.global_batch_size"):
         del values[key]
     values["trainer.batch_size"] = config.trainer.questions_per_pass
-    values["retriever.start_from"] = _experiment_of(values.get("retriever.start_from", ""))
+    starts = ("retriever.start_from", "generator.start_from")
+    values |= {key: _experiment_of(values.get(key, "")) for key in starts}
     return values
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from openbook.commands.answers import console_of, show_answer
 from openbook.commands.evaluate import load_served
-from openbook.commands.serve import load, settings_of
+from openbook.commands.trained.answers import console_of, show_answer
+from openbook.commands.trained.serve import load, settings_of
 from openbook.config.data import CHANGED, EMBEDDED, QUESTIONS
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
