@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openbook.utils.hardware import rank_from_environment
 
+_FIRST, _EVERY = 4.0, 10.0  # seconds to the first line of a log, and between lines
+
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 
 
@@ -32,7 +34,8 @@ def duration(seconds: float | None) -> str:
 def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) to call often; a total of 0 is one that is not known.
 
-    label: like "encoding the corpus"; unit: like "passages".
+    label: like "encoding the corpus"; unit: like "passages". A log gets its first line within 5 seconds, then one every
+    10, with the rate and the time left.
     """
     if rank_from_environment() != 0:
         yield lambda done, total: None
@@ -58,15 +61,16 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
             yield show
     else:
-        spoken = started
+        due = started + _FIRST
 
         def write(done: int, total: int) -> None:
-            nonlocal last, spoken
-            last = (done, total)
-            if time.perf_counter() - spoken > 10:
-                spoken = time.perf_counter()
+            nonlocal last, due
+            last, now = (done, total), time.perf_counter()
+            if now > due:
+                due, rate = now + _EVERY, done / (now - started)
                 of = f" of {total:,}" if total else ""
-                say(f"{label}: {done:,}{of} {unit} ({done / (spoken - started):,.0f}/s)")
+                left = f", {duration((total - done) / rate)} left" if rate and total > done else ""
+                say(f"{label}: {done:,}{of} {unit} ({rate:,.0f}/s{left})")
 
         yield write
     if last[0]:  # nothing was done where a cache had it
