@@ -50,7 +50,7 @@ def build_corpus(
     asked = {names[role]: Tokens(names[role], how[0], how[1].writing) for role, how in written.items()}
     path = hashlib.sha256(str(passages.resolve()).encode()).hexdigest()[:12]
     with in_turn(cache, f"corpus-{path}", work=" ".join([path, *sorted(asked)])):
-        with progress(f"looking at {passages}", "MB") as told:
+        with progress(f"looking at {passages}", "MB", brief=True) as told:
             content = file_fingerprint(passages, cache, lambda done, size: told(done >> 20, size >> 20))
         folder = cache / f"corpus-{content[:12]}"
         with in_turn(cache, folder.name) as locked:  # another file may have the same content

@@ -31,11 +31,12 @@ def duration(seconds: float | None) -> str:
 
 
 @contextmanager
-def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, unit: str, brief: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) to call often; a total of 0 is one that is not known.
 
-    label: like "encoding the corpus"; unit: like "passages". A log gets its first line within 5 seconds, then one every
-    10, with the rate and the time left.
+    label: like "encoding the corpus"; unit: like "passages"; brief: one that is usually done before there is anything to
+    say, and then says nothing. A log gets its first line within 5 seconds, then one every 10, with the rate and the time
+    left.
     """
     if rank_from_environment() != 0:
         yield lambda done, total: None
@@ -73,5 +74,6 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
                 say(f"{label}: {done:,}{of} {unit} ({rate:,.0f}/s{left})")
 
         yield write
-    if last[0]:  # nothing was done where a cache had it
-        say(f"{label}: {last[0]:,} {unit} in {time.perf_counter() - started:.1f} s")
+    took = time.perf_counter() - started
+    if last[0] and not (brief and took < _FIRST):  # nothing was done where a cache had it
+        say(f"{label}: {last[0]:,} {unit} in {took:.1f} s")

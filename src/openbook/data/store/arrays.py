@@ -100,7 +100,7 @@ def _summed(folder: Path) -> dict[str, dict[str, str | int]]:
     paths = sorted(folder.iterdir())
     sizes = [path.stat().st_size for path in paths]
     files: dict[str, dict[str, str | int]] = {}
-    with progress("summing up the arrays", "MB") as told:
+    with progress("summing up the arrays", "MB", brief=True) as told:
         for path, size, before in zip(paths, sizes, np.cumsum([0, *sizes]).tolist(), strict=False):
             files[path.name] = {
                 "size": size,

@@ -23,7 +23,7 @@ def build_texts(target: Path, passages: str | Path, content: str, cache: Path, e
         hashes, bytes_of = array("Q"), array("i")
         with (
             GrowingArray(new / "blob.npy", np.dtype(np.uint8)) as blob,
-            progress("reading passages", "passages") as told,
+            progress("reading passages", "passages", brief=True) as told,
         ):
             written = bytearray()
 

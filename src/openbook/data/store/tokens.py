@@ -101,7 +101,7 @@ def _begin(building: Path, texts: Path, asked: Tokens) -> None:
 def _missing(building: Path, n_passages: int, dtype: np.dtype) -> list[int]:
     """The pieces that are not there as they were written."""
     numbers = range(n_pieces(n_passages))
-    with progress("looking through the pieces", "pieces") as told:
+    with progress("looking through the pieces", "pieces", brief=True) as told:
         missing = list[int]()
         for number in numbers:
             if not piece_path(building, number).exists() or read_piece(building, number, n_passages, dtype) is None:
@@ -204,7 +204,7 @@ def _join(folder: Path, building: Path, n_passages: int, dtype: np.dtype) -> Non
         GrowingArray(folder / "flat.npy", dtype) as flat,
         GrowingArray(folder / "offsets.npy", np.dtype(np.int64)) as offsets,
         GrowingArray(folder / "title_lengths.npy", np.dtype(np.int32)) as titles,
-        progress("joining token ids", "passages") as told,
+        progress("joining token ids", "passages", brief=True) as told,
     ):
         offsets.append(np.zeros(1, np.int64))
         for number in numbers:
