@@ -34,9 +34,8 @@ def duration(seconds: float | None) -> str:
 def progress(label: str, unit: str, brief: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) to call often; a total of 0 is one that is not known.
 
-    label: like "encoding the corpus"; unit: like "passages"; brief: one that is usually done before there is anything to
-    say, and then says nothing. A log gets its first line within 5 seconds, then one every 10, with the rate and the time
-    left.
+    label: like "encoding the corpus"; unit: like "passages"; brief: usually done before there is anything to say, and
+    then says nothing. A log gets its first line within 5 seconds, then one every 10, with the rate and the time left.
     """
     if rank_from_environment() != 0:
         yield lambda done, total: None
