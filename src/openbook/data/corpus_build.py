@@ -75,7 +75,8 @@ def _complete(
         return
     sweep(cache, folder, locked)
     size = store_size(passages, list(missing.values()), not has_texts)
-    announce(passages, cache, size)
+    kept = sum(piece.stat().st_size for piece in folder.glob(".tokens-*.building/*"))
+    announce(passages, cache, size, kept)
     if not has_texts:
         build_texts(texts, passages, content, cache, size.n_passages)
     for name, one in missing.items():

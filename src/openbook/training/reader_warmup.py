@@ -74,9 +74,8 @@ def warm_up(
     exact match and F1 on the gold passages of held-out questions.
     """
     files = [path for path in (questions, spans if options.spans else None) if path]
-    inputs = json.dumps(
-        [VERSION, asdict(options), corpus.fingerprint, *(file_fingerprint(one, cache) for one in files)]
-    )
+    known = {key: value for key, value in asdict(options).items() if value is not None}  # as before there was the last
+    inputs = json.dumps([VERSION, known, corpus.fingerprint, *(file_fingerprint(one, cache) for one in files)])
     target = cache / f"reader-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not sound(target, "the warmed-up reader"):

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from openbook.data.corpus_build import build_corpus, tokens_fingerprint
 from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.inputs import token_ids
+from openbook.data.readers.formats import check_passages
 from openbook.data.store import tokens as store_tokens
 from openbook.data.store.disk import store_size
 from openbook.data.store.pieces import PIECE, Writing, piece_path
@@ -243,6 +244,20 @@ def test_the_size_is_told_before_and_refused_without_room(
     monkeypatch.setattr("openbook.data.store.disk.shutil.disk_usage", lambda _: free)
     with pytest.raises(OpenBookError, match=r"no room for the corpus store \(data.cache=.*1 MB free.*Set data.cache"):
         build_corpus(source, {"a": tokenizer}, tmp_path / "cache", processes=1)
+    assert arrays(tmp_path / "cache") == {}
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "small.jsonl", 5)
+
+    def changing(passages: Path, seen: object) -> int:
+        n = check_passages(passages, seen)  # type: ignore[arg-type]
+        written(path, 6)
+        return n
+
+    monkeypatch.setattr("openbook.data.store.texts.check_passages", changing)
+    with pytest.raises(OpenBookError, match=r"changed while it was read \(.*small.jsonl\)\. Start again"):
+        build_corpus(path, {"a": byte_tokenizer()}, tmp_path / "cache")
     assert arrays(tmp_path / "cache") == {}
 
 

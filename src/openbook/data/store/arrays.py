@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Iterator
@@ -91,8 +92,10 @@ def new_folder(target: Path, cache: Path, facts: dict[str, str | int]) -> Iterat
             (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         for name, known in files.items():
             remember(target / name, str(known["sha256"]), cache)
-    except PermissionError as error:
-        action = "Choose another cache folder or mend its permissions."
+    except OSError as error:
+        if not isinstance(error, PermissionError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        action = "Choose another cache folder (data.cache), mend its permissions, or make room."
         raise OpenBookError("the corpus cannot be written", where=target, got=str(error), action=action) from None
 
 

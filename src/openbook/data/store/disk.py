@@ -49,11 +49,12 @@ def store_size(passages: Path, asked: Sequence[Tokens], with_texts: bool) -> Siz
     return Size(n, built, built + max(of_tokens, default=0))
 
 
-def announce(passages: Path, cache: Path, size: Size) -> None:
-    """Say what will be built where; OpenBookError where there is less room."""
+def announce(passages: Path, cache: Path, size: Size, kept: int = 0) -> None:
+    """Say what will be built where; OpenBookError where there is less room. kept: bytes that an interrupted build has
+    written of it."""
     folder = next((one for one in (cache, *cache.resolve().parents) if one.exists()), Path("."))
     free = shutil.disk_usage(folder).free
-    if size.building > free:
+    if size.building - kept > free:
         raise OpenBookError(
             "the disk has no room for the corpus store",
             where=f"data.cache={cache}",

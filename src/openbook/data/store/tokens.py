@@ -56,11 +56,10 @@ def build_tokens(target: Path, texts: Path, asked: Tokens, cache: Path, processe
     mine = f"{uuid.uuid4().hex[:8]}." if private else ""
     building, corpus = target.with_name(f".{target.name}.{mine}building"), Texts(texts)
     _begin(building, texts, asked)
-    while missing := _missing(building, len(corpus), asked.dtype):
-        kept = len(corpus) - sum(len(rows_of(number, len(corpus))) for number in missing)
-        if kept:
-            say(f"{kept:,} of {len(corpus):,} passages were tokenised before the build was interrupted")
-        _write_pieces(building, texts, corpus, asked, missing, processes)
+    missing = _missing(building, len(corpus), asked.dtype)
+    if kept := len(corpus) - sum(len(rows_of(number, len(corpus))) for number in missing):
+        say(f"{kept:,} of {len(corpus):,} passages were tokenised before the build was interrupted")
+    _write_pieces(building, texts, corpus, asked, missing, processes)
     with new_folder(target, cache, {"tokenizer": asked.name, "n_passages": len(corpus)}) as new:
         _join(new, building, len(corpus), asked.dtype)
     shutil.rmtree(building, ignore_errors=True)
@@ -210,7 +209,9 @@ def _join(folder: Path, building: Path, n_passages: int, dtype: np.dtype) -> Non
         for number in numbers:
             piece = read_piece(building, number, n_passages, dtype)
             if piece is None:
-                raise OpenBookError("a piece of the corpus was damaged while it was joined", where=building)
+                piece_path(building, number).unlink(missing_ok=True)
+                action = "Start again: the others are kept. If it comes again, look at the disk."
+                raise OpenBookError("a piece of the corpus is not as it was written", where=building, action=action)
             title_lengths, lengths, ids = piece
             ends = end + np.cumsum(lengths, dtype=np.int64)
             end = int(ends[-1])
