@@ -100,15 +100,15 @@ def new_folder(target: Path, cache: Path, facts: dict[str, str | int]) -> Iterat
 
 
 def _summed(folder: Path) -> dict[str, dict[str, str | int]]:
-    paths = sorted(folder.iterdir())
-    sizes = [path.stat().st_size for path in paths]
     files: dict[str, dict[str, str | int]] = {}
+    paths = sorted(folder.iterdir())
+    total, before = sum(path.stat().st_size for path in paths), 0
     with progress("summing up the arrays", "MB", brief=True) as told:
-        for path, size, before in zip(paths, sizes, np.cumsum([0, *sizes]).tolist(), strict=False):
-            files[path.name] = {
-                "size": size,
-                "sha256": file_sum(
-                    path, tick=lambda done, _, before=before: told((before + done) >> 20, sum(sizes) >> 20)
-                ),
-            }
+
+        def tick(done: int, size: int) -> None:
+            told((before + done) >> 20, total >> 20)
+
+        for path in paths:
+            files[path.name] = {"size": path.stat().st_size, "sha256": file_sum(path, tick=tick)}
+            before += path.stat().st_size
     return files
