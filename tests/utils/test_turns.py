@@ -11,13 +11,16 @@ import sys, time
 from pathlib import Path
 from openbook.utils.turns import in_turn
 folder, fails = Path(sys.argv[1]), sys.argv[2]
-with in_turn(folder, "thing"):
+with in_turn(folder, "thing", fails if fails.startswith("refused") else ""):
     if not (folder / "thing").exists():
         with open(folder / "built", "a") as file:
             file.write("x")
         time.sleep(0.5)
         if fails == "fails":
             raise SystemExit("cannot be built")
+        if fails.startswith("refused"):
+            from openbook.errors import OpenBookError
+            raise OpenBookError("it cannot be built")
         if fails == "killed":
             import os, signal
             os.kill(os.getpid(), signal.SIGKILL)
@@ -47,6 +50,16 @@ def test_nobody_waits_for_one_that_failed_or_was_killed(tmp_path: Path) -> None:
             process.communicate(timeout=60)
         assert all(process.returncode != 0 for process in processes)
         assert (folder / "built").read_text() == "xxx"  # each in its turn, and each knows the reason
+
+
+def test_those_that_waited_learn_why_it_was_refused(tmp_path: Path) -> None:
+    processes = [start(tmp_path, how) for how in ("refused", "refused", "refused", "refused otherwise")]
+    said = [process.communicate(timeout=60)[0] for process in processes]
+    assert all(process.returncode != 0 for process in processes)
+    assert all("it cannot be built" in text for text in said)
+    # Each work once or, by whoever started late, again; not by those that were waiting.
+    assert 2 <= len((tmp_path / "built").read_text()) < 4
+    assert start(tmp_path, "").communicate(timeout=60)[0].strip() == "whole", "a later one tries anew"
 
 
 def test_a_folder_that_cannot_be_written_keeps_nobody_waiting(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
     retriever.tokens_per_backward data.max_passage_tokens data.max_context_tokens retriever.temperature optim.lr
     trainer.max_steps trainer.max_epochs trainer.validate_every trainer.checkpoint_every data.factbook.field_parts
-    data.workers optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator optim.weight_decay
-    optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
+    data.workers data.build_processes optim.lr_question_encoder optim.lr_passage_encoder optim.lr_generator
+    optim.weight_decay optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
     trainer.global_batch_size retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram

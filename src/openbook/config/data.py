@@ -117,6 +117,13 @@ class DataConfig:
     )
     workers: int = unit(0, "loader processes per rank; 0 tokenises in the training process")
 
+    build_processes: int = unit(0, "processes that tokenise a corpus of many passages, once; 0: one for each core")
+    verify: bool = unit(
+        False,
+        "true: hash data files and the cache's arrays anew; false: only those whose size or times have changed since "
+        "they were hashed",
+    )
+
     @property
     def is_embedded(self) -> bool:
         """Whether the corpus is an edition of the embedded book, and no file of the user's own."""

@@ -6,9 +6,8 @@ On disk, under `cache/corpus-<content fingerprint>/`:
     tokens-<tokenizer>/ one flat array of token ids, [n + 1] offsets, [n] title lengths; two roles with the same
                         tokenizer share one, unless an encoder's format writes title and text in another way
 
-Each folder is written under a temporary name and renamed, so that a half-written one never bears the name; when two
-processes race, the first rename wins and the other's work is thrown away. A manifest holds the size of every file; a
-folder that does not match it is rebuilt.
+Each folder is written under a temporary name and renamed, so that a half-written one never bears the name. A manifest
+holds size and sha256 of every file (data/store/arrays.py); a folder that does not match it is rebuilt.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from openbook.data.readers.checked_lines import id_hash
 class PassageTokens:
     """Token ids of all passages under one tokenizer, without special tokens.
 
-    flat: [n_tokens] uint16 or int32, each passage's title and then its text. offsets: [n_passages + 1] int64 into it.
+    flat: [n_tokens] uint16 or uint32, each passage's title and then its text. offsets: [n_passages + 1] int64 into it.
     title_lengths: [n_passages] int32. For the generator the text is tokenised with one space before it, as it follows
     its title; byte-level and sentencepiece vocabularies write a word differently there, WordPiece does not. For an
     encoder its format decides (data/encoder_inputs.py): a prefix counts as part of the title, and where title and text

@@ -1,78 +1,86 @@
-"""Building the corpus store: passages validated, written and tokenised once per tokenizer."""
+"""Building the corpus store: passages validated, written and tokenised once per tokenizer (data/store/)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from openbook.data.corpus import Corpus
 from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.inputs import token_ids
 from openbook.data.prompts import Prompt
-from openbook.data.readers.checked_lines import file_fingerprint, id_hash
-from openbook.data.readers.formats import check_passages, read_passages
-from openbook.errors import OpenBookError
-from openbook.utils.atomic import replacing_folder
+from openbook.data.readers.checked_lines import file_fingerprint
+from openbook.data.store.arrays import is_whole
+from openbook.data.store.disk import announce, store_size
+from openbook.data.store.leftovers import sweep
+from openbook.data.store.texts import build_texts
+from openbook.data.store.tokens import Tokens, build_tokens
+from openbook.utils.console import progress
+from openbook.utils.hardware import n_cores
+from openbook.utils.turns import in_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
-
-# The version of the files below; raised when they change, so that older ones are rebuilt.
-LAYOUT = 1
-
-
-_CHUNK = 1024  # passages tokenised at once: enough to keep the tokenizer's threads busy, a few MB of memory
-_log = logging.getLogger(__name__)
-
 # How the generator's tokens are written: of a format only layout and prefix count here.
 _PLAIN = EncoderFormat((), (), (), 0, layout="separated")
-
-
-# Called with (passages tokenised so far, passages to tokenise in all); each distinct tokenizer counts its own.
-Progress = Callable[[int, int], None]
 
 
 def build_corpus(
     passages: str | Path,
     tokenizers: Mapping[str, Tokenizer],
     cache: str | Path,
-    progress: Progress | None = None,
     formats: Mapping[str, EncoderFormat | Prompt] | None = None,
+    processes: int = 0,
 ) -> Corpus:
     """The corpus of a passage file: opened where the cache holds it, otherwise checked, written and tokenised first.
 
     tokenizers: from a role's name ("encoder", "generator") to the tokenizer it reads passages with. formats: how a role
-    writes title and text; one without is given both apart, with a space before the text. Of several ranks one should
-    call this first; the others find the result. Raises OpenBookError on bad input (see readers).
+    writes title and text; one without is given both apart, with a space before the text. processes: that tokenise; 0:
+    one for each core. A build that was killed is taken up where it was. Of several processes that call this one builds;
+    the others find the result, or the reason why there is none. Raises OpenBookError on bad input (see readers), and
+    where the disk has no room.
     """
-    content = file_fingerprint(passages)
-    folder = Path(cache) / f"corpus-{content[:12]}"
-    if not _valid(folder / "texts"):
-        n_passages = check_passages(passages)
-        with _new_folder(folder / "texts", content=content, n_passages=n_passages) as new:
-            _write_texts(new, passages, n_passages)
-    formats = formats or {}
+    passages, cache, formats = Path(passages), Path(cache), formats or {}
     written = {role: (tokenizer, formats.get(role, _PLAIN)) for role, tokenizer in tokenizers.items()}
     names = {role: tokens_fingerprint(*how) for role, how in written.items()}
-    corpus = Corpus(folder, {role: name[:12] for role, name in names.items()})
-    distinct = {names[role]: how for role, how in written.items()}
-    missing = {name: how for name, how in distinct.items() if not _valid(folder / f"tokens-{name[:12]}")}
-    for nth, (name, how) in enumerate(missing.items()):
-        with _new_folder(folder / f"tokens-{name[:12]}", tokenizer=name, n_passages=corpus.n_passages) as new:
-            for done in _write_tokens(new, corpus, *how):
-                if progress:
-                    progress(nth * corpus.n_passages + done, len(missing) * corpus.n_passages)
-    return corpus
+    asked = {names[role]: Tokens(names[role], how[0], how[1].writing) for role, how in written.items()}
+    path = hashlib.sha256(str(passages.resolve()).encode()).hexdigest()[:12]
+    with in_turn(cache, f"corpus-{path}", work=" ".join([path, *sorted(asked)])):
+        with progress(f"looking at {passages}", "MB", brief=True) as told:
+            content = file_fingerprint(passages, cache, lambda done, size: told(done >> 20, size >> 20))
+        folder = cache / f"corpus-{content[:12]}"
+        with in_turn(cache, folder.name) as locked:  # another file may have the same content
+            _complete(folder, passages, content, asked, cache, processes or n_cores(), locked)
+    return Corpus(folder, {role: name[:12] for role, name in names.items()})
+
+
+def _complete(
+    folder: Path,
+    passages: Path,
+    content: str,
+    asked: Mapping[str, Tokens],
+    cache: Path,
+    processes: int,
+    locked: bool,
+) -> None:
+    """Build what the folder lacks. locked: whether no other process is at it."""
+    texts = folder / "texts"
+    has_texts = is_whole(texts, cache)
+    missing = {name: one for name, one in asked.items() if not is_whole(folder / f"tokens-{name[:12]}", cache)}
+    if has_texts and not missing:
+        return
+    sweep(cache, folder, locked)
+    size = store_size(passages, list(missing.values()), not has_texts)
+    kept = sum(piece.stat().st_size for piece in folder.glob(".tokens-*.building/*"))
+    announce(passages, cache, size, kept)
+    if not has_texts:
+        build_texts(texts, passages, content, cache, size.n_passages)
+    for name, one in missing.items():
+        build_tokens(folder / f"tokens-{name[:12]}", texts, one, cache, processes, private=not locked)
 
 
 def tokenizer_fingerprint(tokenizer: Tokenizer) -> str:
@@ -96,91 +104,3 @@ def tokens_fingerprint(tokenizer: Tokenizer, style: EncoderFormat | Prompt) -> s
     if style.is_plain or (style.layout == "pair" and not style.prefix and apart == after_space):
         return fingerprint
     return hashlib.sha256(json.dumps([fingerprint, style.layout, style.prefix]).encode()).hexdigest()
-
-
-def _write_texts(folder: Path, passages: str | Path, n_passages: int) -> None:
-    offsets = np.zeros(3 * n_passages + 1, dtype=np.int64)
-    hashes = np.zeros(n_passages, dtype=np.uint64)
-    with open(folder / "blob.raw", "wb") as blob:
-        for row, passage in enumerate(read_passages(passages)):
-            parts = [part.encode() for part in (passage.id, passage.title, passage.text)]
-            offsets[3 * row + 1 : 3 * row + 4] = [len(part) for part in parts]
-            hashes[row] = id_hash(passage.id)
-            blob.writelines(parts)
-    _raw_to_npy(folder / "blob.raw", np.dtype(np.uint8))
-    np.save(folder / "offsets.npy", np.cumsum(offsets, out=offsets))
-    order = np.argsort(hashes, kind="stable")
-    np.save(folder / "id_hashes.npy", hashes[order])
-    np.save(folder / "id_rows.npy", order)
-
-
-def _write_tokens(folder: Path, corpus: Corpus, tokenizer: Tokenizer, style: EncoderFormat | Prompt) -> Iterator[int]:
-    """Writes the arrays, giving after each chunk how many passages are done."""
-    dtype = np.dtype(np.uint16 if len(tokenizer) <= 1 << 16 else np.int32)
-    offsets = np.zeros(corpus.n_passages + 1, dtype=np.int64)
-    title_lengths = np.zeros(corpus.n_passages, dtype=np.int32)
-    with _parallel_tokenizers(), open(folder / "flat.raw", "wb") as flat:
-        for start in range(0, corpus.n_passages, _CHUNK):
-            rows = range(start, min(start + _CHUNK, corpus.n_passages))
-            for row, (title, text) in zip(rows, style.passage_ids(tokenizer, corpus.passages(rows)), strict=True):
-                title_lengths[row] = len(title)
-                offsets[row + 1] = len(title) + len(text)
-                np.asarray(title + text, dtype=dtype).tofile(flat)
-            yield rows.stop
-    _raw_to_npy(folder / "flat.raw", dtype)
-    np.save(folder / "offsets.npy", np.cumsum(offsets, out=offsets))
-    np.save(folder / "title_lengths.npy", title_lengths)
-
-
-def _raw_to_npy(raw: Path, dtype: np.dtype) -> None:
-    """Put the header of a .npy file before raw numbers whose count was not known while they were written."""
-    with open(raw.with_suffix(".npy"), "wb") as target, open(raw, "rb") as source:
-        shape = (raw.stat().st_size // dtype.itemsize,)
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(target, header)
-        shutil.copyfileobj(source, target, 1 << 20)
-    raw.unlink()
-
-
-def _valid(folder: Path) -> bool:
-    """Whether the folder is there and as its manifest says; logs a warning when it is damaged."""
-    if not folder.exists():
-        return False
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        sizes = {name: (folder / name).stat().st_size for name in manifest["sizes"]}
-        same_layout = manifest["layout"] == LAYOUT
-        if same_layout and sizes == manifest["sizes"]:
-            return True
-        reason = "files differ from the manifest in size" if same_layout else "it is of another version"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    _log.warning("the cached corpus %s is damaged (%s); it is built again", folder, reason)
-    return False
-
-
-@contextmanager
-def _new_folder(target: Path, **facts: str | int) -> Iterator[Path]:
-    """A temporary folder that becomes `target`, with a manifest of these facts, when the block ends well and vanishes
-    when it does not."""
-    try:
-        with replacing_folder(target, complete=_valid) as new:
-            yield new
-            sizes = {path.name: path.stat().st_size for path in sorted(new.iterdir())}
-            (new / "manifest.json").write_text(json.dumps({"layout": LAYOUT, **facts, "sizes": sizes}, indent=1))
-    except PermissionError as error:
-        action = "Choose another cache folder or mend its permissions."
-        raise OpenBookError("the corpus cannot be written", where=target, got=str(error), action=action) from None
-
-
-@contextmanager
-def _parallel_tokenizers() -> Iterator[None]:
-    """Let the tokenizer use all cores, unless the user has decided; afterwards as before."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "true")
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)

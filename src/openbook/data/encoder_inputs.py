@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Passage
+from openbook.batch import MISSING_ROW
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, TokenIds, copy_ids, special_ids, token_ids
+from openbook.data.store.pieces import Writing
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
@@ -61,16 +62,10 @@ class EncoderFormat:
         """Token ids of prefix and question, without special tokens."""
         return token_ids(tokenizer, [self.prefix + question for question in questions])
 
-    def passage_ids(self, tokenizer: Tokenizer, passages: Sequence[Passage]) -> list[tuple[list[int], list[int]]]:
-        """(ids before `between`, ids after it) of each passage, without special tokens; of a joined one all are
-        after it, so that the end of what is cut is the text's."""
-        if self.layout == "joined":
-            texts = [" ".join(part for part in (one.title, one.text) if part) for one in passages]
-            return [([], ids) for ids in token_ids(tokenizer, [self.prefix + text for text in texts])]
-        space = " " if self.layout == "separated" else ""
-        titles = [self.prefix + one.title for one in passages]
-        ids = token_ids(tokenizer, titles + [space + one.text for one in passages])
-        return list(zip(ids[: len(titles)], ids[len(titles) :], strict=True))
+    @property
+    def writing(self) -> Writing:
+        """How the corpus is tokenised for it."""
+        return Writing(self.prefix, " " if self.layout == "separated" else "", joined=self.layout == "joined")
 
 
 def separated(special: SpecialIds, prefix: str = "") -> EncoderFormat:

@@ -23,9 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW, Passage
+from openbook.batch import IGNORED_LABEL, MISSING_ROW, NULL_ROW
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import TokenIds, copy_ids, padded, token_ids
+from openbook.data.store.pieces import Writing
 from openbook.errors import OpenBookError
 
 if TYPE_CHECKING:
@@ -78,11 +79,10 @@ class Prompt:
         """Whether title and text are tokenised as for an encoder-decoder: with a space before the text alone."""
         return self.spaces == ("", " ")
 
-    def passage_ids(self, tokenizer: Tokenizer, passages: Sequence[Passage]) -> list[tuple[list[int], list[int]]]:
-        """(ids of the title, ids of the text) of each passage."""
-        titles = [self.spaces[0] + one.title if one.title else "" for one in passages]
-        ids = token_ids(tokenizer, titles + [self.spaces[1] + one.text for one in passages])
-        return list(zip(ids[: len(titles)], ids[len(titles) :], strict=True))
+    @property
+    def writing(self) -> Writing:
+        """How the corpus is tokenised for it."""
+        return Writing(*self.spaces, bare_titles=True)
 
     def questions(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each question as contexts hold it."""

@@ -123,7 +123,7 @@ class Prepared:
         data, and what a resumed run must find again."""
         files = self.parts.files
         questions = {"train": files.train, "validation": files.validation, "test": files.test}
-        found = {split: file_fingerprint(path) for split, path in questions.items() if path}
+        found = {split: file_fingerprint(path, self.config.data.cache) for split, path in questions.items() if path}
         return {"corpus": self.parts.corpus.fingerprint} | found
 
     def module(self, training: bool = True, planning: bool = False) -> RagModule | DprModule:

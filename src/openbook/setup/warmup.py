@@ -12,7 +12,7 @@ from openbook.config.training import AUTO
 from openbook.data.corpus_build import build_corpus
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
-from openbook.setup.inputs.data import corpus_turn, files, masked_spans
+from openbook.setup.inputs.data import files, masked_spans
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 
@@ -29,8 +29,9 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
     named = files(replace(config, data=data))
     masked = masked_spans(replace(config, data=data)).paths["train"] if warmup.spans else None
     tokenizer = load_tokenizer(MINILM)
-    with corpus_turn(config, named.corpus):
-        corpus = build_corpus(named.corpus, {"generator": tokenizer}, Path(config.data.cache))
+    cache, processes = Path(config.data.cache), config.data.build_processes
+    corpus = build_corpus(named.corpus, {"generator": tokenizer}, cache, processes=processes)
+    long = config.data.long_questions
     options = WarmupOptions(
         warmup.steps,
         warmup.batch_size,
@@ -39,6 +40,7 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         config.data.max_context_tokens,
         config.data.max_target_tokens,
         warmup.spans,
+        None if long == "error" else (long, config.data.max_question_tokens),
     )
     device = torch.device("cuda" if on == "gpu" else "cpu")
     return warm_up(
@@ -48,7 +50,7 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         named.train,
         named.validation,
         tokenizer,
-        Path(config.data.cache),
+        cache,
         device,
         autocast,
         masked,

@@ -9,7 +9,8 @@ from openbook.errors import OpenBookError, raise_all
 
 # Keys (or sections, ending with a dot) that a resumed run may change; each takes effect from the next step on.
 CHANGEABLE = (
-    *("shows", "run.", "wandb.", "hot_swap.", "serve.", "data.cache", "data.workers"),
+    *("shows", "run.", "wandb.", "hot_swap.", "serve."),
+    *("data.cache", "data.workers", "data.build_processes", "data.verify"),
     *("optim.", "refresh.", "decode.", "evaluate.", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
     *("retriever.on_collapse", "retriever.tokens_per_backward", "generator.label_smoothing"),
     *(

@@ -12,24 +12,20 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from openbook.batch import MISSING_ROW, to_device
-from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
-from openbook.data.inputs import decoder_inputs, special_ids, targets, token_ids
-from openbook.data.question_file import QuestionFile
+from openbook.data.inputs import decoder_inputs, targets
 from openbook.data.readers.checked_lines import file_fingerprint
-from openbook.errors import OpenBookError
 from openbook.inference.rag_token import greedy
-from openbook.metrics.matching import exact_match, f1, has_answer
-from openbook.models.contexts import ContextBuilder
+from openbook.metrics.matching import exact_match, f1
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.training.dpr_negatives import TrainingPassages
+from openbook.training.gold_passages import Gold, GoldPassages
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
@@ -46,7 +42,8 @@ VERSION = 5  # raise it whenever the same settings give another reader
 class WarmupOptions:
     """Everything that decides the warmed-up reader, besides its data: steps, questions per step, peak learning rate
     of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer, share of masked spans
-    among the questions."""
+    among the questions, and what becomes of questions over a limit of tokens (None: nothing, as where a longer one was
+    refused before)."""
 
     steps: int
     batch_size: int
@@ -55,6 +52,7 @@ class WarmupOptions:
     max_context_tokens: int
     max_target_tokens: int
     spans: float = 0.0
+    long_questions: tuple[Literal["cut", "drop"], int] | None = None
 
 
 def warm_up(
@@ -76,12 +74,13 @@ def warm_up(
     exact match and F1 on the gold passages of held-out questions.
     """
     files = [path for path in (questions, spans if options.spans else None) if path]
-    inputs = json.dumps([VERSION, asdict(options), corpus.fingerprint, *map(file_fingerprint, files)])
+    known = {key: value for key, value in asdict(options).items() if value is not None}  # as before there was the last
+    inputs = json.dumps([VERSION, known, corpus.fingerprint, *(file_fingerprint(one, cache) for one in files)])
     target = cache / f"reader-{hashlib.sha256(inputs.encode()).hexdigest()[:12]}"
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not sound(target, "the warmed-up reader"):
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
-            gold = _GoldPassages(corpus, tokenizer, options)
+            gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions)
             asked = gold.read(questions, weak=True) if options.spans < 1 else []
             read = _mixed(asked, gold.read(spans) if spans else [], options)
             measured = _train(reader, gold, read, options, device, autocast)
@@ -105,57 +104,7 @@ def warm_up(
     return target
 
 
-@dataclass(frozen=True)
-class _Gold:
-    question: tuple[int, ...]
-    row: int
-    answers: tuple[str, ...]
-
-
-class _GoldPassages:
-    """Questions with the row of a passage known to answer them."""
-
-    def __init__(self, corpus: Corpus, tokenizer: object, options: WarmupOptions):
-        self.corpus = corpus
-        self.tokenizer = tokenizer
-        self.contexts = ContextBuilder(corpus.tokens("generator"), special_ids(tokenizer), options.max_context_tokens)  # type: ignore[arg-type]
-
-    def read(self, path: Path, weak: bool = False) -> list[_Gold]:
-        """Every example of the file that names a passage of the corpus; with `weak` also those that name none, with the
-        passage that BM25 finds. OpenBookError where that leaves none to learn from."""
-        file, found = QuestionFile(path), TrainingPassages(self.corpus, None, DprConfig())
-        try:
-            if weak:
-                found.prepare(file)
-        except OpenBookError as problem:
-            raise OpenBookError(
-                "the warm-up finds no gold passage",
-                where=path,
-                expected="questions with positive_ids among the passages, or answers that stand in them",
-                action="Set warmup.spans=1 to read masked spans of the corpus alone, or warmup.steps=0 to do without a "
-                "warm-up.",
-            ) from problem
-        examples = [(example, found.positive_of(example)) for example in file]
-        ids = token_ids(self.tokenizer, [example.question for example, _ in examples])  # type: ignore[arg-type]
-        return [
-            _Gold(tuple(question), row, self._readable_first(example.answers, row))
-            for question, (example, row) in zip(ids, examples, strict=True)
-            if row != MISSING_ROW
-        ]
-
-    def _readable_first(self, answers: tuple[str, ...], row: int) -> tuple[str, ...]:
-        """The answers, one that stands in the passage before the others: the reader copies."""
-        if len(answers) == 1:
-            return answers
-        text = self.corpus.passage(row).text
-        return tuple(sorted(answers, key=lambda answer: not has_answer(text, [answer])))
-
-    def inputs(self, gold: list[_Gold], device: torch.device) -> tuple[Tensor, Tensor]:
-        ids, mask = self.contexts([one.question for one in gold], torch.tensor([[one.row] for one in gold]))
-        return to_device(ids, device), to_device(mask, device)
-
-
-def _mixed(gold: list[_Gold], spans: list[_Gold], options: WarmupOptions) -> list[_Gold]:
+def _mixed(gold: list[Gold], spans: list[Gold], options: WarmupOptions) -> list[Gold]:
     """What is read once: questions and spans in the options' proportion, each repeated as often as it takes."""
     if not (spans and options.spans):
         return gold
@@ -174,8 +123,8 @@ def _orders(length: int, n: int, random: np.random.Generator) -> list[int]:
 
 def _train(
     reader: MiniLMReader,
-    passages: _GoldPassages,
-    gold: list[_Gold],
+    passages: GoldPassages,
+    gold: list[Gold],
     options: WarmupOptions,
     device: torch.device,
     autocast: torch.dtype | None,
@@ -197,7 +146,7 @@ def _train(
             range(options.steps), _batches(lengths, options.batch_size, options.seed), strict=False
         ):
             some = [gold[number] for number in chosen]
-            labels = targets(passages.tokenizer, [one.answers[0] for one in some], options.max_target_tokens).to(device)  # type: ignore[arg-type]
+            labels = targets(passages.tokenizer, [one.answers[0] for one in some], options.max_target_tokens).to(device)
             ids, mask = passages.inputs(some, device)
             inputs = decoder_inputs(labels, reader.decoder_start_token_id, reader.pad_token_id)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -227,8 +176,8 @@ def _batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.nda
 
 def _measure(
     reader: MiniLMReader,
-    passages: _GoldPassages,
-    gold: list[_Gold],
+    passages: GoldPassages,
+    gold: list[Gold],
     options: WarmupOptions,
     device: torch.device,
     autocast: torch.dtype | None,

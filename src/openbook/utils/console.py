@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from openbook.utils.hardware import rank_from_environment
 
+_FIRST, _EVERY = 4.0, 10.0  # seconds to the first line of a log, and between lines
+
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 
 
@@ -29,10 +31,11 @@ def duration(seconds: float | None) -> str:
 
 
 @contextmanager
-def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, unit: str, brief: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Gives a function (done, total) to call often; a total of 0 is one that is not known.
 
-    label: like "encoding the corpus"; unit: like "passages".
+    label: like "encoding the corpus"; unit: like "passages"; brief: usually done before there is anything to say, and
+    then says nothing. A log gets its first line within 5 seconds, then one every 10, with the rate and the time left.
     """
     if rank_from_environment() != 0:
         yield lambda done, total: None
@@ -58,16 +61,18 @@ def progress(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
 
             yield show
     else:
-        spoken = started
+        due = started + _FIRST
 
         def write(done: int, total: int) -> None:
-            nonlocal last, spoken
-            last = (done, total)
-            if time.perf_counter() - spoken > 10:
-                spoken = time.perf_counter()
+            nonlocal last, due
+            last, now = (done, total), time.perf_counter()
+            if now > due:
+                due, rate = now + _EVERY, done / (now - started)
                 of = f" of {total:,}" if total else ""
-                say(f"{label}: {done:,}{of} {unit} ({done / (spoken - started):,.0f}/s)")
+                left = f", {duration((total - done) / rate)} left" if rate and total > done else ""
+                say(f"{label}: {done:,}{of} {unit} ({rate:,.0f}/s{left})")
 
         yield write
-    if last[0]:  # nothing was done where a cache had it
-        say(f"{label}: {last[0]:,} {unit} in {time.perf_counter() - started:.1f} s")
+    took = time.perf_counter() - started
+    if last[0] and not (brief and took < _FIRST):  # nothing was done where a cache had it
+        say(f"{label}: {last[0]:,} {unit} in {took:.1f} s")

@@ -81,6 +81,16 @@ def test_passages_that_are_cut_and_answers_in_the_part_cut(
     assert "stands only in the part of their gold passage that the generator does not read" in said
 
 
+def test_of_a_question_that_is_cut_only_its_limit_takes_room(small_system: SmallSystem, tmp_path: Path) -> None:
+    train = rewritten(
+        small_system.data / "train.jsonl", tmp_path / "t.jsonl", question=lambda row, n: row["question"] + " what" * 90
+    )
+    words = ("data.max_context_tokens=120", "data.max_question_tokens=16", "data.long_questions=cut")
+    counts = prepare(small_system.config(tmp_path / "run", f"data.train={train}", *words)).counts
+    (cut,) = [one for one in counts if one.where == "data.train" and one.what.endswith("generator does not read")]
+    assert (cut.n, cut.of > 0) == (0, True)
+
+
 def test_labels_that_no_question_has(small_system: SmallSystem, tmp_path: Path) -> None:
     with pytest.raises(OpenBookError, match=r"none of \d+ questions have one of evaluate\.labels as an answer"):
         prepare(small_system.config(tmp_path / "run", "evaluate.task=labels", "evaluate.labels=one,two"))

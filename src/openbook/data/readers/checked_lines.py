@@ -10,12 +10,14 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from openbook.batch import Example, Passage
 from openbook.data.readers.compressed import must_exist, unpacked
 from openbook.errors import OpenBookError, raise_all
+from openbook.utils.file_sums import Tick, file_sum
 
 # A longer line is refused: it is a file without line breaks, not a passage of some hundred words.
 MAX_LINE_BYTES = 1_000_000
@@ -45,11 +47,10 @@ def id_hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def file_fingerprint(path: str | Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+def file_fingerprint(path: str | Path, cache: str | Path | None = None, tick: Tick | None = None) -> str:
+    """The sha256 of a file's bytes, in hexadecimal (see utils/file_sums.py)."""
     must_exist(Path(path))
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return file_sum(path, cache, tick)
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
@@ -113,8 +114,10 @@ def check_records(
     records: Callable[[], Iterable[tuple[int, Passage | Example | BadLineError]]],
     empty: BadLineError,
     numbered: bool = False,
+    seen: Callable[[Any, int], None] | None = None,
 ) -> int:
-    """How many records a file holds, each given with the number of its line or what is wrong with that line.
+    """How many records a file holds, each given with the number of its line or what is wrong with that line. seen:
+    called with each sound record and the hash of its id.
 
     Raises OpenBookError on faults, on an `empty` file, and on an id that comes twice: equal hashes are looked up in a
     second pass over the records, which compares the ids themselves. numbered: a line without an id goes by its number.
@@ -127,7 +130,10 @@ def check_records(
             first.setdefault(record.what, (number, record))
             counts[record.what] += 1
         else:
-            hashes.append(id_hash(record.id))
+            hashed = id_hash(record.id)
+            hashes.append(hashed)
+            if seen:
+                seen(record, hashed)
     n_lines = len(hashes) + counts.total()
     raise_all(
         [

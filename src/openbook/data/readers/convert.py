@@ -96,7 +96,7 @@ def _converted(
     path = Path(name)
     root = path if path.is_dir() else path.parent
     files = [
-        [str(one.relative_to(root)) if one.is_relative_to(root) else one.name, file_fingerprint(one)]
+        [str(one.relative_to(root)) if one.is_relative_to(root) else one.name, file_fingerprint(one, cache)]
         for one in reading.files
     ]
     key = json.dumps([VERSION, *what, files or name, path.name])

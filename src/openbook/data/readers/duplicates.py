@@ -141,7 +141,7 @@ def _verified(passages: Path, pairs: np.ndarray) -> dict[int, int]:
 def without_duplicates(passages: Path, cache: Path, near: bool, progress: Progress | None = None) -> Path:
     """A folder of the cache with passages.jsonl, in which each stands once, and dropped.json, {id: id of the passage
     that stands for it}; made where it is not there yet."""
-    key = json.dumps([VERSION, "unique", near, file_fingerprint(passages)])
+    key = json.dumps([VERSION, "unique", near, file_fingerprint(passages, cache)])
     folder = Path(cache) / f"unique-{id_hash(key):016x}"
     if not (folder / "dropped.json").is_file():
         with replacing_folder(folder, complete=lambda made: (made / "dropped.json").is_file()) as new:
@@ -162,7 +162,7 @@ def with_kept_ids(questions: Path, dropped: dict[str, str], cache: Path) -> Path
     """The questions with the ids of the passages that stand for dropped ones; their own file where they name none."""
     if not any(one in dropped for asked in _read(questions) for one in (*asked.positive_ids, *asked.negative_ids)):
         return questions
-    key = json.dumps([VERSION, file_fingerprint(questions), id_hash(json.dumps(dropped, sort_keys=True))])
+    key = json.dumps([VERSION, file_fingerprint(questions, cache), id_hash(json.dumps(dropped, sort_keys=True))])
     path = Path(cache) / f"renamed-{id_hash(key):016x}.jsonl"
     if not path.is_file():
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:

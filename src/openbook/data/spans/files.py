@@ -51,7 +51,7 @@ def build_spans(
 ) -> SpanFiles:
     """Files of questions about the corpus, in `cache` from the second call on. A passage's questions are all in one
     split. OpenBookError where no sentence of the corpus holds a span."""
-    key = json.dumps([VERSION, file_fingerprint(passages), asdict(options), limit.name])
+    key = json.dumps([VERSION, file_fingerprint(passages, cache), asdict(options), limit.name])
     folder = Path(cache) / f"spans-{id_hash(key):016x}"
     if not (folder / "counts.json").is_file():
         drawn = _draw(passages, options, progress or (lambda *_: None))
@@ -83,7 +83,7 @@ def build_spans(
 def mixed(questions: Path, spans: Path, share: float, cache: Path) -> Path:
     """The file of all questions and as many masked spans as make up this share of it (below 1), in `cache`; where the
     corpus gives fewer, all of them, which is said."""
-    key = json.dumps([VERSION, file_fingerprint(questions), file_fingerprint(spans), share])
+    key = json.dumps([VERSION, file_fingerprint(questions, cache), file_fingerprint(spans, cache), share])
     target = Path(cache) / f"mixed-{id_hash(key):016x}.jsonl"
     asked, masked = QuestionFile(questions), QuestionFile(spans)
     wanted = round(share / (1 - share) * len(asked))

@@ -1,7 +1,5 @@
 """From a configuration to its data: files, corpus store, tokenizers, DataModule."""
 
-import hashlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +25,7 @@ from openbook.setup.encoders import follow_folders, sides
 from openbook.setup.inputs.context import prompt_for, special_of
 from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages
 from openbook.utils.console import progress, say
+from openbook.utils.file_sums import forget
 from openbook.utils.turns import in_turn
 
 SPLITS = ("train", "validation", "test")
@@ -105,8 +104,16 @@ def spans(
         return build_spans(passages, asked, Path(folder), done, limit)
 
 
+@cache
+def _forget_sums(folder: str) -> None:
+    """Once per process: what is hashed in it is true from then on."""
+    forget(folder)
+
+
 def files(config: Config) -> Files:
     """The files that the data keys stand for."""
+    if config.data.verify:
+        _forget_sums(config.data.cache)
     paths = {key: named_file(config, key, getattr(config.data, key)) for key in BUILT_IN}
     share, train = config.data.spans.share, paths["train"]
     if share and train and config.data.train != SPANS:
@@ -164,21 +171,15 @@ def parts(config: Config) -> Parts:
     question_layout: Any = "separated" if layout == "separated" else "joined"
     question_format = encoder_format(question_tokenizer, question_layout, retriever.question_prefix)
     passage_format = encoder_format(passage_tokenizer, layout, retriever.passage_prefix)
-    with progress("tokenising the corpus", "passages") as done, corpus_turn(config, named.corpus):
-        corpus = build_corpus(
-            named.corpus,
-            {"encoder": passage_tokenizer, "generator": generator_tokenizer},
-            Path(config.data.cache),
-            done,
-            {"encoder": passage_format, **({"generator": prompt} if prompt else {})},
-        )
+    corpus = build_corpus(
+        named.corpus,
+        {"encoder": passage_tokenizer, "generator": generator_tokenizer},
+        Path(config.data.cache),
+        {"encoder": passage_format, **({"generator": prompt} if prompt else {})},
+        config.data.build_processes,
+    )
     tokenizers = (question_tokenizer, passage_tokenizer, generator_tokenizer)
     return Parts(named, corpus, *tokenizers, question_format, passage_format, prompt, language)
-
-
-def corpus_turn(config: Config, passages: Path) -> AbstractContextManager[None]:
-    """Of several ranks on a node one builds the store of these passages."""
-    return in_turn(config.data.cache, f"corpus-{hashlib.sha256(str(passages.resolve()).encode()).hexdigest()[:12]}")
 
 
 def data(config: Config, parts: Parts) -> QuestionAnswerData:

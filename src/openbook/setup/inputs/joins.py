@@ -211,7 +211,7 @@ def _answers_cut(config: Config, parts: Parts, examples: Sequence[Example]) -> t
         if not has_answer(f"{passage.title} {passage.text}", example.answers, config.evaluate.regex_answers):
             continue
         n_there += 1
-        kept = room - len(token_ids(tokenizer, [example.question])[0])
+        kept = room - min(len(token_ids(tokenizer, [example.question])[0]), config.data.max_question_tokens)
         if stop - start > kept:
             read = decode(list(map(int, tokens.flat[start : start + max(kept, 0)])))
             n_cut += not has_answer(read, example.answers, config.evaluate.regex_answers)

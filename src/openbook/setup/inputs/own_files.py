@@ -37,7 +37,8 @@ def own_questions(config: Config, key: str, name: str) -> Path:
 
 def _questions(config: Config, key: str, name: str) -> Converted:
     folder = config.data.cache
-    with progress(f"reading {name}", "questions") as done, in_turn(folder, "converted"):
+    work = f"{key}={name} of {config.data.corpus} for {config.objective}: {config.data.columns}"
+    with progress(f"reading {name}", "questions") as done, in_turn(folder, "converted", work):
         made = convert_questions(
             name,
             Path(folder),
@@ -63,8 +64,8 @@ def own_passages(config: Config, name: str) -> Path:
     columns = parse_columns(config.data.columns)
     if is_native(Path(name), PASSAGE, columns):
         return Path(name)
-    folder = config.data.cache
-    with progress(f"reading {name}", "passages") as done, in_turn(folder, "converted"):
+    folder, work = config.data.cache, f"{name} by {config.data.split}: {columns}"
+    with progress(f"reading {name}", "passages") as done, in_turn(folder, "converted", work):
         made = convert_passages(name, Path(folder), columns=columns, splitter=splitter_of(config), progress=done)
     if not made.passages:
         raise OpenBookError("no passages are in it", where=name, got=made.told, action="Set data.corpus=FILE.")

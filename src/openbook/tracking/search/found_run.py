@@ -17,8 +17,8 @@ from openbook.utils.json_lines import read_json_lines
 
 # Keys (or sections, ending with a dot) in which two runs may differ and still give the same metrics.
 WITHOUT_EFFECT = (
-    # what a run is called
-    *("experiment", "shows", "run.", "wandb.", "serve.", "data.cache"),
+    # what a run is called, and how its data are built
+    *("experiment", "shows", "run.", "wandb.", "serve.", "data.cache", "data.build_processes", "data.verify"),
     "retriever.override_folder",  # how folders are read is in the other keys
     # where it is computed
     *("trainer.accelerator", "data.workers", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
