@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openbook.errors import OpenBookError
-from openbook.utils.signed import NAME, check_text, damage, sign, signed_text, sound
+from openbook.utils.files.signed import NAME, check_text, damage, sign, signed_text, sound
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from openbook.tracking.environment import describe
 from openbook.utils.atomic import write_json, write_text
 from openbook.utils.console import say
 from openbook.utils.disk import writing
+from openbook.utils.files.signed import check_text, signed_text
 from openbook.utils.json_lines import why_unreadable, write_json_lines
-from openbook.utils.signed import check_text, signed_text
 
 RUNS = Path("runs")
 # The environment variable by which the ranks that Lightning starts on a node learn the first one's run folder.

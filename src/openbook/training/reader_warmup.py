@@ -29,7 +29,7 @@ from openbook.training.gold_passages import Gold, GoldPassages
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
-from openbook.utils.signed import sign, sound
+from openbook.utils.files.signed import sign, sound
 from openbook.utils.turns import in_turn
 
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.

@@ -25,7 +25,7 @@ from openbook.data.store.disk import store_size
 from openbook.data.store.pieces import PIECE, Writing, piece_path
 from openbook.data.store.tokens import Tokens, backend_of
 from openbook.errors import OpenBookError
-from openbook.utils import file_sums
+from openbook.utils.files import file_sums
 from tests.data.test_corpus import byte_tokenizer
 
 N = 4 * PIECE + 777

@@ -16,7 +16,7 @@ from openbook.data.factbook.relations import relations
 from openbook.data.factbook.text import Country, Cut, book_digest, book_files, cut_passages, find_book, read_country
 from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder
-from openbook.utils.signed import sign, sound
+from openbook.utils.files.signed import sign, sound
 
 Files = dict[str, list[dict[str, Any]]]  # the rows of each file by its name without ending
 

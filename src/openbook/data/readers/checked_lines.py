@@ -17,7 +17,7 @@ import numpy as np
 from openbook.batch import Example, Passage
 from openbook.data.readers.compressed import must_exist, unpacked
 from openbook.errors import OpenBookError, raise_all
-from openbook.utils.file_sums import Tick, file_sum
+from openbook.utils.files.file_sums import Tick, file_sum
 
 # A longer line is refused: it is a file without line breaks, not a passage of some hundred words.
 MAX_LINE_BYTES = 1_000_000

@@ -14,7 +14,7 @@ import numpy as np
 from openbook.errors import OpenBookError
 from openbook.utils.atomic import replacing_folder
 from openbook.utils.console import progress
-from openbook.utils.file_sums import file_sum, remember
+from openbook.utils.files.file_sums import file_sum, remember
 
 # The version of the files; raised when they change, so that older ones are rebuilt.
 LAYOUT = 2

@@ -25,7 +25,7 @@ from openbook.setup.encoders import follow_folders, sides
 from openbook.setup.inputs.context import prompt_for, special_of
 from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages
 from openbook.utils.console import progress, say
-from openbook.utils.file_sums import forget
+from openbook.utils.files.file_sums import forget
 from openbook.utils.turns import in_turn
 
 SPLITS = ("train", "validation", "test")
