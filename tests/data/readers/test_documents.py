@@ -8,7 +8,7 @@ import pytest
 from openbook.data.readers.detect import passages_of, questions_of
 from openbook.data.readers.passages.documents import read
 from openbook.data.readers.passages.splitter import Splitter
-from openbook.errors import OpenBookError
+from openbook.errors import OpenBookError, UnknownFormatError
 
 WORDS = Splitter("words", 100, 0)
 
@@ -73,3 +73,10 @@ def test_as_many_texts_as_records_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"question": "q?", "answers": ["a"]}\n')
     reading = questions_of(str(tmp_path), "train", {})  # texts hold no questions: there is nothing to choose
     assert len(list(reading.found)) == 1 and sum(reading.notes.values()) == 1
+
+
+def test_a_folder_of_texts_is_none_of_questions(tmp_path: Path) -> None:
+    """As another format: `convert` then reads its passages."""
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UnknownFormatError, match="holds no file of records"):
+        questions_of(str(tmp_path), "train", {})

@@ -159,7 +159,7 @@ def _records(
     every, texts = visible(path), set(files_of(path))
     shards = [one for one in every if one not in texts and one.suffix != ".py"]
     if not shards:
-        raise OpenBookError("the folder holds no file of records", where=path, expected="files of one format")
+        raise UnknownFormatError("the folder holds no file of records", where=path, expected="files of one format")
     if len(every) > len(shards):
         notes["files of text among those of records are passed over"] += len(every) - len(shards)
     if of_one:
