@@ -27,7 +27,7 @@ from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
 from openbook.setup.encoders import follow_folders, sides
-from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages
+from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages, was_cut, with_documents
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
@@ -114,6 +114,9 @@ def files(config: Config) -> Files:
     share, train = config.data.spans.share, paths["train"]
     if share and train and config.data.train != SPANS:
         paths["train"] = mixed(train, masked_spans(config).paths["train"], share, Path(config.data.cache))
+    for split in SPLITS if paths["corpus"] and was_cut(paths["corpus"]) else ():
+        if path := paths[split]:
+            paths[split] = with_documents(config, split, path, paths["corpus"])
     if config.data.duplicates != "keep" and paths["corpus"]:
         paths["corpus"], dropped = unique_passages(config, paths["corpus"])
         for split in SPLITS if dropped else ():
