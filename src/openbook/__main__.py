@@ -99,6 +99,14 @@ def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -
             from openbook.commands.evaluate import evaluate
 
             evaluate(subject, overrides, untrained=parsed.untrained)
+        case "index":
+            from openbook.commands.index_add import index_add
+
+            if subject != "add" or not overrides:
+                raise OpenBookError(
+                    "not a command about an index", got=" ".join(parsed.words), expected="openbook index add RUN FILE"
+                )
+            index_add(overrides[0], overrides[1:])
         case "hot-swap":
             from openbook.commands.hot_swap import hot_swap
 

@@ -23,6 +23,7 @@ from openbook.retrieval.base import Retriever
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.prepare import NOTHING_OWN, OwnParts
 from openbook.setup.trainer import quiet
+from openbook.tracking.added_passages import answering_overrides
 from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
 from openbook.training.rag_module import RagModule
@@ -104,7 +105,8 @@ class Run(os.PathLike[str]):
         quiet()
         if self.config.objective == "dpr":
             raise OpenBookError("the run trained no generator", where=self.path, got="objective dpr")
-        module, prepared, refresh = evaluating.load_trained(self._folder, self.config, self._own)
+        config = self._folder.load_config(answering_overrides(self.path), training=False)
+        module, prepared, refresh = evaluating.load_trained(self._folder, config, self._own)
         self._prepared = prepared
         assert isinstance(module, RagModule)
         module.eval().to(torch.device("cuda" if prepared.on == "gpu" else "cpu"))

@@ -32,6 +32,9 @@ COMMANDS = {
         "tabulate experiments over seeds; trains missing runs",
     ),
     "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
+    "index": Command(
+        "add RUN FILE [key=value ...]", "add", "add passages to the corpus that a run answers from, without training"
+    ),
     "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
     "report": Command("RUN", "a run folder", "regenerate report.html and report.png of a run"),
     "list": Command("", "", "list the experiments with a one-line description each"),
