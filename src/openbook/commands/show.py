@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from openbook.config.load import described_keys, list_experiments, load_experiment, to_yaml
+from openbook.config.load import list_experiments, load_experiment, to_yaml
+from openbook.config.schema import described_keys
 from openbook.errors import OpenBookError
 
 

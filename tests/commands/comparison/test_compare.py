@@ -653,7 +653,7 @@ def test_a_stop_is_handed_on_once_and_waited_for(tmp_path: Path, monkeypatch: py
 
 
 def test_every_measure_has_a_heading_and_names_without_effect_are_keys() -> None:
-    from openbook.config.load import keys_of
+    from openbook.config.schema import keys_of
     from openbook.tracking.run_search import WITHOUT_EFFECT
 
     assert {"exact_match", "recall_at_1", "train_seconds"} <= set(METRICS)

@@ -27,7 +27,14 @@ from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import is_decoder_only
 from openbook.setup.encoders import follow_folders, sides
-from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages, was_cut, with_documents
+from openbook.setup.inputs.own_files import (
+    own_passages,
+    own_questions,
+    unique_passages,
+    was_cut,
+    with_documents,
+    with_texts,
+)
 from openbook.utils.console import progress, say
 from openbook.utils.turns import in_turn
 
@@ -117,6 +124,8 @@ def files(config: Config) -> Files:
     for split in SPLITS if paths["corpus"] and was_cut(paths["corpus"]) else ():
         if path := paths[split]:
             paths[split] = with_documents(config, split, path, paths["corpus"])
+    if config.evaluate.regex_answers and config.objective != "dpr" and paths["corpus"] and paths["train"]:
+        paths["train"] = with_texts(config, paths["train"], paths["corpus"])
     if config.data.duplicates != "keep" and paths["corpus"]:
         paths["corpus"], dropped = unique_passages(config, paths["corpus"])
         for split in SPLITS if dropped else ():

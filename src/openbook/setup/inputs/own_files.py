@@ -17,6 +17,7 @@ from openbook.data.readers.duplicates import without_duplicates
 from openbook.data.readers.passages.documents_named import with_passages_of_documents
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.questions.ranking import first_split
+from openbook.data.readers.questions.regex_targets import with_targets
 from openbook.errors import OpenBookError, UnknownFormatError
 from openbook.models.encoders import load_tokenizer
 from openbook.utils.console import progress, say
@@ -92,6 +93,27 @@ def with_documents(config: Config, split: str, questions: Path, passages: Path) 
         _say_once(
             f"data.{split}: {found.named:,} ids name {found.documents:,} documents: {which} of their passages count, "
             f"{found.passages:,} ids{some}"
+        )
+    return path
+
+
+def with_texts(config: Config, questions: Path, passages: Path) -> Path:
+    """The training questions with texts to learn where answers are regular expressions; what was found is said."""
+    with in_turn(config.data.cache, "targets"):
+        path, found = with_targets(questions, passages, Path(config.data.cache))
+    n = found.matched + found.plain
+    if path != questions and not n:
+        raise OpenBookError(
+            "no regular expression matches a positive passage, so there is no answer to learn",
+            where="data.train",
+            got=f"{found.left_out:,} questions",
+            expected="positive ids of passages that the answers match",
+        )
+    if path != questions:
+        _say_once(
+            f"data.train: answers are regular expressions; learned is what they match most often in positive passages "
+            f"({found.matched:,} questions), else answers that are no patterns ({found.plain:,}); {found.left_out:,} "
+            "questions with neither are left out"
         )
     return path
 
