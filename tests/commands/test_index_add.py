@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from openbook.commands.index_add import index_add
 from openbook.commands.train import train
 from openbook.errors import OpenBookError
 from openbook.retrieval.corpus_encoder import PassageCoder
+from openbook.setup.inputs.own_files import was_cut
 from openbook.tracking.added_passages import newest
 from openbook.tracking.run_folder import RunFolder
 from openbook.tracking.run_search import Runs
@@ -146,6 +148,8 @@ def test_answers_are_those_of_the_grown_corpus_once_there_are_any(
     (result.parent / "predictions.jsonl").write_text("\n".join(lines[:1]) + "\n")
     show_answers(str(run))
     assert "1 of 1 questions" in " ".join(capsys.readouterr().out.split())
+    show_answers(os.path.relpath(run))  # the same run by another path
+    assert "1 of 1 questions" in " ".join(capsys.readouterr().out.split())
     (found,) = [one for one in Runs(tmp_path.parent).of(tmp_path.name) if one.path == run]
     assert found.tested(["evaluate.n_docs=2"]) is None, "a table of runs has what each was trained over"
     evaluate(str(run), ["evaluate.n_docs=2", f"data.corpus={found.values['data.corpus']}"])
@@ -164,7 +168,7 @@ def test_a_document_that_has_become_shorter_loses_the_rest(
     assert index_add(str(run), words)
     (folder / "a.txt").write_text("kappa lambda")
     second = index_add(str(run), words)
-    assert second is not None and second.name == "2"
+    assert second is not None and second.name == "2" and was_cut(second / "passages.jsonl")
     ids = [row["id"] for row in rows(second / "passages.jsonl")]
     assert "a.txt#1" in ids and "a.txt#2" not in ids and "b.txt#1" in ids and len(ids) == len(set(ids))
     assert "0 edited, 2 unchanged, 1 removed" in " ".join(capsys.readouterr().out.split())

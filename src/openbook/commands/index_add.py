@@ -14,7 +14,7 @@ from openbook.commands.evaluate import load_trained
 from openbook.config.checks import has_index
 from openbook.config.schema import Config
 from openbook.data.readers.checked_lines import file_fingerprint
-from openbook.data.readers.detect import exists
+from openbook.data.readers.detect import DOCUMENTS, exists
 from openbook.errors import OpenBookError
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.inputs.data import named_file
@@ -36,8 +36,8 @@ def index_add(folder: str, words: Sequence[str]) -> Path | None:
     words: the file, and perhaps data.columns=... or data.split.*=..., by which it is read. A passage with the id of
     another text takes its place. The new corpus is RUN/corpus/NUMBER/, there once its passages are encoded, or not at
     all; the run's own files stay as they are. Only passages that the run's encoder has not met are encoded: their
-    vectors are found by what it reads of them (index/vector_store.py). OpenBookError for a run without passages, for
-    bad input, and for a corpus that has changed since the run was trained.
+    vectors are found by what it reads of them (index/vector_store.py). That data.corpus is another one than the run was
+    trained over is said. OpenBookError for a run without passages, and for bad input.
     """
     run = RunFolder.existing(folder)
     if not words or "=" in words[0]:
@@ -79,6 +79,8 @@ def _add(run: RunFolder, name: str, reading: Config) -> Path | None:
             if not joined.changes:
                 raise _NothingNewError
             report = joined._asdict() | {"encoded": _encode(run, config, passages), "source": name, "base": str(base)}
+            cut = was_cut(base) or was_cut(joining)  # then questions may name documents
+            report |= {"format": DOCUMENTS if cut else "passages"}
             report |= {"sha256": {"joined": file_fingerprint(joining), "passages": file_fingerprint(passages)}}
             write_json(new / REPORT, report)
     except _NothingNewError:

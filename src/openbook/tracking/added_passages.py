@@ -50,8 +50,13 @@ def answering_overrides(run: Path, overrides: Sequence[str] = ()) -> list[str]:
 
 
 def newest_evaluation(run: Path) -> Path | None:
-    """The folder of a run's newest evaluation over the corpus that it answers from; None where there is none."""
-    (override,) = answering_overrides(run) or ("",)
+    """The folder of a run's newest evaluation over the corpus that it answers from; None where there is none, or where
+    nothing was added. By its place in the run folder, which may have been moved."""
+    grown = newest(run)
+    place = f"{FOLDER}/{grown.number}/{PASSAGES}" if grown else ""
     numbers = sorted((int(one.name) for one in run.glob("evaluations/*") if one.name.isdigit()), reverse=True)
-    folders = (run / "evaluations" / str(number) for number in numbers)
-    return next((one for one in folders if override in read_json(one / "summary.json").get("overrides", ())), None)
+    for folder in (run / "evaluations" / str(number) for number in numbers if grown):
+        overrides = read_json(folder / "summary.json").get("overrides", ())
+        if any(one.startswith(_KEY) and Path(one.removeprefix(_KEY)).as_posix().endswith(place) for one in overrides):
+            return folder
+    return None
