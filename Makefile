@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-data bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap index-add compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-data bench-decode bench bench-gpu test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -50,6 +50,9 @@ evaluate: $(READY) ## answer the test questions with a trained model (or RUN=EXP
 hot-swap: $(READY) ## answer from two conflicting corpora without retraining: make hot-swap RUN=... (DOCS=1: also write docs/)
 	$(PY) -m openbook hot-swap $(RUN) $(ARGS)
 	$(if $(DOCS),$(PY) -m benchmarks.common.docs_results hot-swap $(RUN))
+
+index-add: $(READY) ## add passages to the corpus that a run answers from: make index-add RUN=runs/rag_token/NAME FILE=passages.jsonl
+	$(PY) -m openbook index add $(RUN) $(FILE) $(ARGS)
 
 compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make compare EXPS="rag_token bm25" SEEDS="0 1 2" (DRY=1 DOCS=1 RUNS= NAME= TEST_N_DOCS=)
 	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)

@@ -35,6 +35,8 @@ class IndexRefresh(L.Callback):
         _log_first(trainer, self.manager.ensure(retriever, trainer.global_step))
         if self.fresh_test and not retriever.index_is_fresh():
             self.manager.refresh(retriever, trainer.global_step, self.manager.store)
+        else:
+            self.manager.keep_vectors(retriever)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from openbook.commands.parsers import COMMANDS, parse, subject_of
-from openbook.config.load import keys_of, load_experiment
+from openbook.config.load import load_experiment
+from openbook.config.schema import keys_of
 from openbook.exchange.rag import RagParts, why_no_rag
 from openbook.models.encoders import load_encoder
 from openbook.models.seq2seq import load_generator

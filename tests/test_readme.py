@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from openbook.config.load import keys_of, list_experiments, load_experiment
+from openbook.config.load import list_experiments, load_experiment
+from openbook.config.schema import keys_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -140,6 +140,14 @@ def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -
             if not overrides or "=" in overrides[0]:
                 raise OpenBookError("`import` needs a folder and a run", action="openbook import FOLDER RUN")
             import_folder(subject, overrides[0], overrides[1:], passage_encoder=parsed.passage_encoder)
+        case "index":
+            from openbook.commands.index_add import index_add
+
+            if subject != "add" or not overrides:
+                raise OpenBookError(
+                    "not a command about an index", got=" ".join(parsed.words), expected="openbook index add RUN FILE"
+                )
+            index_add(overrides[0], overrides[1:])
         case "hot-swap":
             from openbook.commands.hot_swap import hot_swap
 

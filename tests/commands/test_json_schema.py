@@ -13,7 +13,8 @@ import yaml
 
 from openbook.__main__ import main
 from openbook.commands.show import json_schema
-from openbook.config.load import described_keys, load_experiment
+from openbook.config.load import load_experiment
+from openbook.config.schema import described_keys
 from openbook.errors import OpenBookError
 
 WORDS = {"$schema", "title", "description", "default", "type", "enum", "anyOf", "pattern"}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from openbook.config.checks import problems_of
-from openbook.config.load import described_keys, keys_of, list_experiments, load_experiment, load_resolved, to_yaml
-from openbook.config.schema import Config
+from openbook.config.load import list_experiments, load_experiment, load_resolved, to_yaml
+from openbook.config.schema import Config, described_keys, keys_of
 from openbook.errors import OpenBookError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -122,6 +122,23 @@ def test_every_experiment_loads_and_fits_one_screen(name: str) -> None:
     assert config.experiment == name
     assert len(config.shows) > 20
     assert len((EXPERIMENTS / f"{name}.yaml").read_text().splitlines()) <= 40
+
+
+def test_experiments_in_folders_are_named_by_their_place(tmp_path: Path) -> None:
+    """What begins with _ is only extended. A file beside comes first, then one of the folder, then openbook's own."""
+    (tmp_path / "mine/deep").mkdir(parents=True)
+    (tmp_path / "_common.yaml").write_text("seed: 7\n")
+    (tmp_path / "mine/_common.yaml").write_text("extends: rag_token\nseed: 8\n")
+    (tmp_path / "mine/deep/one.yaml").write_text("extends: mine/_common\nshows: x\n")
+    (tmp_path / "mine/two.yaml").write_text("extends: _common\n")
+    assert {"mine/deep/one", "mine/two"} == {name for name in list_experiments(tmp_path) if name.startswith("mine")}
+    one = load_experiment("mine/deep/one", (), tmp_path)
+    assert (one.experiment, one.seed, one.retriever.train_word_embeddings) == ("mine/deep/one", 8, False)
+    assert load_experiment("mine/two", (), tmp_path).seed == 8
+    assert load_experiment(str(tmp_path / "mine/two.yaml"), (), tmp_path).experiment == "mine/two"
+    assert load_experiment(str(tmp_path / "mine/two.yaml")).experiment == "two", "elsewhere a file has its own name"
+    with pytest.raises(OpenBookError, match=r"Did you mean mine/deep/one\?"):
+        load_experiment("mine/deep/on", (), tmp_path)
 
 
 def test_the_experiments_that_were_promised() -> None:

@@ -21,6 +21,7 @@ from openbook.retrieval.dense import DenseRetriever
 from openbook.serving.served import HowToAnswer, Served
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, Prepared
 from openbook.setup.trainer import quiet
+from openbook.tracking.added_passages import answering_overrides
 from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
 
@@ -86,7 +87,8 @@ class Run(os.PathLike[str]):
         quiet()
         if self.config.objective == "dpr":
             raise OpenBookError("the run trained no generator", where=self.path, got="objective dpr")
-        return evaluating.load_served(self._folder, self.config, self._own)
+        config = self._folder.load_config(answering_overrides(self.path), training=False)
+        return evaluating.load_served(self._folder, config, self._own)
 
 
 def train(

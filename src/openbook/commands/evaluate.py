@@ -22,6 +22,7 @@ from openbook.serving.served import Served
 from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer, together
+from openbook.tracking.added_passages import answering_overrides
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.tracking.trec import write_trec
@@ -60,8 +61,9 @@ def evaluate(
 
     Results go to `evaluations/<number>/` in the run folder: summary.json (as the run's, with the overrides),
     predictions.jsonl and, where passages are ranked (evaluate.depth), run.trec and qrels.trec. With objective=dpr
-    retrieval is measured alone, without the run's generator. The run's own files are left as they are. A run that was
-    tested on a stale index is tested on that index again, unless the corpus is another one.
+    retrieval is measured alone, without the run's generator. Where passages were added (`index add`), the run answers
+    from the corpus with them, unless data.corpus is overridden. The run's own files are left as they are. A run that
+    was tested on a stale index is tested on that index again, unless the corpus is another one.
     """
     try:
         run = None if untrained else RunFolder.existing(str(folder))
@@ -73,7 +75,8 @@ def evaluate(
         run = None
     if run is None:
         return evaluate_untrained(str(folder), overrides, own)
-    config = run.load_config(list(overrides), training=False)
+    overrides = answering_overrides(run.path, overrides)
+    config = run.load_config(overrides, training=False)
     if not config.data.test:
         raise OpenBookError("there are no test questions", where="data.test", action="Set data.test=FILE.")
     check_writable(run.path / "evaluations", "the run folder")

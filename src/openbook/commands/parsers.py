@@ -38,6 +38,9 @@ COMMANDS = {
     ),
     "doctor": Command("EXPERIMENT [key=value ...]", "an experiment", "say whether an experiment can run here"),
     "plan": Command("EXPERIMENT [key=value ...]", "an experiment", "estimate the memory, disk and time an index needs"),
+    "index": Command(
+        "add RUN FILE [key=value ...]", "add", "add passages to the corpus that a run answers from, without training"
+    ),
     "answers": Command("RUN [TEXT]", "a run folder", "print answers and the passages they are based on"),
     "ask": Command(
         "RUN [QUESTION] [key=value ...]",

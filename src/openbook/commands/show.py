@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from openbook.config.load import FOR_EMBEDDED, described_keys, list_experiments, load_experiment, to_yaml
-from openbook.config.schema import Config
+from openbook.config.load import FOR_EMBEDDED, list_experiments, load_experiment, to_yaml
+from openbook.config.schema import Config, described_keys
 from openbook.errors import OpenBookError
 
 # YAML 1.1 reads 1e-4 as text and 0123 as a number; what counts is what the setting's own type makes of it.

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from openbook.config.checks import problems_of
 from openbook.config.data import BUILT_IN, EMBEDDED, QUESTIONS, DataConfig
-from openbook.config.schema import Config
+from openbook.config.schema import Config, keys_of
 from openbook.errors import OpenBookError, raise_all
 
 EXPERIMENTS = Path("experiments")
@@ -39,8 +39,8 @@ def load_experiment(
     under `embedded` counts for the embedded corpus alone. Raises one OpenBookError that lists every problem.
     """
     path = _path_of(experiment, folder)
-    chain = list(_chain(path))
-    leaves = [("experiment", path.stem, path.name)]
+    chain = list(_chain(path, folder))
+    leaves = [("experiment", _name_of(path, folder, _packaged()), path.name)]
     corpus, train = (_last(chain, overrides, f"data.{key}", getattr(DataConfig, key)) for key in ("corpus", "train"))
     own_train = corpus == EMBEDDED and train not in (*BUILT_IN["train"], "")
     own_train &= not any(override.startswith("data.corpus=") for override in overrides)
@@ -84,22 +84,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 def list_experiments(folder: Path = EXPERIMENTS) -> dict[str, str]:
     """{name: what it is meant to show} of every YAML in the folder, and of those that come with the package."""
-    return {name: str(_mapping(path).get("shows", "")) for name, path in sorted(_known(folder).items())}
-
-
-def described_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, unit) of every setting."""
-    hints = get_type_hints(schema)
-    for field in fields(schema):
-        if is_dataclass(hints[field.name]):
-            yield from described_keys(hints[field.name], f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, field.default, field.metadata["unit"]
-
-
-def keys_of() -> Iterator[str]:
-    """Every dotted key the schema knows."""
-    return (key for key, *_ in described_keys())
+    return {name: str(_mapping(path).get("shows", "")) for name, path in sorted(known_experiments(folder).items())}
 
 
 def _last(chain: Sequence[tuple[str, dict[str, Any]]], overrides: Sequence[str], key: str, default: str) -> str:
@@ -113,22 +98,36 @@ def _last(chain: Sequence[tuple[str, dict[str, Any]]], overrides: Sequence[str],
     return (given or [value])[-1]
 
 
-def _known(folder: Path) -> dict[str, Path]:
-    """Experiments by name: those of the folder, then the package's own that are not among them."""
-    packaged = Path(str(import_module("openbook.experiments").__file__)).parent
+def known_experiments(folder: Path = EXPERIMENTS) -> dict[str, Path]:
+    """Experiments by name: those of the folder, then the package's own that are not among them. In a folder inside it
+    the name has that folder's before it (`paper/nq/rag_token`); what begins with _ is only there to be extended."""
     found: dict[str, Path] = {}
-    for path in (*sorted(folder.glob("*.yaml")), *sorted(packaged.glob("*.yaml"))):
-        found.setdefault(path.stem, path)
+    for root in (folder, _packaged()):
+        for path in (*sorted(root.glob("*.yaml")), *sorted(root.glob("*/**/*.yaml"))):
+            if not path.name.startswith("_"):
+                found.setdefault(_name_of(path, root), path)
     return found
 
 
-def _path_of(experiment: str, folder: Path) -> Path:
-    if experiment.endswith((".yaml", ".yml")):
-        path = Path(experiment)
-    else:
-        path = _known(folder).get(experiment, folder / f"{experiment}.yaml")
+def _packaged() -> Path:
+    return Path(str(import_module("openbook.experiments").__file__)).parent
+
+
+def _name_of(path: Path, *roots: Path) -> str:
+    """An experiment's name: its place in the first of the folders that it is in, elsewhere the name of its file."""
+    whole = path.resolve()
+    root = next((root for one in roots if whole.is_relative_to(root := one.resolve())), whole.parent)
+    return whole.relative_to(root).with_suffix("").as_posix()
+
+
+def _path_of(experiment: str, folder: Path, beside: Path | None = None) -> Path:
+    """The file of an experiment. beside: a folder in which it is looked for first, that of a file which extends it."""
+    places = [*([beside] if beside else []), folder, _packaged()]
+    named = experiment.endswith((".yaml", ".yml"))
+    files = [Path(experiment)] if named else [place / f"{experiment}.yaml" for place in places]
+    path = next((file for file in files if file.is_file()), files[-1] if named else folder / f"{experiment}.yaml")
     if not path.is_file():
-        known = list(_known(folder))
+        known = list(known_experiments(folder))
         near = difflib.get_close_matches(experiment, known, 1)
         hint = f"Did you mean {near[0]}?" if near else "`make list` shows what each one is for."
         raise OpenBookError(
@@ -141,7 +140,7 @@ def _path_of(experiment: str, folder: Path) -> Path:
     return path
 
 
-def _chain(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _chain(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file name, its content) from the oldest ancestor to the experiment itself."""
     chain: list[tuple[str, dict[str, Any]]] = []
     seen: list[Path] = []
@@ -154,7 +153,7 @@ def _chain(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         content = _mapping(following)
         parent = content.pop("extends", None)
         chain.append((following.name, content))
-        following = _path_of(str(parent), following.parent) if parent else None
+        following = _path_of(str(parent), folder, following.parent) if parent else None
     return reversed(chain)
 
 

@@ -1,7 +1,8 @@
 """Every setting of an experiment, its unit under it. Values come from experiments/*.yaml (see config/load.py)."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_type_hints
 
 from openbook.config.data import DataConfig
 from openbook.config.evaluation import DecodeConfig, EvaluateConfig, ServeConfig
@@ -69,3 +70,18 @@ class Config:
     serve: ServeConfig = field(default_factory=ServeConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+
+def described_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, unit) of every setting."""
+    hints = get_type_hints(schema)
+    for one in fields(schema):
+        if is_dataclass(hints[one.name]):
+            yield from described_keys(hints[one.name], f"{prefix}{one.name}.")
+        else:
+            yield prefix + one.name, one.default, one.metadata["unit"]
+
+
+def keys_of() -> Iterator[str]:
+    """Every dotted key the schema knows."""
+    return (key for key, *_ in described_keys())

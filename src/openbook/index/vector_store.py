@@ -65,6 +65,9 @@ class VectorStore:
             if new.size and fits and self._vectors_sound(part):
                 known[new] = True
                 chosen.append((part.vectors, rows[new], new))
+        if chosen:  # what is used is not the oldest
+            with suppress(OSError):
+                os.utime(self._set(name))
         vectors = np.empty((int(known.sum()), chosen[0][0].shape[1] if chosen else 0), dtype=np.float32)
         place = np.cumsum(known) - 1
         for source, rows, positions in chosen:

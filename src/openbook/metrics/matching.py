@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import regex as unicode_re
 
@@ -36,7 +37,7 @@ def exact_match(prediction: str, answers: Sequence[str], regex: bool = False) ->
         return _best(prediction, answers, lambda produced, gold: float(produced == gold))
     require_answers(answers)
     patterns = [_pattern(answer) for answer in answers]  # all of them: a bad one is found even behind a match
-    return float(any(_matches(pattern.match, prediction) for pattern in patterns))
+    return float(any(_in_time(pattern, pattern.match, prediction) is not None for pattern in patterns))
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
@@ -53,10 +54,19 @@ def has_answer(text: str, answers: Iterable[str], regex: bool = False) -> bool:
     """
     if regex:
         decomposed, patterns = _nfd(text), [_pattern(_nfd(answer)) for answer in answers]
-        return any(_matches(pattern.search, decomposed) for pattern in patterns)
+        return any(_in_time(pattern, pattern.search, decomposed) is not None for pattern in patterns)
     # No token holds a space, so a search between spaces is a search for whole tokens.
     joined = _joined_tokens(text)
     return any(answer in joined for answer in map(_joined_tokens, answers) if answer.strip())
+
+
+def matches_in(text: str, answer: str) -> list[str]:
+    """What a regular expression matches in a text, by the rules of `has_answer`, in order and with single spaces."""
+    pattern = _pattern(_nfd(answer))
+    found = _in_time(
+        pattern, lambda part, timeout: [one[0] for one in pattern.finditer(part, timeout=timeout)], _nfd(text)
+    )
+    return [single for one in found if (single := " ".join(unicodedata.normalize("NFC", one).split()))]
 
 
 def words(text: str) -> list[str]:
@@ -131,16 +141,15 @@ def _pattern(answer: str) -> "unicode_re.Pattern[str]":
         ) from error
 
 
-def _matches(look: Callable[..., object], text: str) -> bool:
-    """Whether a pattern's `match` or `search` finds something in the text, in bounded time."""
+def _in_time(pattern: "unicode_re.Pattern[str]", look: Callable[..., Any], text: str) -> Any:
+    """What a way to use a pattern finds in the text, in bounded time."""
     try:
-        return look(text, timeout=MATCH_SECONDS) is not None
+        return look(text, timeout=MATCH_SECONDS)
     except TimeoutError:
-        pattern = look.__self__.pattern  # type: ignore[attr-defined]
         raise OpenBookError(
             "a regular expression takes too long",
             where="evaluate.regex_answers",
-            got=f"{pattern!r}, over {MATCH_SECONDS:.0f} s on {text[:60]!r}",
+            got=f"{pattern.pattern!r}, over {MATCH_SECONDS:.0f} s on {text[:60]!r}",
             expected="a pattern without nested repetitions like (x+)+, which try exponentially many ways",
             action="Simplify this answer.",
         ) from None

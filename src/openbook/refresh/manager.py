@@ -21,7 +21,8 @@ from openbook.refresh.rebuild import RebuildRefresh
 from openbook.refresh.rolling import RollingRefresh
 from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.retrieval.dense import DenseRetriever
-from openbook.utils.distributed import from_rank_zero
+from openbook.retrieval.kept_vectors import keep_vectors
+from openbook.utils.distributed import from_rank_zero, raise_on_all_ranks
 
 HOT_DEPTH = 50  # Passages per question that count as nearly retrieved.
 
@@ -79,6 +80,7 @@ class RefreshManager:
         self._slices = 0.0  # seconds of the amortized refresh under way, in this process
         self._started_at = 0  # the step after which the last refresh began
         self._resumed: dict[str, Any] = {}
+        self._kept = ""  # the encoder's state whose vectors are in the store
 
     @property
     def generation(self) -> int:
@@ -163,8 +165,19 @@ class RefreshManager:
                 measured, n_encoded = dict[str, float](), self.corpus.n_passages
             else:
                 measured = self.rebuild.run(retriever, step, store)
+                if store is not None and retriever.snapshot is not None:
+                    self._kept = retriever.snapshot.encoder_fingerprint
                 n_encoded = self.rebuild.encoded - encoded  # what the store knew was not encoded
         return measured | _speed(time.perf_counter() - started, n_encoded)
+
+    def keep_vectors(self, retriever: DenseRetriever) -> None:
+        """Write the vectors of the index that is searched to the store, where there is one: whoever answers with these
+        weights later, from this corpus or a changed one, does not encode them again."""
+        snapshot = retriever.snapshot
+        if self.store is not None and snapshot is not None and snapshot.encoder_fingerprint != self._kept:
+            with raise_on_all_ranks():
+                keep_vectors(snapshot, self.corpus, self.store)
+            self._kept = snapshot.encoder_fingerprint
 
     def _advance(self, retriever: DenseRetriever, slices_left: int) -> dict[str, float]:
         """The next slice of an amortized refresh; at its swap, what the whole of it took."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.index.passage_keys import passage_keys, store_name
+from openbook.index.passage_keys import passage_keys
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.index.vector_store import VectorStore
@@ -20,6 +20,7 @@ from openbook.models.encoders import TextEncoder
 from openbook.refresh.measure import IndexMeasure, StalenessProbe
 from openbook.retrieval.corpus_encoder import CorpusOptions, encode_passes
 from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.kept_vectors import keep_vectors, stored_as
 from openbook.utils.console import progress, say
 from openbook.utils.distributed import raise_on_all_ranks, sum_over_ranks
 
@@ -202,10 +203,8 @@ class Rebuild:
         )
         measured = self.measure.finish(snapshot)
         with raise_on_all_ranks():
-            if self.store is not None and self.encoded and self.options.exact:
-                part = f"{self.rows.start}-{self.rows.stop}-of-{self.corpus.fingerprint[:12]}"
-                vectors = self.index.stored().view(np.float32)  # Flat stores the vectors themselves: no copy
-                self.store.save(self._store_name, part, self._keys, vectors)
+            if self.store is not None and self.encoded:
+                keep_vectors(snapshot, self.corpus, self.store, self._keys)
         return snapshot, measured
 
     def _take_encoded(
@@ -236,11 +235,11 @@ class Rebuild:
         """The rows that must be encoded; what the store knows is indexed here, a twentieth at a time."""
         if self.store is None:
             return np.asarray(self.rows)
-        self._store_name = store_name(self.fingerprint, self.corpus.max_length, self.corpus.style, self.corpus.dtype)
+        name = stored_as(self.fingerprint, self.corpus)
         self._keys = passage_keys(self.corpus.tokens, self.rows)
         unknown = []
         for places in np.array_split(np.random.default_rng(self.options.seed).permutation(len(self.rows)), 20):
-            known, vectors = self.store.find(self._store_name, self._keys[places])
+            known, vectors = self.store.find(name, self._keys[places])
             unknown.append(places[~known])
             if known.any():
                 self._take(places[known] + self.rows.start, torch.from_numpy(vectors))

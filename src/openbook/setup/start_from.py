@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openbook.config.load import known_experiments
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.data.corpus_build import tokens_fingerprint
@@ -140,7 +141,7 @@ def _check_layout(config: Config, theirs: Config, source: RunFolder) -> None:
 def newest_finished(experiment: str, seed: int, key: str = KEY) -> RunFolder:
     """The newest finished run of this experiment with this seed; without one, the newest with any, which is said."""
     finished: list[tuple[bool, float, Path]] = []
-    for file in (runs.RUNS / experiment).glob("*/config.yaml") if Path(experiment).name == experiment else ():
+    for file in (runs.RUNS / experiment).glob("*/config.yaml") if is_name(experiment) else ():
         summary = RunFolder(file.parent).read_summary()
         if summary.get("status") == "finished":
             finished.append((summary.get("seed") == seed, file.stat().st_mtime, file.parent))
@@ -150,12 +151,17 @@ def newest_finished(experiment: str, seed: int, key: str = KEY) -> RunFolder:
             where=key,
             got=repr(experiment),
             expected="a run folder, an experiment with a finished run, a model's folder or a hub name",
-            action=f"`make train EXP={Path(experiment).name}` makes one.",
+            action=f"`make train EXP={experiment if is_name(experiment) else Path(experiment).name}` makes one.",
         )
     same_seed, _, newest = max(finished)
     if not same_seed:
         say(f"warning: no finished run of {experiment} has seed {seed}: starting from {newest}, of another seed")
     return RunFolder(newest)
+
+
+def is_name(experiment: str) -> bool:
+    """Whether it can be the name of an experiment, perhaps of one in a folder, and no path."""
+    return Path(experiment).name == experiment or experiment in known_experiments()
 
 
 def start_encoders(config: Config, retriever: DenseRetriever) -> None:

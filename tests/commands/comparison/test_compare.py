@@ -172,6 +172,29 @@ def test_two_ranks_of_eight_questions_are_one_of_sixteen() -> None:
     assert identity_of(two) == identity_of(load_experiment("rag_token", [], EXPERIMENTS))
 
 
+@pytest.mark.parametrize(
+    ("start", "experiment"),
+    [
+        ("dpr", "dpr"),
+        ("runs/dpr/gone", "dpr"),
+        ("elsewhere/mine/gone", "mine"),
+        ("paper/nq/rag_token", "paper/nq/rag_token"),
+        ("/deep/runs/paper/nq/rag_token/gone", "paper/nq/rag_token"),
+        ("", ""),
+    ],
+)
+def test_a_run_is_known_by_the_experiment_it_starts_from(start: str, experiment: str) -> None:
+    config = load_experiment("rag_token", [f"retriever.start_from={start}"], EXPERIMENTS)
+    assert identity_of(config)["retriever.start_from"] == experiment
+
+
+def test_an_experiment_in_a_folder_is_added_where_others_start_from_it() -> None:
+    """By its whole name, and so is the command that makes the table again."""
+    request = Request.of(parse(["compare", "paper/webquestions/rag_token", "--seeds", "3"]))
+    assert [word for word, _ in request.configs()] == ["paper/webquestions/rag_token", "paper/nq/rag_token"]
+    assert 'EXPS="paper/webquestions/rag_token"' in request.command
+
+
 def test_a_run_that_does_not_know_a_key_had_its_default(root: Path) -> None:
     run = make_run(root, "rag_token", "old")
     text = (run / "config.yaml").read_text()
@@ -654,7 +677,7 @@ def test_a_stop_is_handed_on_once_and_waited_for(tmp_path: Path, monkeypatch: py
 
 
 def test_every_measure_has_a_heading_and_names_without_effect_are_keys() -> None:
-    from openbook.config.load import keys_of
+    from openbook.config.schema import keys_of
     from openbook.tracking.search.found_run import WITHOUT_EFFECT
 
     assert {"exact_match", "recall_at_1", "train_seconds"} <= set(METRICS)

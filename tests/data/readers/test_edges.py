@@ -7,7 +7,7 @@ import pytest
 
 from openbook.data.readers.checked_lines import BadLineError
 from openbook.data.readers.detect import passages_of, questions_of
-from openbook.data.readers.fields import answers_of
+from openbook.data.readers.fields import EMPTY, Asked, answers_of
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.errors import OpenBookError
 
@@ -96,3 +96,54 @@ def test_titles_that_are_numbers_are_titles(tmp_path: Path) -> None:
     assert len({one.id for one in read}) == 3
     path.write_text("1\tone\n2\ttwo\n")
     assert [(one.id, one.text) for _, one in passages_of(str(path), {}, WORDS).found] == [("1", "one"), ("2", "two")]
+
+
+def asked_of(path: Path) -> list[Asked]:
+    found = [one for _, one in questions_of(str(path), "train", {}).found]
+    assert all(isinstance(one, Asked) for one in found), found
+    return found
+
+
+def test_paragraphs_without_text_are_left_out_and_counted(tmp_path: Path) -> None:
+    """HotpotQA has titles with an empty list of sentences, MuSiQue and MS MARCO empty texts."""
+    hotpot = {
+        "_id": "h",
+        "question": "q?",
+        "answer": "a",
+        "context": [["Oak", ["An oak."]], ["Fir", []], ["Elm", [" "]]],
+        "supporting_facts": [["Oak", 0], ["Fir", 0]],
+    }
+    musique = {
+        "id": "2hop__m",
+        "question": "q?",
+        "answer": "a",
+        "answerable": True,
+        "paragraphs": [
+            {"idx": 0, "title": "Oak", "paragraph_text": "An oak.", "is_supporting": True},
+            {"idx": 1, "title": "Fir", "paragraph_text": "", "is_supporting": True},
+            {"idx": 2, "title": "Elm", "paragraph_text": " ", "is_supporting": False},
+        ],
+    }
+    marco = {
+        "query_id": 7,
+        "query": "q?",
+        "answers": ["a"],
+        "passages": [
+            {"is_selected": 1, "passage_text": "An oak."},
+            {"is_selected": 1, "passage_text": ""},
+            {"is_selected": 0, "passage_text": " "},
+        ],
+    }
+    for name, record in (("hotpot", hotpot), ("musique", musique), ("marco", marco)):
+        (one,) = asked_of(lines(tmp_path / f"{name}.jsonl", record))
+        assert [passage.text for passage in one.passages] == ["An oak."], name
+        assert one.example.positive_ids == (one.passages[0].id,), name
+        assert one.notes.count(EMPTY) == 2, name
+
+
+def test_kilt_provenance_with_an_open_end_is_one_paragraph(tmp_path: Path) -> None:
+    place = {"wikipedia_id": "12", "start_paragraph_id": 3, "end_paragraph_id": None}
+    record = {"id": "k", "input": "q?", "output": [{"answer": "a", "provenance": [place]}]}
+    (one,) = asked_of(lines(tmp_path / "kilt.jsonl", record))
+    assert one.example.positive_ids == ("12:3",)
+    assert one.notes == ("places without their last paragraph are taken as one paragraph",)

@@ -58,6 +58,12 @@ def test_tokens_keep_words_whole() -> None:
     assert overlapping.pieces("the oak grows in it") == ["the oak", "oak grows", "in it"]
 
 
+def test_tokens_of_spaces_alone_make_no_piece() -> None:
+    """As byte-level tokenizers have them; here each sign is a token, spaces too."""
+    split = Splitter("tokens", 3, 0, offsets=lambda text: [(n, n + 1) for n in range(len(text))], tokenizer="signs")
+    assert split.pieces("oak" + " " * 9 + "fir") == ["oak", "fir"]
+
+
 @pytest.mark.parametrize("by", ["words", "sentences", "tokens"])
 def test_an_empty_text_has_no_passage(by: str) -> None:
     assert Splitter(by, offsets=by_letter).pieces(" \n\n ") == []

@@ -10,6 +10,7 @@ import pytest
 
 from openbook.__main__ import main
 from openbook.errors import OpenBookError
+from openbook.metrics.matching import has_answer
 from openbook.retrieval.bm25 import BM25Index
 from openbook.setup.inputs.joins import check_bm25
 from openbook.setup.prepare import prepare
@@ -192,3 +193,35 @@ def test_data_counts_what_stands_twice_and_what_leaks(
         assert ids[:2] == ["0 again", "1 again"] and ids[2] == ("2 again" if how == "drop_near" else "p2")
         assert all(prepared.parts.corpus.row_of(one) is not None for one in ids)
         assert f"{40 - n} passages that say what an earlier one says are left out" in capsys.readouterr().out
+
+
+def test_ids_of_documents_stand_for_their_passages(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file a passage: the questions name the file, whose two halves are passages of their own."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for line in (small_system.data / "passages.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        (folder / f"{row['id']}.txt").write_text(row["text"])
+
+    def documents(row: dict[str, Any], n: int) -> list[str]:
+        return [f"{one}.txt" for one in row["positive_ids"]]
+
+    files = {
+        split: rewritten(small_system.data / f"{split}.jsonl", tmp_path / f"{split}.jsonl", positive_ids=documents)
+        for split in ("train", "test")
+    }
+    words = [f"data.{split}={path}" for split, path in files.items()]
+    prepared = prepare(
+        small_system.config(tmp_path / "run", f"data.corpus={folder}", *words, "data.split.size=4", "data.validation=")
+    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "documents: all of their passages count" in said and "those with an answer of their passages count" in said
+    assert "positive ids are not in the corpus" not in said
+    corpus = prepared.parts.corpus
+    for split, file in prepared.questions.questions.items():
+        for example in file:
+            texts = [corpus.passage(corpus.row_of(one)).text for one in example.positive_ids]  # type: ignore[arg-type]
+            held = [has_answer(text, example.answers) for text in texts]
+            assert any(held) and (len(texts) > 1 if split == "test" else all(held)), (split, texts)

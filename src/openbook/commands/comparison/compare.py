@@ -25,6 +25,7 @@ from openbook.commands.comparison.request import Request
 from openbook.errors import OpenBookError
 from openbook.reporting.comparison_files import write_folder
 from openbook.reporting.comparison_table import Row, orderings, short_table, shown, sweep_table
+from openbook.tracking.added_passages import newest
 from openbook.tracking.search.found_run import without_effect
 from openbook.tracking.search.run_search import Runs, total, unlike
 from openbook.utils.console import console, duration, say
@@ -151,6 +152,8 @@ def _test(job: Job, number: int, local: Sequence[str]) -> None:
     if not job.finished:
         raise OpenBookError("there is no finished run to test")
     words = ["evaluate", str(job.finished.path), f"evaluate.n_docs={number}", *local]
+    if newest(job.finished.path):  # the runs of a comparison answer from what they were trained over
+        words.append(f"data.corpus={job.config.data.corpus}")
     code = run_command(words)
     if code or not job.tested(number):
         raise OpenBookError(f"`python -m openbook {shlex.join(words)}` ended with code {code}")

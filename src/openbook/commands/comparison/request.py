@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain, count, product
 from pathlib import Path
 
-from openbook.config.load import load_experiment
+from openbook.config.load import known_experiments, load_experiment
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
 from openbook.tracking.run_folder import RUNS
@@ -93,7 +93,8 @@ class Request:
         requested = {(config.experiment, config.seed) for _, config in configs}
         for _, config in configs:  # grows meanwhile: an origin may have an origin
             name = config.retriever.start_from
-            if config.objective == "closed_book" or len(Path(name).parts) != 1 or Path(name, "config.yaml").is_file():
+            named = name in known_experiments() or len(Path(name).parts) == 1
+            if config.objective == "closed_book" or not named or Path(name, "config.yaml").is_file():
                 continue
             if name == config.experiment:
                 problems[name] = OpenBookError(
@@ -126,7 +127,7 @@ class Request:
     def command(self) -> str:
         """The make command that gives the same tables, without what only says where things are."""
         settings: dict[str, Sequence[object]] = {
-            "EXPS": [Path(word).stem for word in self.experiments],
+            "EXPS": [Path(word).stem if word.endswith((".yaml", ".yml")) else word for word in self.experiments],
             "SEEDS": self.seeds,
             "ARGS": self._effective_args,
             "TEST_N_DOCS": self.test_n_docs,

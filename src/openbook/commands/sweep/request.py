@@ -25,8 +25,8 @@ import yaml
 
 from openbook.config.checks import value_of
 from openbook.config.combinations import measured_in_validation
-from openbook.config.load import EXPERIMENTS, keys_of, load_experiment
-from openbook.config.schema import Config
+from openbook.config.load import EXPERIMENTS, load_experiment
+from openbook.config.schema import Config, keys_of
 from openbook.errors import OpenBookError, raise_all
 
 KNOWN = {

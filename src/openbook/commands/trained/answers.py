@@ -13,6 +13,7 @@ from openbook.errors import OpenBookError
 from openbook.metrics.matching import has_answer
 from openbook.metrics.prediction import Prediction, ReadPassage, TokenProvenance
 from openbook.reporting.page.examples import chosen_examples
+from openbook.tracking.added_passages import newest, newest_evaluation
 from openbook.tracking.run_contents import read_run
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say
@@ -54,8 +55,8 @@ def show_answers(run: str, text: str = "", n: str = str(N_ANSWERS), console: Con
 def _read(run: str) -> tuple[list[Prediction], bool]:
     """The predictions, and whether the answers are regular expressions."""
     folder = Path(run)
-    if not (folder / "predictions.jsonl").is_file():
-        folder = RunFolder.existing(run).path
+    if not (folder / "predictions.jsonl").is_file() or (folder / "config.yaml").is_file():
+        folder = _of_added(RunFolder.existing(run).path)
     of_run = folder.parent.parent if folder.parent.name == "evaluations" else folder
     files = read_run(folder)
     if not (folder / "predictions.jsonl").is_file():
@@ -76,6 +77,17 @@ def _read(run: str) -> tuple[list[Prediction], bool]:
         )
     config = of_run / "config.yaml"
     return files.predictions, config.is_file() and b"regex_answers: true" in config.read_bytes()
+
+
+def _of_added(run: Path) -> Path:
+    """The newest evaluation over the corpus that the run answers from, where passages were added to its own."""
+    grown = newest(run)
+    if grown is None:
+        return run
+    found = newest_evaluation(run)
+    if found is None:
+        say(f"these answers are older than {grown.folder}: `openbook evaluate {run}` answers from its passages")
+    return found or run
 
 
 def console_of() -> Console:

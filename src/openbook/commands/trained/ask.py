@@ -17,6 +17,7 @@ from openbook.serving.batcher import Batcher
 from openbook.serving.current import Current, described
 from openbook.serving.server import bound_socket, is_loopback, run_server, url_of
 from openbook.setup.preflight import check
+from openbook.tracking.added_passages import answering_overrides
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say
 
@@ -36,7 +37,7 @@ def ask(run: str, words: Sequence[str], corpora: Sequence[str] = (), console: Co
             "corpora to choose from are for the page", where="--corpus", action="Set data.corpus=FILE for a question."
         )
     folder = RunFolder.existing(run)
-    config = folder.load_config(overrides, training=False)
+    config = folder.load_config(answering_overrides(folder.path, overrides), training=False)
     _check_answers(config)
     served, _ = load_served(folder, config)
     answer = served.answer([question])[0]

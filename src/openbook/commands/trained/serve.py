@@ -9,6 +9,7 @@ from openbook.serving.batcher import Batcher
 from openbook.serving.current import Current, Source, described
 from openbook.serving.served import Served
 from openbook.serving.server import bound_socket, check_installed, run_server, token_of, url_of
+from openbook.tracking.added_passages import answering_overrides
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say
 
@@ -16,14 +17,14 @@ from openbook.utils.console import say
 def load(source: Source) -> Served:
     """A run as its folder is now: its newest checkpoint, or the best (evaluate.checkpoint), over its corpus."""
     run = RunFolder.existing(source.run)
-    return load_served(run, run.load_config(list(source.overrides), training=False))[0]
+    return load_served(run, run.load_config(answering_overrides(run.path, source.overrides), training=False))[0]
 
 
 def settings_of(run: str, overrides: Sequence[str]) -> tuple[Source, Config, str]:
     """What is to be served, its configuration and the token; everything that is wrong is found before a model loads."""
     check_installed()
     folder = RunFolder.existing(run)
-    config = folder.load_config(list(overrides), training=False)
+    config = folder.load_config(answering_overrides(folder.path, overrides), training=False)
     return Source(str(folder.path), tuple(overrides)), config, token_of(config.serve)
 
 

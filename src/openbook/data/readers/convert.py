@@ -26,7 +26,7 @@ from openbook.data.readers.tables import Place
 from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder, write_json
 
-VERSION = 2  # raise it whenever the same input gives other bytes
+VERSION = 3  # raise it whenever the same input gives other bytes
 PASSAGES, REPORT = "passages.jsonl", "report.json"
 
 Progress = Callable[[int, int], None]

@@ -8,18 +8,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from openbook.batch import Example
-from openbook.data.readers.checked_lines import BadLineError, decoded, read_lines
+from openbook.data.readers.checked_lines import BadLineError, read_lines
 from openbook.data.readers.columns import PASSAGE, QUESTION, chosen, renamed
 from openbook.data.readers.compressed import packing
-from openbook.data.readers.fields import Asked, answers_of, string
+from openbook.data.readers.fields import Asked
 from openbook.data.readers.json_stream import Element
 from openbook.data.readers.passages import families as passages
 from openbook.data.readers.passages.documents import HTML, MARKDOWN, TEXT, documents, files_of, visible
 from openbook.data.readers.passages.families import PassageFamily
+from openbook.data.readers.passages.folders import is_of_documents
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.questions import dpr, kilt, msmarco, multihop, open_domain, plain, squad
 from openbook.data.readers.questions.family import Family
+from openbook.data.readers.questions.pair import pair
 from openbook.data.readers.questions.ranking import (
     folder_file,
     is_beir,
@@ -28,7 +29,7 @@ from openbook.data.readers.questions.ranking import (
     ranked,
     ranking_of,
 )
-from openbook.data.readers.tables import HUB, LINES, TSV, Found, Place, hub_records, kind_of, records
+from openbook.data.readers.tables import HUB, LINES, TSV, Found, hub_records, kind_of, records
 from openbook.errors import OpenBookError, UnknownFormatError
 
 QUESTIONS: tuple[Family, ...] = tuple(
@@ -86,8 +87,8 @@ def questions_of(name: str, split: str, columns: dict[str, str]) -> Reading:
     path, notes = Path(name), Counter[str]()
     if not name.startswith(HUB):
         if path.suffix in (".source", ".target"):
-            pair = [path.with_suffix(".source"), path.with_suffix(".target")]
-            return Reading(PAIR, _pair(*pair), pair, notes)
+            both = [path.with_suffix(".source"), path.with_suffix(".target")]
+            return Reading(PAIR, pair(*both), both, notes)
         if ranking := ranking_of(path, split):
             return Reading(RANKING, ranked(ranking, notes), list(ranking), notes)
         if path.is_file() and kind_of(path, HEADER) == TSV and looks_like_judgements(path):
@@ -112,14 +113,14 @@ def passages_of(name: str, columns: dict[str, str], splitter: Splitter, split: s
     path, notes = Path(name), Counter[str]()
     if path.is_dir() and is_beir(path):
         name, path = str(folder_file(path, "corpus")), folder_file(path, "corpus") or path
-    if path.is_dir() and any(not one.name.lower().startswith(("readme", "license")) for one in files_of(path)):
+    if path.is_dir() and is_of_documents(path, HEADER):
         every = visible(path)
         if others := len(every) - len(files_of(path)):
             notes[f"files that are no {DOCUMENTS} are passed over"] += others
         return Reading(DOCUMENTS, documents(path, splitter), files_of(path), notes)
     if path.is_file() and path.name.lower().endswith((*TEXT, *MARKDOWN, *HTML)) and _is_prose(path):
         return Reading(DOCUMENTS, documents(path, splitter), [path], notes)
-    files, stream = _records(name, split, columns)
+    files, stream = _records(name, split, columns, notes, of_one=False)
     first, stream = _peek(stream)
     if own := chosen(columns, PASSAGE):
         family: PassageFamily | None = PassageFamily(
@@ -146,20 +147,23 @@ def _carried(one: Any) -> Sequence[Any]:
 
 
 def _records(
-    name: str, split: str, columns: dict[str, str], of_one: Counter[str] | None = None
+    name: str, split: str, columns: dict[str, str], notes: Counter[str], of_one: bool = True
 ) -> tuple[list[Path], Iterator[Found]]:
-    """The files and records of a name; of a folder, those of all its files, in the order of their names. of_one: notes,
-    where only the split's files are asked for."""
+    """The files and records of a name; of a folder, those of all its files, in the order of their names, or those of
+    one split alone."""
     if name.startswith(HUB):
         return [], hub_records(name, split)
     path, names = Path(name), HEADER | set(columns.values())
     if not path.is_dir():
         return [path], _of_file(path, names)
-    shards = [one for one in visible(path) if one.suffix not in (".md", ".py", ".txt")]
+    every, texts = visible(path), set(files_of(path))
+    shards = [one for one in every if one not in texts and one.suffix != ".py"]
     if not shards:
-        raise OpenBookError("the folder holds no file of records", where=path, expected="files of one format")
-    if of_one is not None:
-        shards = of_split(shards, split, of_one)
+        raise UnknownFormatError("the folder holds no file of records", where=path, expected="files of one format")
+    if len(every) > len(shards):
+        notes["files of text among those of records are passed over"] += len(every) - len(shards)
+    if of_one:
+        shards = of_split(shards, split, notes)
     return shards, chain.from_iterable(_of_file(one, names) for one in shards)
 
 
@@ -209,32 +213,6 @@ def _read(stream: Iterator[Found], read: Callable[[Any, str], Iterable[Any]]) ->
         except KeyError as missing:
             got = f"the keys {', '.join(map(repr, record))}"[:200]
             yield place, BadLineError(f"a record has no `{missing.args[0]}`", got=got, expected="as in the first one")
-
-
-def _pair(source: Path, target: Path) -> Iterator[Found]:
-    """Line n of the one is the question of line n of the other: an answer, or an answer and a list of all."""
-    for path in (source, target):
-        if not path.is_file():
-            raise OpenBookError("half of a pair of files is missing", where=path, expected="both, of as many lines")
-    lines = (read_lines(source), read_lines(target))
-    for question, answer in zip(*(chain(one, iter([None])) for one in lines), strict=False):
-        if question is None and answer is None:
-            return
-        number = (question or answer or (0,))[0]
-        place = Place(str(source if question else target), number)
-        if question is None or answer is None or question[0] != answer[0]:
-            yield (
-                place,
-                BadLineError("the two files do not go together", got="lines without their like", expected="pairs"),
-            )
-            return
-        try:
-            cells = decoded(answer[2]).split("\t")
-            answers = tuple(dict.fromkeys(one for cell in cells for one in answers_of(cell, "answers")))
-            asked = string(decoded(question[2]), "question", empty=False)
-            yield place, Asked(Example(str(number), asked, answers))
-        except BadLineError as fault:
-            yield place, fault
 
 
 def _unknown(name: str, what: str, first: Any, families: Sequence[Family | PassageFamily]) -> UnknownFormatError:

@@ -12,7 +12,7 @@ import json
 import unicodedata
 import zlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from openbook.batch import Example, Passage
-from openbook.data.readers.checked_lines import file_fingerprint, id_hash, read_lines
+from openbook.data.readers.checked_lines import file_fingerprint, id_hash
 from openbook.data.readers.fields import json_of
-from openbook.data.readers.formats import parse_example, read_passages
+from openbook.data.readers.formats import read_passages, read_questions
 from openbook.metrics.matching import words
 from openbook.utils.atomic import replacing, replacing_folder, write_json
 
@@ -160,19 +160,18 @@ def without_duplicates(passages: Path, cache: Path, near: bool, progress: Progre
 
 def with_kept_ids(questions: Path, dropped: dict[str, str], cache: Path) -> Path:
     """The questions with the ids of the passages that stand for dropped ones; their own file where they name none."""
-    if not any(one in dropped for asked in _read(questions) for one in (*asked.positive_ids, *asked.negative_ids)):
+    if not any(
+        one in dropped for asked in read_questions(questions) for one in (*asked.positive_ids, *asked.negative_ids)
+    ):
         return questions
     key = json.dumps([VERSION, file_fingerprint(questions, cache), id_hash(json.dumps(dropped, sort_keys=True))])
     path = Path(cache) / f"renamed-{id_hash(key):016x}.jsonl"
     if not path.is_file():
         with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(_ENCODE(json_of(_renamed(example, dropped))) + "\n" for example in _read(questions))
+            file.writelines(
+                _ENCODE(json_of(_renamed(example, dropped))) + "\n" for example in read_questions(questions)
+            )
     return path
-
-
-def _read(questions: Path) -> Iterator[Example]:
-    for number, _, raw in read_lines(questions):
-        yield parse_example(raw, f"{questions}:{number}", str(number))
 
 
 def _renamed(example: Example, dropped: dict[str, str]) -> Example:

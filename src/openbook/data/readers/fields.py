@@ -24,6 +24,9 @@ KNOWN_AS = {  # what other projects call the same field
 }
 
 
+EMPTY = "passages without text are left out of the questions that carry them"  # a note
+
+
 class Asked(NamedTuple):
     """A question as a file brings it: with the passages that its record carries, and with what is worth counting
     (`notes`) because it was left out of it."""

@@ -42,6 +42,13 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
         yield record
 
 
+def read_questions(path: Path) -> Iterator[Example]:
+    """The questions of a file in its order, those without an answer among them. Raises OpenBookError like
+    `read_passages`."""
+    for number, _, raw in read_lines(path):
+        yield parse_example(raw, f"{path}:{number}", str(number))
+
+
 def check_passages(path: str | Path, seen: Callable[[Passage, int], None] | None = None) -> int:
     """How many passages the file holds, after checking every line and that no id comes twice. seen: called with each
     sound passage and the hash of its id on the way."""

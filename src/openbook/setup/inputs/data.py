@@ -23,7 +23,14 @@ from openbook.data.spans.masking import SpanOptions
 from openbook.models.encoders import load_tokenizer
 from openbook.setup.encoders import follow_folders, sides
 from openbook.setup.inputs.context import prompt_for, special_of
-from openbook.setup.inputs.own_files import own_passages, own_questions, unique_passages
+from openbook.setup.inputs.own_files import (
+    own_passages,
+    own_questions,
+    unique_passages,
+    was_cut,
+    with_documents,
+    with_texts,
+)
 from openbook.utils.console import progress, say
 from openbook.utils.files.file_sums import forget
 from openbook.utils.turns import in_turn
@@ -118,6 +125,12 @@ def files(config: Config) -> Files:
     share, train = config.data.spans.share, paths["train"]
     if share and train and config.data.train != SPANS:
         paths["train"] = mixed(train, masked_spans(config).paths["train"], share, Path(config.data.cache))
+    corpus, regex = paths["corpus"], config.evaluate.regex_answers
+    for split in SPLITS if corpus and was_cut(corpus) else ():
+        if corpus and (path := paths[split]):
+            paths[split] = with_documents(config, split, path, corpus)
+    if regex and config.objective != "dpr" and corpus and (path := paths["train"]):
+        paths["train"] = with_texts(config, path, corpus)
     if config.data.duplicates != "keep" and paths["corpus"]:
         paths["corpus"], dropped = unique_passages(config, paths["corpus"])
         for split in SPLITS if dropped else ():

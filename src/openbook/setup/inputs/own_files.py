@@ -11,11 +11,13 @@ from openbook.config.data import BUILT_IN, QUESTIONS
 from openbook.config.schema import Config
 from openbook.data.corpus_build import tokenizer_fingerprint
 from openbook.data.readers.columns import PASSAGE, QUESTION, parse_columns
-from openbook.data.readers.convert import Converted, convert_passages, convert_questions, merged_passages
-from openbook.data.readers.detect import exists, is_native
+from openbook.data.readers.convert import REPORT, Converted, convert_passages, convert_questions, merged_passages
+from openbook.data.readers.detect import DOCUMENTS, exists, is_native
 from openbook.data.readers.duplicates import without_duplicates
+from openbook.data.readers.passages.documents_named import with_passages_of_documents
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.questions.ranking import first_split
+from openbook.data.readers.questions.regex_targets import with_targets
 from openbook.errors import OpenBookError, UnknownFormatError
 from openbook.models.encoders import load_tokenizer
 from openbook.utils.console import progress, say
@@ -71,6 +73,50 @@ def own_passages(config: Config, name: str) -> Path:
         raise OpenBookError("no passages are in it", where=name, got=made.told, action="Set data.corpus=FILE.")
     _say_once(f"data.corpus: {name}, {made.told}")
     return made.passages
+
+
+def was_cut(passages: Path) -> bool:
+    """Whether a file of passages is one that the splitter has cut from documents."""
+    report = passages.with_name(REPORT)
+    return report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("format") == DOCUMENTS
+
+
+def with_documents(config: Config, split: str, questions: Path, passages: Path) -> Path:
+    """The questions of a split with the passages of the documents that they name; how many there are is said."""
+    train, regex = split == "train", config.evaluate.regex_answers
+    with in_turn(config.data.cache, "documents"):
+        path, found = with_passages_of_documents(
+            questions, passages, Path(config.data.cache), narrow=train, regex=regex
+        )
+    if found.named:
+        which = "those with an answer" if train else "all"
+        some = f"; {found.without:,} questions have none with an answer, and learn from all" if found.without else ""
+        _say_once(
+            f"data.{split}: {found.named:,} ids name {found.documents:,} documents: {which} of their passages count, "
+            f"{found.passages:,} ids{some}"
+        )
+    return path
+
+
+def with_texts(config: Config, questions: Path, passages: Path) -> Path:
+    """The training questions with texts to learn where answers are regular expressions; what was found is said."""
+    with in_turn(config.data.cache, "targets"):
+        path, found = with_targets(questions, passages, Path(config.data.cache))
+    n = found.matched + found.plain
+    if path != questions and not n:
+        raise OpenBookError(
+            "no regular expression matches a positive passage, so there is no answer to learn",
+            where="data.train",
+            got=f"{found.left_out:,} questions",
+            expected="positive ids of passages that the answers match",
+        )
+    if path != questions:
+        _say_once(
+            f"data.train: answers are regular expressions; learned is what they match most often in positive passages "
+            f"({found.matched:,} questions), else answers that are no patterns ({found.plain:,}); {found.left_out:,} "
+            "questions with neither are left out"
+        )
+    return path
 
 
 def unique_passages(config: Config, passages: Path) -> tuple[Path, dict[str, str]]:

@@ -119,6 +119,6 @@ class FoundRun:
 def changes_nothing(override: str, values: Mapping[str, Any]) -> bool:
     """Whether an override leaves the metrics of a run of these values (`identity_of`) unchanged."""
     key, _, text = override.partition("=")
-    return without_effect(key) or (
-        key == "evaluate.n_docs" and text == str(values["evaluate.n_docs"] or values["retriever.n_docs"])
-    )
+    n_docs = values["evaluate.n_docs"] or values["retriever.n_docs"]
+    same = {"evaluate.n_docs": str(n_docs), "data.corpus": values["data.corpus"]}
+    return without_effect(key) or text == same.get(key)

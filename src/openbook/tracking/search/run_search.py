@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from openbook.config.load import flat
+from openbook.config.load import flat, known_experiments
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.tracking.open_keys import agrees
@@ -31,13 +32,12 @@ def identity_of(config: Config) -> dict[str, Any]:
 
 
 def _experiment_of(start: str) -> str:
-    folder = Path(start)
-    if not start or not (folder / "config.yaml").is_file():  # a name, or the folder of a run that is gone
-        return folder.parent.name if len(folder.parts) > 1 else start
-    try:
-        return RunFolder(folder).load_config([], training=False).experiment
-    except OpenBookError:
-        return folder.parent.name
+    folder, known = Path(start), known_experiments()
+    with suppress(OpenBookError):
+        if start and (folder / "config.yaml").is_file():
+            return RunFolder(folder).load_config([], training=False).experiment
+    gone = ["/".join(folder.parts[n:-1]) for n in range(len(folder.parts) - 1)]  # a run that was there
+    return next((name for name in [start, *gone] if name in known), folder.parent.name if gone else start)
 
 
 def unlike(runs: Iterable[FoundRun]) -> str:

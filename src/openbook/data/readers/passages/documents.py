@@ -25,6 +25,11 @@ _SILENT = frozenset("script style nav template noscript svg head footer iframe".
 _INLINE = frozenset(
     "a abbr b bdi bdo cite code data dfn em i kbd mark q s samp small span strong sub sup time u var wbr".split()
 )
+_BLOCKS = frozenset(
+    "address article aside blockquote dd details div dl dt figure footer form header hr li main nav ol p pre section "
+    "table tbody td tfoot th thead tr ul".split()
+)
+_HEADING_TAG = re.compile("h[1-6]")
 _FENCE = re.compile(r"[ ]{0,3}(```+|~~~+)")
 
 
@@ -155,40 +160,69 @@ def _html(text: str) -> tuple[str, list[Section]]:
 
 
 class _Html(HTMLParser):
-    """Text and headings of a page, without what is no text of it (scripts, styles, navigation)."""
+    """Text and headings of a page, without what is no text of it (scripts, styles, navigation).
+
+    A heading ends with the end of any heading, as browsers have it, and where a block begins behind its text or one
+    ends that it stands in: a mistyped or missing end must not make a heading of all that follows. Those of menus are
+    none.
+    """
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.outline = _Outline()
         self._silent: list[str] = []
         self._level, self._heading, self._in_title = 0, list[str](), False
+        self._blocks: list[str] = []  # opened in the heading before its text, and not ended yet
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
         if tag == "body":
             self._silent = []  # the end of the head may be left out
+        if self._level and (_HEADING_TAG.fullmatch(tag) or (tag in _BLOCKS and self._heading_text())):
+            self._end_heading()
         if tag in _SILENT:
             self._silent.append(tag)
         self._in_title = self._in_title or (tag == "title" and "svg" not in self._silent)
-        if re.fullmatch("h[1-6]", tag):
-            self._level, self._heading = int(tag[1]), []
+        if _HEADING_TAG.fullmatch(tag):
+            if not self._silent:
+                self._level, self._heading, self._blocks = int(tag[1]), [], []
         elif tag not in _INLINE:
+            if self._level and tag in _BLOCKS:
+                self._blocks.append(tag)
             self.handle_data("\n")
 
     def handle_endtag(self, tag: str) -> None:
+        if self._level and _HEADING_TAG.fullmatch(tag):
+            self._end_heading()
+        elif self._level and tag in self._blocks:
+            del self._blocks[self._blocks.index(tag) :]
+        elif self._level and tag in _BLOCKS:
+            self._end_heading()
         if tag in self._silent:
             del self._silent[self._silent.index(tag) :]
         if tag == "title":
             self._in_title = False
-        elif self._level and tag == f"h{self._level}":
-            self.outline.head(self._level, "".join(self._heading))
-            self._level = 0
-        elif tag not in _INLINE:
+        elif tag not in _INLINE and not _HEADING_TAG.fullmatch(tag):
             self.handle_data("\n")
 
     def handle_data(self, data: str) -> None:
         if self._in_title:
             self.outline.title = f"{self.outline.title}{data}".strip()
+        elif self._silent:
+            return
         elif self._level:
             self._heading.append(data)
-        elif not self._silent:
+        else:
             self.outline.add(data)
+
+    def close(self) -> None:
+        super().close()
+        if self._level:
+            self._end_heading()
+
+    def _heading_text(self) -> str:
+        return "".join(self._heading).strip()
+
+    def _end_heading(self) -> None:
+        if text := self._heading_text():
+            self.outline.head(self._level, text)
+        self._level = 0

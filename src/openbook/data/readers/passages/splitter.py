@@ -69,7 +69,8 @@ class Splitter:
 
     def _tokens(self, text: str) -> list[tuple[int, int]]:
         assert self.offsets is not None
-        return [(start, end) for start, end in self.offsets(text) if end > start]
+        # Byte-level tokenizers have tokens of spaces alone, of which a piece keeps none.
+        return [(start, end) for start, end in self.offsets(text) if text[start:end].strip()]
 
     def _of_tokens(self, text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """(first, last token) of each piece. A piece begins and ends between words, unless one word is longer."""

@@ -12,7 +12,7 @@ from openbook.data.readers.questions.family import Family, has
 def kilt(record: dict[str, Any], number: str) -> Iterator[Asked]:
     """Answers of `output`, and as positive ids the paragraphs of its `provenance`, named as the knowledge source's
     passages are here: page:paragraph. Provenance that names a page alone gives that page's id."""
-    answers, positives, pages = list[str](), list[str](), 0
+    answers, positives, pages, ends = list[str](), list[str](), 0, 0
     for output in listed(record, "output"):
         answers += answers_of(output.get("answer"), "answer")
         for place in listed(output, "provenance"):
@@ -24,13 +24,17 @@ def kilt(record: dict[str, Any], number: str) -> Iterator[Asked]:
                 positives.append(page)
                 pages += 1
                 continue
-            end = place.get("end_paragraph_id", start)
+            end = place.get("end_paragraph_id")
+            if end is None:  # left open in some of KILT's files
+                end = start
+                ends += 1
             if type(start) is not int or type(end) is not int or not start <= end < start + 1000:
                 raise BadLineError("provenance names no paragraphs", got=f"{start!r} to {end!r}", expected="numbers")
             positives += [f"{page}:{paragraph}" for paragraph in range(start, end + 1)]
     identity = string(record.get("id", number), "id", numbers=True)
     example = Example(identity, text(record, "input"), tuple(dict.fromkeys(answers)), tuple(dict.fromkeys(positives)))
-    yield Asked(example, (), ("places that name a page and no paragraph of it",) * pages)
+    notes = ("places that name a page and no paragraph of it",) * pages
+    yield Asked(example, (), (*notes, *("places without their last paragraph are taken as one paragraph",) * ends))
 
 
 def fever(record: dict[str, Any], number: str) -> Iterator[Asked]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from openbook.batch import Example, Passage
 from openbook.data.readers.checked_lines import BadLineError
-from openbook.data.readers.fields import Asked, answers_of, listed, passage_of, string, text
+from openbook.data.readers.fields import EMPTY, Asked, answers_of, listed, passage_of, string, text
 from openbook.data.readers.json_stream import Element, elements
 from openbook.data.readers.questions.family import Family, has
 from openbook.data.readers.tables import Place
@@ -19,9 +19,12 @@ _COLUMNS = ("query_id", "query", "query_type", "passages", "answers", "wellForme
 def msmarco(record: dict[str, Any], number: str) -> Iterator[Asked]:
     """`is_selected` passages are positive, the others of the question negative; well-formed answers come first."""
     answers = answers_of([*_texts(record, "wellFormedAnswers"), *_texts(record, "answers")], "answers")
-    positives, negatives, passages = list[str](), list[str](), list[Passage]()
+    positives, negatives, passages, empty = list[str](), list[str](), list[Passage](), 0
     for one in listed(record, "passages"):
-        passage = passage_of("", text(one, "passage_text"))
+        if not (content := text(one, "passage_text", empty=True)).strip():
+            empty += 1
+            continue
+        passage = passage_of("", content)
         passages.append(passage)
         (positives if one.get("is_selected") else negatives).append(passage.id)
     right = tuple(dict.fromkeys(positives))
@@ -35,7 +38,7 @@ def msmarco(record: dict[str, Any], number: str) -> Iterator[Asked]:
         string(record.get("query_type") or "", "query_type").lower(),
         negative_ids=wrong if right else (),
     )
-    yield Asked(example, tuple(passages))
+    yield Asked(example, tuple(passages), (EMPTY,) * empty)
 
 
 def _texts(record: dict[str, Any], key: str) -> list[str]:
