@@ -42,6 +42,12 @@ def test_more_devices_than_there_are(small_system: SmallSystem, tmp_path: Path) 
         train(small_system.config(tmp_path / "run", "trainer.devices=99"))
 
 
+def test_more_workers_than_the_machine_can_hold_are_refused(small_system: SmallSystem, tmp_path: Path) -> None:
+    """Each is a process of half a gigabyte; none is started to find out."""
+    with pytest.raises(OpenBookError, match=rf"more workers .*expected at most {4 * n_cores()} in all"):
+        train(small_system.config(tmp_path / "run", "data.workers=999"))
+
+
 def test_a_pattern_that_never_ends() -> None:
     for look in (has_answer, exact_match):
         with pytest.raises(OpenBookError, match=r"a regular expression takes too long \(evaluate\.regex_answers\)"):

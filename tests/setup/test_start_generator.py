@@ -20,7 +20,7 @@ from openbook.models.lora import add_adapters
 from openbook.models.seq2seq import load_generator
 from openbook.setup.start_from import resolve_start
 from openbook.setup.start_generator import resolve_generator, start_generator
-from openbook.tracking.checkpoint import WholeCheckpoints, read_checkpoint
+from openbook.tracking.checkpoint_io import WholeCheckpoints, read_checkpoint
 from openbook.tracking.run_folder import RunFolder
 from tests.small_system import SmallSystem
 

@@ -100,11 +100,12 @@ def _last(chain: Sequence[tuple[str, dict[str, Any]]], overrides: Sequence[str],
 
 def known_experiments(folder: Path = EXPERIMENTS) -> dict[str, Path]:
     """Experiments by name: those of the folder, then the package's own that are not among them. In a folder inside it
-    the name has that folder's before it (`paper/nq/rag_token`); what begins with _ is only there to be extended."""
+    the name has that folder's before it (`paper/nq/rag_token`); what begins with _ is only there to be extended, and
+    what is in sweeps/ is no experiment."""
     found: dict[str, Path] = {}
     for root in (folder, _packaged()):
         for path in (*sorted(root.glob("*.yaml")), *sorted(root.glob("*/**/*.yaml"))):
-            if not path.name.startswith("_"):
+            if not path.name.startswith("_") and path.parent.name != "sweeps":
                 found.setdefault(_name_of(path, root), path)
     return found
 
