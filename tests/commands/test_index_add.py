@@ -51,7 +51,7 @@ def files_of(run: Path) -> dict[str, bytes]:
 def index_of(run: Path, *overrides: str) -> np.ndarray:
     """The vectors that the run searches."""
     folder = RunFolder(run)
-    module, _, refresh = load_trained(folder, folder.load_config(list(overrides), training=False))
+    module, _, refresh, *_ = load_trained(folder, folder.load_config(list(overrides), training=False))
     assert refresh is not None
     refresh.manager.ensure(module.retriever, 0)  # type: ignore[arg-type]
     return module.retriever.snapshot.index.stored().view(np.float32).copy()  # type: ignore[union-attr]

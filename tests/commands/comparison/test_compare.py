@@ -31,7 +31,7 @@ from openbook.tracking.search.run_search import Runs, identity_of, unlike
 from openbook.utils.signals import Stopped
 from tests.small_system import SmallSystem
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
 SECONDS = {"total": 400.0, "setup": 20.0, "train": 200.0, "refresh": 100.0, "evaluate": 80.0}
 
 
