@@ -207,7 +207,7 @@ def test_evaluate_repeats_the_test_and_takes_another_corpus(small_system: SmallS
 def test_a_run_is_never_mixed_with_another(small_system: SmallSystem, tmp_path: Path) -> None:
     config = small_system.config(tmp_path / "run", "trainer.max_steps=1", "evaluate.before_training=false")
     train(config)
-    with pytest.raises(OpenBookError, match=r"the run folder exists already.*make resume RUN="):
+    with pytest.raises(OpenBookError, match=r"the run folder holds a run already.*make resume RUN="):
         train(config)
 
 

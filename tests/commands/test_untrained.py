@@ -74,7 +74,7 @@ def test_zero_shot_over_a_beir_folder(
     assert found["mrr_at_100"] == pytest.approx(sum(1 / rank for rank in ranks) / 2)
     assert found["ndcg_at_100"] == pytest.approx(sum(1 / math.log2(1 + rank) for rank in ranks) / 2)
     assert main(["evaluate", *command]) == 2  # a run folder is never written over
-    assert "the run folder exists already" in capsys.readouterr().err
+    assert "the run folder holds a run already" in capsys.readouterr().err
 
 
 def test_the_encoders_of_a_run_over_another_corpus(small_system: SmallSystem, tmp_path: Path) -> None:
