@@ -25,7 +25,7 @@ QUICK, FULL = 3, 18
 
 # What is called when the disk fails, and at which of its calls.
 PLACES = {
-    "a checkpoint": ("openbook.tracking.checkpoint.WholeCheckpoints.save_checkpoint", 2),
+    "a checkpoint": ("openbook.tracking.checkpoint_io.WholeCheckpoints.save_checkpoint", 2),
     "the corpus": ("openbook.setup.inputs.data.build_corpus", 1),
     "the configuration": ("openbook.tracking.run_folder.RunFolder.create", 1),
     "the report": ("openbook.commands.stages.write_report", 1),

@@ -13,7 +13,7 @@ from benchmarks.faults.small import small_system, spoken
 
 NAME = "run files"
 QUICK, FULL = 4, 14
-STEPS, MORE = 3, 4
+STEPS, MORE = 3, 6  # with a validation at either
 
 
 def cut(content: bytes) -> bytes:

@@ -257,7 +257,7 @@ def test_what_cannot_be_started_from_is_refused(
             resolve_start(small_system.config(tmp_path / "run", f"retriever.start_from={start}", *words))
 
     refused("dpr", r"no run to start from \(retriever.start_from\): got 'dpr'.*`make train EXP=dpr` makes one")
-    refused("no/such", r"no run to start from \(retriever.start_from\): got 'no/such'")
+    refused("no/such/run", r"no run to start from \(retriever.start_from\): got 'no/such/run'")
     refused(source("a", "objective: closed_book"), r"no encoders to start from .*a closed book, expected a run that")
     refused(source("b", "retriever:\n  kind: bm25"), r"no encoders to start from .*BM25")
     refused(source("c", "objective: dpr", checkpoint=False), r"has no checkpoint .*make resume RUN=.*c` trains it")
