@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -56,7 +56,7 @@ def doctor(experiment: str, overrides: Sequence[str], as_json: bool) -> int:
                 _show(one)
         return all(one.status != "fails" for one in new)
 
-    with redirect_stdout(sys.stderr) if as_json else _as_it_is():
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
         config: Config | None = None
 
         def read() -> Finding:
@@ -72,7 +72,7 @@ def doctor(experiment: str, overrides: Sequence[str], as_json: bool) -> int:
     worst = {one.status for one in findings}
     if not as_json:
         counts = ", ".join(f"{sum(one.status == status for one in findings)} {status}" for status in COLOURS)
-        console.print(f"{counts}", markup=False)
+        console.print(counts, markup=False)
     return 2 if "fails" in worst else 0
 
 
@@ -216,8 +216,3 @@ def ports(config: Config) -> Finding:
 def _show(one: Finding) -> None:
     console.print(f"[{COLOURS[one.status]}]{one.status:<8}[/]", end="")
     console.print(f"{one.what}: {one.found}" + (f" {one.do}" if one.do else ""), markup=False)
-
-
-class _as_it_is:  # noqa: N801 - a context that changes nothing
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...

@@ -82,6 +82,11 @@ def described_keys(schema: type = Config, prefix: str = "") -> Iterator[tuple[st
             yield prefix + one.name, one.default, one.metadata["unit"]
 
 
+def override_text(value: object) -> str:
+    """A value as key=value has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def keys_of() -> Iterator[str]:
     """Every dotted key the schema knows."""
     return (key for key, *_ in described_keys())

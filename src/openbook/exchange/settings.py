@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.config.load import flat
-from openbook.config.schema import Config
+from openbook.config.schema import Config, override_text
 from openbook.errors import OpenBookError
 from openbook.utils.atomic import write_json
 
@@ -42,8 +42,4 @@ def read_settings(folder: Path) -> dict[str, str]:
     others = [key for key in settings if not key.startswith(SETTINGS)] if isinstance(settings, Mapping) else ["a list"]
     if others:
         raise OpenBookError("settings that an export does not state", where=path, got=others[0])
-    return {key: _text(value) for key, value in settings.items()}
-
-
-def _text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return {key: override_text(value) for key, value in settings.items()}

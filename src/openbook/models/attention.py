@@ -140,13 +140,15 @@ def attend(
         observe(module, query, key, value, attention_mask, scaling, position_bias)
     if key.dim() == 4 and len(query) == len(key):
         if _is_plain(module, query, key, attention_mask, rest):
-            return _plain(query, key, value, attention_mask, scaling, position_bias, dropout), None
+            weights = scores_of(query, key, attention_mask, scaling, position_bias).softmax(-1)
+            weights = nn.functional.dropout(weights, dropout, training=dropout > 0)
+            return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous(), None
         rest |= {"dropout": dropout, "scaling": scaling, "position_bias": position_bias}
         return sdpa_attention_forward(module, query, key, value, attention_mask, **rest)
     rows, heads, target_len, head_dim = query.shape
     n = len(key)
     beams = rows // n
-    bias = None if attention_mask is None else additive(attention_mask, query.dtype)
+    bias = None if attention_mask is None else _additive(attention_mask, query.dtype)
     if position_bias is not None and module.has_relative_attention_bias:  # else it is T5's zeros
         tiled = position_bias.repeat(1, 1, beams, 1).to(query.dtype)
         bias = tiled if bias is None else bias + tiled
@@ -160,28 +162,19 @@ def attend(
 
 
 def _is_plain(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, rest: dict[str, Any]) -> bool:
-    """Whether `_plain` computes what is asked for: every head its own key, and what is hidden said by the mask."""
+    """Whether `scores_of` computes what is asked for: every head its own key, and what is hidden said by the mask."""
     causal = mask is None and query.shape[2] > 1 and rest.get("is_causal", getattr(module, "is_causal", True))
     known = query.shape[1] == key.shape[1] and rest.get("softcap") is None and rest.get("s_aux") is None
     return not query.is_cuda and known and not causal
 
 
-def _plain(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    position_bias: Tensor | None,
-    dropout: float,
-) -> Tensor:
-    """[rows, target_len, heads, dim per head]"""
+def scores_of(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, bias: Tensor | None) -> Tensor:
+    """[rows, heads, target_len, length], before the softmax."""
     scores = (query * scaling) @ key.transpose(2, 3)
-    for bias in (position_bias, mask):
-        if bias is not None:
-            scores += additive(bias, scores.dtype)
-    weights = nn.functional.dropout(scores.softmax(-1), dropout, training=dropout > 0)
-    return (weights.to(value.dtype) @ value).transpose(1, 2).contiguous()
+    for added in (bias, mask):
+        if added is not None:
+            scores += _additive(added, scores.dtype)
+    return scores
 
 
 def _absorbed(
@@ -216,7 +209,7 @@ def _absorbed(
     return read.view(heads, n, queries, head_dim).permute(1, 2, 0, 3)
 
 
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as numbers to add; finite, so that a context of padding alone gives numbers too."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
@@ -230,7 +223,7 @@ def _projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
 
 
 def _mask(*arguments: Any, **named: Any) -> Tensor | None:
-    """Bool, True at what is seen; None where all is. Never left out where it is causal: `_plain` has no other word."""
+    """Bool, True at what is seen; None where all is. Never left out where causal: `scores_of` has no other word."""
     return sdpa_mask(*arguments, **(named | {"allow_is_causal_skip": False}))
 
 
@@ -241,7 +234,7 @@ def _unseen_mask(*arguments: Any, **named: Any) -> Tensor | None:
     if mask is None:
         return None
     autocast = torch.is_autocast_enabled(kind := mask.device.type)
-    return additive(mask, torch.get_autocast_dtype(kind) if autocast else named.get("dtype", torch.float32))
+    return _additive(mask, torch.get_autocast_dtype(kind) if autocast else named.get("dtype", torch.float32))
 
 
 AttentionInterface.register(NAME, attend)

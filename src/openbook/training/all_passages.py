@@ -21,7 +21,7 @@ from torch import Tensor
 from openbook.batch import MISSING_ROW, Batch
 from openbook.models.all_passages.reading import Readings, read_together
 from openbook.objectives.distillation import distilled, expected_likelihood
-from openbook.objectives.fused import FusedLoss, fused_marginal_nll
+from openbook.objectives.fused import FusedLoss
 from openbook.objectives.marginal import closed_book_nll, masked_logprobs
 from openbook.training.rag_module import RagModule, Read
 
@@ -33,7 +33,7 @@ class AllPassagesModule(RagModule):
         # The base class wants an objective of single passages; this one minimises its own.
         super().__init__(*arguments, objective="rag_token", **named)
         self.objective, self.distill_temperature = objective, distill_temperature
-        self.likelihood = "all_passages"
+        self.loss, self.likelihood = _first_nll, "all_passages"
         self.minimises_likelihood = objective == "generator_only" and not self.label_smoothing
 
     def read(self, batch: Batch, rows: Tensor, doc_scores: Tensor, loss_weight: Tensor) -> Read:
@@ -46,9 +46,9 @@ class AllPassagesModule(RagModule):
             attention=self.objective == "attention_distillation",
         )
         present = rows != MISSING_ROW
-        every = self._head(readings.together, batch, torch.ones(len(rows), 1, dtype=torch.bool), loss_weight)
+        every = self._through_head(readings.together, batch, torch.ones(len(rows), 1, dtype=torch.bool), loss_weight)
         with torch.no_grad():
-            alone = self._head(readings.alone, batch, present, loss_weight).token_logprobs
+            alone = self._through_head(readings.alone, batch, present, loss_weight).token_logprobs
             opinion = self._opinion(readings, alone, present, batch, loss_weight)
         taught = self._taught(opinion, doc_scores)
         learns = (loss_weight != 0) & taught.isfinite()
@@ -56,20 +56,11 @@ class AllPassagesModule(RagModule):
         nll = closed_book_nll(every.token_logprobs, doc_scores[:, :1], batch.target_mask)
         return Read(loss, every.nll + taught.detach(), nll, alone)
 
-    def _head(self, hidden: Tensor, batch: Batch, present: Tensor, loss_weight: Tensor) -> FusedLoss:
+    def _through_head(self, hidden: Tensor, batch: Batch, present: Tensor, loss_weight: Tensor) -> FusedLoss:
         """Hidden states [batch, n, target_len, dim] through the head. Only those read from all passages, n = 1, have a
         loss that means something."""
-        targets = torch.arange(hidden.shape[2]) < torch.tensor(batch.target_lengths)[:, None]
-        return fused_marginal_nll(
-            hidden,
-            self.generator.head_weight,
-            self.generator.head_bias,
-            batch.labels,
-            hidden.new_zeros(hidden.shape[:2], dtype=torch.float32),
-            _first_nll,
-            loss_weight,
-            self.label_smoothing,
-            counted=targets[:, None] & present[:, :, None],
+        return self.fused_loss(
+            hidden, hidden.new_zeros(hidden.shape[:2], dtype=torch.float32), batch, present, loss_weight
         )
 
     def _opinion(
@@ -83,7 +74,7 @@ class AllPassagesModule(RagModule):
             case "leave_one_out":
                 assert readings.without is not None
                 several = (present.sum(1, keepdim=True) > 1) & present
-                without = self._head(readings.without, batch, several, loss_weight).token_logprobs
+                without = self._through_head(readings.without, batch, several, loss_weight).token_logprobs
                 opinion = torch.where(several.to(alone.device), -masked_logprobs(without, mask).sum(-1), -torch.inf)
             case "attention_distillation":
                 assert readings.attention is not None

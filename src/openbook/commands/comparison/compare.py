@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -54,11 +54,7 @@ def compare(request: Request) -> None:
         }
         write_folder(request.folder, rows, sweep, request.command, paths)
         say(f"tables and plots in {request.folder}")
-    if problems:
-        raise OpenBookError(
-            f"{len(problems)} of {len(missing) + len(tests)} stages failed:\n  " + "\n  ".join(problems) + "\n",
-            action="Repeat the same command to retry only these.",
-        )
+    refuse_failures(problems, f"{len(missing) + len(tests)} stages")
 
 
 def _announce(
@@ -96,7 +92,6 @@ def _make(
     request: Request, jobs: Sequence[Job], missing: Sequence[Job], tests: Sequence[tuple[Job, int]], runs: Runs
 ) -> list[str]:
     """Train and test what is missing; returns one text per failure."""
-    problems: list[str] = []
     started = time.monotonic()
     missing = list(in_order(missing))
     expected = _expected(missing, tests, runs)
@@ -105,8 +100,15 @@ def _make(
         *((f"train {job.name}", partial(train_job, request, job, jobs, runs)) for job in missing),
         *((f"test {job.name} with {number} passages", partial(_test, job, number, local)) for job, number in tests),
     ]
+    return attempt(stages, lambda stage, done: _say_progress(stage, done, expected, time.monotonic() - started))
+
+
+def attempt(stages: Sequence[tuple[str, Callable[[], None]]], tell: Callable[[str, int], None]) -> list[str]:
+    """Every stage (its name, what makes it), after tell(name, stages done); one text for each that fails, which does
+    not stop the others."""
+    problems = []
     for done, (stage, make) in enumerate(stages):
-        _say_progress(stage, done, expected, time.monotonic() - started)
+        tell(stage, done)
         try:
             make()
         except OpenBookError as error:
@@ -116,6 +118,15 @@ def _make(
             say("repeat the same command to continue")
             raise
     return problems
+
+
+def refuse_failures(problems: Sequence[str], tried: str) -> None:
+    """OpenBookError where stages have failed. tried: all of them, like "6 trials"."""
+    if problems:
+        raise OpenBookError(
+            f"{len(problems)} of {tried} failed:\n  " + "\n  ".join(problems) + "\n",
+            action="Repeat the same command to retry only these.",
+        )
 
 
 def _say_progress(stage: str, done: int, expected: Sequence[float | None], elapsed: float) -> None:

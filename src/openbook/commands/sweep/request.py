@@ -26,7 +26,7 @@ import yaml
 from openbook.config.checks import value_of
 from openbook.config.combinations import measured_in_validation
 from openbook.config.load import EXPERIMENTS, load_experiment
-from openbook.config.schema import Config, keys_of
+from openbook.config.schema import Config, keys_of, override_text
 from openbook.errors import OpenBookError, raise_all
 
 KNOWN = {
@@ -113,7 +113,9 @@ class SweepFile:
                 action="Run `wandb sweep` and `wandb agent` with it.",
             )
         if self.method == "grid":
-            choices = [[f"{key}={_text(value)}" for value in _values(one)] for key, one in self.parameters.items()]
+            choices = [
+                [f"{key}={override_text(value)}" for value in _values(one)] for key, one in self.parameters.items()
+            ]
             drawn = list(product(*choices))
         else:
             if not most:
@@ -125,10 +127,16 @@ class SweepFile:
                 )
             random = np.random.default_rng(seed)
             drawn = [
-                tuple(f"{key}={_text(_draw(one, random))}" for key, one in self.parameters.items()) for _ in range(most)
+                tuple(f"{key}={override_text(_draw(one, random))}" for key, one in self.parameters.items())
+                for _ in range(most)
             ]
         distinct = list(dict.fromkeys(drawn))
         return distinct[:most] if most else distinct
+
+    def first(self) -> Trial:
+        """One trial, with every parameter at its first value or its least."""
+        chosen = {key: one["min"] if "min" in one else _values(one)[0] for key, one in self.parameters.items()}
+        return tuple(f"{key}={override_text(value)}" for key, value in chosen.items())
 
     def configs(self, experiment: str, args: Sequence[str], trials: Sequence[Trial]) -> list[Config]:
         """The configuration of every trial; raises one OpenBookError with all that cannot be trained, or measured."""
@@ -199,8 +207,3 @@ def _draw(one: Mapping[str, Any], random: np.random.Generator) -> Any:
             return float(f"{math.exp(random.uniform(math.log(low), math.log(high))):.4g}")
         case _:
             return float(f"{random.uniform(low, high):.4g}")
-
-
-def _text(value: Any) -> str:
-    """As key=value has it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,24 +1,23 @@
 """`sweep`: one experiment with many settings, on this machine and without an account, or by wandb's agents."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from openbook.commands.comparison.compare import train_job
+from openbook.commands.comparison.compare import attempt, refuse_failures, train_job
 from openbook.commands.comparison.jobs import Job, find_runs
 from openbook.commands.comparison.request import Request
 from openbook.commands.sweep.request import SweepFile, Trial
-from openbook.config.load import load_experiment
 from openbook.errors import OpenBookError
 from openbook.reporting.comparison_table import measures
 from openbook.reporting.sweep_report import Tried, print_sweep, write_sweep
 from openbook.tracking.curves import read_metrics
 from openbook.tracking.search.run_search import Runs, total
 from openbook.utils.console import duration, say
-from openbook.utils.signals import Stopped
 
 
 def sweep(parsed: Namespace) -> None:
@@ -48,10 +47,10 @@ def sweep(parsed: Namespace) -> None:
     say(f"{len(jobs)} trials of {file.name}, {len(jobs) - len(missing)} finished, {len(missing)} to train")
     if file.early_terminate:
         say("early_terminate is for wandb's agents: here every trial is trained to its end")
-    expected = total(runs.seconds(jobs[number].config, jobs[number].run) for number in missing)
     for number in missing:
         say(f"  {' '.join(trials[number])}")
     if parsed.dry_run:
+        expected = total(runs.seconds(jobs[number].config, jobs[number].run) for number in missing)
         say(f"in total {duration(expected)}; nothing is started: dry run")
         return
     problems = _train(experiment, args, trials, jobs, missing, runs)
@@ -61,11 +60,7 @@ def sweep(parsed: Namespace) -> None:
     given = f' ARGS="{" ".join(args)}"' if args else ""
     write_sweep(folder, tried, file.metric, f"make sweep EXP={experiment} SWEEP={words[1]}{given}")
     say(f"table and plot in {folder}")
-    if problems:
-        raise OpenBookError(
-            f"{len(problems)} of {len(missing)} trials failed:\n  " + "\n  ".join(problems) + "\n",
-            action="Repeat the same command to retry only these.",
-        )
+    refuse_failures(problems, f"{len(missing)} trials")
 
 
 def _train(
@@ -77,21 +72,13 @@ def _train(
     runs: Runs,
 ) -> list[str]:
     """One text for each trial that failed."""
-    problems = []
-    for done, number in enumerate(missing, 1):
-        trial, job = trials[number], jobs[number]
-        say(f"{done} of {len(missing)}: {' '.join(trial)}")
+
+    def training(trial: Trial, job: Job) -> Callable[[], None]:
         settings = tuple(word for word in (*args, *trial) if not word.startswith("seed="))
-        request = Request((experiment,), (job.config.seed,), settings, runs=runs.root)
-        try:
-            train_job(request, job, jobs, runs)
-        except OpenBookError as error:
-            say(f"failed: {error}")
-            problems.append(f"{' '.join(trial)}: {error}")
-        except Stopped:
-            say("repeat the same command to continue")
-            raise
-    return problems
+        return partial(train_job, Request((experiment,), (job.config.seed,), settings, runs=runs.root), job, jobs, runs)
+
+    stages = [(" ".join(trials[number]), training(trials[number], jobs[number])) for number in missing]
+    return attempt(stages, lambda stage, done: say(f"{done + 1} of {len(missing)}: {stage}"))
 
 
 def _tried(trial: Trial, job: Job, file: SweepFile) -> Tried:
@@ -107,8 +94,7 @@ def _tried(trial: Trial, job: Job, file: SweepFile) -> Tried:
 def _for_wandb(experiment: str, file: SweepFile, args: Sequence[str], runs: Path) -> None:
     """The sweep with the command that its agents run, beside the local ones."""
     content: dict[str, Any] = yaml.safe_load(file.path.read_text(encoding="utf-8"))
-    config = load_experiment(experiment, list(args))
-    file.configs(experiment, args, [tuple(_first(key, one) for key, one in file.parameters.items())])
+    (config,) = file.configs(experiment, args, [file.first()])
     content["program"] = "openbook"
     content["command"] = [
         "${env}",
@@ -123,8 +109,3 @@ def _for_wandb(experiment: str, file: SweepFile, args: Sequence[str], runs: Path
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     say(f"wandb sweep --project {config.wandb.project} {target}\nwandb agent ID")
-
-
-def _first(key: str, one: Any) -> str:
-    value = one.get("value", one.get("min", (one.get("values") or [""])[0]))
-    return f"{key}={str(value).lower() if isinstance(value, bool) else value}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -76,12 +77,9 @@ def show_page(run: str, overrides: Sequence[str], corpora: Sequence[str]) -> Non
         "beams": config.decode.beams,
         "decoding": config.decode.rag_sequence,
     }
-    batcher = Batcher(config.serve.batch_size, config.serve.max_waiting)
-    app = create_page(by_name, tested, batcher, config.serve)
-    try:
+    with closing(Batcher(config.serve.batch_size, config.serve.max_waiting)) as batcher:
+        app = create_page(by_name, tested, batcher, config.serve)
         run_server(app, bound, config.serve, "", told=f"ask at {url_of(bound)}; Ctrl-C ends it")
-    finally:
-        batcher.close()
 
 
 def _check_answers(config: Config) -> None:

@@ -1,6 +1,7 @@
 """`serve`: a run's retriever, and its answers, over HTTP for other programs (serving/app.py)."""
 
 from collections.abc import Sequence
+from contextlib import closing
 
 from openbook.commands.evaluate import load_served
 from openbook.config.schema import Config
@@ -47,10 +48,7 @@ def serve(run: str, overrides: Sequence[str] = ()) -> None:
 
     current = Current(load, source)
     say(f"generation 0: {described(current.served())}")
-    batcher = Batcher(config.serve.batch_size, config.serve.max_waiting)
-    app = create_app(current, batcher, config.serve)
     told = f"POST {url_of(bound)}/retrieve, POST /answer, GET /health; Ctrl-C ends it, SIGHUP reads the run again"
-    try:
+    with closing(Batcher(config.serve.batch_size, config.serve.max_waiting)) as batcher:
+        app = create_app(current, batcher, config.serve)
         run_server(app, bound, config.serve, token, told=told, on_hangup=current.swap)
-    finally:
-        batcher.close()

@@ -102,11 +102,8 @@ def _converted(
     key = json.dumps([VERSION, *what, files or name, path.name])
     folder = Path(cache) / f"converted-{id_hash(key):016x}"
     if not (folder / REPORT).is_file():
-        try:
-            with replacing_folder(folder, complete=lambda made: (made / REPORT).is_file()) as new:
-                write_json(new / REPORT, _write(reading, new, name, answered, carried, progress, strict))
-        except PermissionError as error:
-            raise OpenBookError("the cache cannot be written", where=folder, got=str(error)) from None
+        with replacing_folder(folder, complete=lambda made: (made / REPORT).is_file()) as new:
+            write_json(new / REPORT, _write(reading, new, name, answered, carried, progress, strict))
     report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     questions = folder / QUESTIONS if report["questions"] else None
     return Converted(questions, folder / PASSAGES if report["passages"] else None, report)

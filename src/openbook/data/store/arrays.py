@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 
-from openbook.errors import OpenBookError
 from openbook.utils.atomic import replacing_folder
 from openbook.utils.console import progress
 from openbook.utils.files.file_sums import file_sum, remember
@@ -83,20 +81,14 @@ def _fault(folder: Path, cache: Path) -> str:
 @contextmanager
 def new_folder(target: Path, cache: Path, facts: dict[str, str | int]) -> Iterator[Path]:
     """A temporary folder that becomes `target`, with a manifest of these facts and its files, when the block ends well
-    and vanishes when it does not. Raises OpenBookError where it cannot be written."""
-    try:
-        with replacing_folder(target, complete=lambda folder: is_whole(folder, cache)) as new:
-            yield new
-            files = _summed(new)
-            manifest = {"layout": LAYOUT, **facts, "files": files}
-            (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        for name, known in files.items():
-            remember(target / name, str(known["sha256"]), cache)
-    except OSError as error:
-        if not isinstance(error, PermissionError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        action = "Choose another cache folder (data.cache), mend its permissions, or make room."
-        raise OpenBookError("the corpus cannot be written", where=target, got=str(error), action=action) from None
+    and vanishes when it does not. Raises DiskError where it cannot be written."""
+    with replacing_folder(target, complete=lambda folder: is_whole(folder, cache)) as new:
+        yield new
+        files = _summed(new)
+        manifest = {"layout": LAYOUT, **facts, "files": files}
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    for name, known in files.items():
+        remember(target / name, str(known["sha256"]), cache)
 
 
 def _summed(folder: Path) -> dict[str, dict[str, str | int]]:

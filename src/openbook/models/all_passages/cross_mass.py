@@ -66,13 +66,8 @@ def watched(generator: nn.Module) -> Iterator[Watch]:
         scaling: float,
         position_bias: Tensor | None,
     ) -> None:
-        if id(module) not in modules:
-            return
-        scores = (query * scaling) @ key.transpose(2, 3)
-        for bias in (position_bias, mask):
-            if bias is not None:
-                scores = scores + attention.additive(bias, scores.dtype)
-        watch.note(scores, value)
+        if id(module) in modules:
+            watch.note(attention.scores_of(query, key, mask, scaling, position_bias), value)
 
     attention.observers.append(observe)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from openbook.config.load import flat, load_experiment
-from openbook.config.schema import Config
+from openbook.config.schema import Config, override_text
 from openbook.errors import OpenBookError
 from openbook.tracking.open_keys import OPEN
 
@@ -92,7 +92,7 @@ def _flat(content: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     """As an override reads it."""
-    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+    return "" if value is None else override_text(value)
 
 
 def _shown(value: Any) -> str:

@@ -32,9 +32,11 @@ def identity_of(config: Config) -> dict[str, Any]:
 
 
 def _experiment_of(start: str) -> str:
+    if not start:
+        return ""
     folder, known = Path(start), known_experiments()
     with suppress(OpenBookError):
-        if start and (folder / "config.yaml").is_file():
+        if (folder / "config.yaml").is_file():
             return RunFolder(folder).load_config([], training=False).experiment
     gone = ["/".join(folder.parts[n:-1]) for n in range(len(folder.parts) - 1)]  # a run that was there
     return next((name for name in [start, *gone] if name in known), folder.parent.name if gone else start)
