@@ -19,7 +19,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from openbook.callbacks import Throughput
-from openbook.commands.train import train
+from openbook.commands.train import resume, train
 from openbook.config.load import load_experiment
 from openbook.config.schema import Config
 from openbook.data.corpus import PassageTokens
@@ -130,6 +130,18 @@ def train_until(config: Config, steps: int, **own: Any) -> None:
         patch.setattr(Throughput, "on_train_batch_start", stop)
         with pytest.raises(StoppedError):
             train(config, OwnParts(**own))
+
+
+def whole_and_resumed(system: SmallSystem, folder: Path, words: Sequence[str], steps: int) -> tuple[Path, Path]:
+    """The folders of two runs of the same settings: one trained without a stop, one that died after `steps` steps and
+    was resumed."""
+    whole, broken = folder / "whole" / "run", folder / "broken" / "run"
+    for run in (whole, broken):
+        run.parent.mkdir()
+    train(system.config(whole, *words))
+    train_until(system.config(broken, *words), steps)
+    resume(broken)
+    return whole, broken
 
 
 def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> None:

@@ -15,7 +15,7 @@ from openbook.errors import OpenBookError
 from openbook.setup.preflight import check
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.decoder_only import causal_folder, causal_model
-from tests.small_system import SmallSystem, column, on_two_ranks, train_until
+from tests.small_system import SmallSystem, column, on_two_ranks, train_until, whole_and_resumed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ADAPTERS = ("generator.lora.rank=4", "generator.lora.dropout=0.2", "retriever.lora.rank=2")
@@ -31,12 +31,7 @@ def test_checkpoints_resumption_and_merged_models(small_system: SmallSystem, cau
     pytest.importorskip("peft")
     words = [f"generator.model={causal}", *ADAPTERS, *SHORT, "trainer.max_steps=10", "refresh.mode=amortized"]
     words += ["refresh.every=4", "refresh.spread=3", "evaluate.before_training=false"]
-    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
-    for run in (whole, broken):
-        run.parent.mkdir()
-    train(small_system.config(whole, *words))
-    train_until(small_system.config(broken, *words), 7)  # in the middle of a refresh
-    resume(broken)
+    whole, broken = whole_and_resumed(small_system, tmp_path, words, 7)  # in the middle of a refresh
     nll = list(column(whole, "train/nll").values())
     assert sum(nll[-3:]) < 0.9 * sum(nll[:3])
     assert column(whole, "train/nll") == column(broken, "train/nll")

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from openbook.commands.evaluate import evaluate
-from openbook.commands.train import resume, train
+from openbook.commands.train import train
 from openbook.config.combinations import TEACHERS
 from openbook.errors import OpenBookError
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.decoder_only import causal_folder
-from tests.small_system import SmallSystem, column, on_two_ranks, train_until
+from tests.small_system import SmallSystem, column, on_two_ranks, whole_and_resumed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ALL = "generator.reads=all"
@@ -48,12 +48,7 @@ def test_a_run_learns_is_resumed_and_evaluated(
     if (kind, objective) == ("decoder only", "attention_distillation"):
         pytest.skip("refused, see below")
     words = [ALL, f"objective={objective}", f"generator.model={folders[kind]}", *SHORT]
-    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
-    for run in (whole, broken):
-        run.parent.mkdir()
-    train(small_system.config(whole, *words))
-    train_until(small_system.config(broken, *words), 3)
-    resume(broken)
+    whole, broken = whole_and_resumed(small_system, tmp_path, words, 3)
     for name in ("train/nll", "train/loss", "validation/f1", "train/posterior_entropy"):
         assert column(whole, name) == column(broken, name) != {}
     one, other = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (whole, broken))

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from openbook.commands.evaluate import evaluate
-from openbook.commands.train import resume, train
+from openbook.commands.train import train
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.tracking.checkpoint import read_checkpoint
 from tests.decoder_only import causal_folder
-from tests.small_system import SmallSystem, column, on_two_ranks, train_until
+from tests.small_system import SmallSystem, column, on_two_ranks, whole_and_resumed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 OBJECTIVES = ("rag_token", "rag_sequence")
@@ -47,12 +47,7 @@ def test_a_decoder_only_generator_learns_and_resumes_bitwise(
         *(f"generator.model={chat}", "data.max_context_tokens=120", "trainer.max_steps=12", "refresh.every=4"),
         *("trainer.checkpoint_every=2", "trainer.validate_every=6", "evaluate.before_training=false"),
     ]
-    whole, broken = tmp_path / "whole" / "run", tmp_path / "broken" / "run"
-    for run in (whole, broken):
-        run.parent.mkdir()
-    train(small_system.config(whole, *words))
-    train_until(small_system.config(broken, *words), 7)
-    resume(broken)
+    whole, broken = whole_and_resumed(small_system, tmp_path, words, 7)
     nll = list(column(whole, "train/nll").values())
     assert sum(nll[-3:]) < 0.7 * sum(nll[:3])
     for name in ("train/nll", "validation/f1", "train/grad_norm"):
