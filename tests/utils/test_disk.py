@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,13 +20,18 @@ from openbook.utils import atomic, disk
 from openbook.utils.disk import DiskError, Need, check_space, check_writable, size_of, writing
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file of this process may grow beyond 8 KiB."""
+    """No file of this process may grow beyond 8 KiB.
+
+    A block and no fixture: pytest writes the test's dot before fixtures end, and its own log may be longer.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def with_torch(path: Path) -> None:
@@ -43,11 +49,11 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_whoever_writes_the_target_is_named_and_stays_as_it_was(tmp_path: Path, small_files: None, writer: str) -> None:
+def test_whoever_writes_the_target_is_named_and_stays_as_it_was(tmp_path: Path, writer: str) -> None:
     target = tmp_path / "target.npy"
     target.write_text("old")
     said = r"(the file grows beyond|the disk is full).*target\.npy.* free there.*resumed"
-    with pytest.raises(DiskError, match=said), atomic.replacing(target) as new:
+    with pytest.raises(DiskError, match=said), atomic.replacing(target) as new, small_files():
         WRITERS[writer](new)
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
