@@ -101,8 +101,11 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
 
 def wandb_logger(config: Config, run: RunFolder) -> Logger:
     """The run id is a hash of the run folder, so that a resumed run continues its own curves."""
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    # What wandb would gather of its own accord: the command line, the repository's remote address, an e-mail address.
+    silent = wandb.Settings(x_disable_meta=True, disable_git=True, disable_code=True)
     identity = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12]
     logger = WandbLogger(
         project=config.wandb.project,
@@ -110,6 +113,7 @@ def wandb_logger(config: Config, run: RunFolder) -> Logger:
         id=identity,
         save_dir=run.path,
         offline=config.wandb.mode == "offline",
+        settings=silent,
     )
     logger.log_hyperparams(flat(config))
     return logger
