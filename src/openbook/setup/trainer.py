@@ -6,8 +6,8 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from openbook.config.load import flat
 from openbook.config.schema import Config
+from openbook.setup.out_of_memory import in_words_of_settings
 from openbook.tracking.checkpoint import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
-from openbook.utils.distributed import RankError, raise_if_any_rank_failed
+from openbook.utils.distributed import RankError, now_in, raise_if_any_rank_failed
 from openbook.utils.hardware import accelerator, autocast_dtype
 from openbook.utils.rank_failure import named_on_all_ranks
 from openbook.utils.signals import Stopped
@@ -48,10 +49,15 @@ class Ranks(DDPStrategy):
         raise_if_any_rank_failed(None)
 
 
-def together(config: Config, folder: Path) -> AbstractContextManager[None]:
-    """What one rank of the configuration raises inside is named by all of them. folder: of the run."""
+@contextmanager
+def together(config: Config, folder: Path) -> Iterator[None]:
+    """What one rank of the configuration raises inside is named by all of them, and missing memory in a sentence.
+    folder: of the run."""
     backend = "nccl" if accelerator(config.trainer.accelerator) == "gpu" else "gloo"
-    return named_on_all_ranks(config.trainer.world_size, config.trainer.timeout, folder, backend)
+    now_in("set-up")
+    ranks = named_on_all_ranks(config.trainer.world_size, config.trainer.timeout, folder, backend)
+    with ranks, in_words_of_settings(config):
+        yield
 
 
 def end_ranks(trainers: Iterable[L.Trainer], error: Stopped | RankError) -> None:
