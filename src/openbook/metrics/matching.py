@@ -131,6 +131,13 @@ def _pattern(answer: str) -> "unicode_re.Pattern[str]":
         ) from error
 
 
+def check_pattern(answer: str) -> None:
+    """OpenBookError where an answer is no regular expression, or one that takes exponentially long on short texts."""
+    pattern = _pattern(answer)
+    for sign in dict.fromkeys((*[sign for sign in answer if sign.isalnum()][:8], *"a0 ")):
+        _matches(pattern.search, sign * 48 + "\0")
+
+
 def _matches(look: Callable[..., object], text: str) -> bool:
     """Whether a pattern's `match` or `search` finds something in the text, in bounded time."""
     try:

@@ -22,6 +22,7 @@ from openbook.utils.outside import check_installed, check_wandb
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
+WORKERS_PER_CORE = 4
 WARMUP_FILES = "warmup.passages warmup.questions warmup.held_out".split()
 
 
@@ -33,6 +34,7 @@ def check(config: Config) -> None:
         *(partial(_check_file, key, str(value_of(config, key))) for key in files),
         partial(parse_columns, config.data.columns),
         partial(_check_devices, config),
+        partial(_check_workers, config),
         partial(check_wandb, config.wandb.mode),
         partial(_check_quantized, config),
         *(partial(check_installed, *one) for one in _optional(config)),
@@ -105,6 +107,18 @@ def _check_devices(config: Config) -> None:
             where="trainer.devices",
             got=devices,
             expected=f"at most {most}, the {of} of this node",
+        )
+
+
+def _check_workers(config: Config) -> None:
+    """Each is a process with the libraries of its own, of half a gigabyte: too many take the machine down."""
+    workers, most = config.data.workers * config.trainer.devices, WORKERS_PER_CORE * n_cores()
+    if workers > most:
+        raise OpenBookError(
+            "more workers than this node can run",
+            where="data.workers",
+            got=f"{config.data.workers} for each of {config.trainer.devices} ranks",
+            expected=f"at most {most} in all, {WORKERS_PER_CORE} per core",
         )
 
 
