@@ -81,6 +81,13 @@ def table(counts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n" + ("\nNot survived:\n\n" + "\n".join(lost) + "\n" if lost else "")
 
 
+def write(counts: dict[str, Any]) -> None:
+    """Both files, after each kind: what was measured stays where a later one is stopped."""
+    TARGET.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table(counts) + END + rest.partition(END)[2], encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
@@ -94,14 +101,13 @@ def main() -> int:
     if not chosen:
         parser.error(f"no such fault: {asked.only}; one of {', '.join(module.NAME for module in modules())}")
     with tempfile.TemporaryDirectory(prefix="openbook-faults-") as folder:
+        found = controls(Path(folder))
         for module in chosen:
             faults[module.NAME] = plant(module, Path(folder), asked.quick)
-        counts = {"faults": faults, "controls": controls(Path(folder))}
-    TARGET.write_text(json.dumps(counts, indent=1) + "\n", encoding="utf-8")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    PAGE.write_text(before + BEGIN + table(counts) + END + rest.partition(END)[2], encoding="utf-8")
-    found = all(one["wrong"] for one in counts["controls"].values())
-    return int(not found or any(faults[module.NAME]["not_survived"] for module in chosen))
+            write({"faults": faults, "controls": found})
+    return int(
+        not all(one["wrong"] for one in found.values()) or any(faults[one.NAME]["not_survived"] for one in chosen)
+    )
 
 
 if __name__ == "__main__":

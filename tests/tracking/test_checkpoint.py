@@ -70,7 +70,7 @@ def test_an_archive_that_only_torch_refuses_is_passed_over(tmp_path: Path) -> No
     last = write(tmp_path / "last.ckpt", 7)
     keep_last(last, 2)
     content = bytearray(write(last, 8).read_bytes())
-    content[content.rfind(b"PK\x05\x06") + 4] ^= 1  # the number of the archive's disk
+    content[content.rfind(b"PK\x06\x06") + 16] ^= 1  # the number of the archive's disk
     last.write_bytes(content)
     assert "multidisk" in damage(last)
     assert newest_sound(last) == tmp_path / "last-1.ckpt"

@@ -106,10 +106,11 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
 def _leave(run: RunFolder, error: BaseException, trainers: list[L.Trainer]) -> None:
     """What a run that ends by an error leaves behind: the batch that made it diverge, and a status that says that it
     has ended: interrupted where the same may go on, failed where it would fail again."""
-    with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
-        module = trainers[0].lightning_module if trainers else None
-        if isinstance(module, QuestionModule) and isinstance(error, Exception):
+    module = trainers[0].lightning_module if trainers else None
+    if isinstance(module, QuestionModule) and isinstance(error, Exception):
+        with suppress(DiskError, RuntimeError):  # of a GPU or disk that has failed the error itself is to be heard of
             _write_divergence(run, module, error)
+    with suppress(DiskError):
         if rank_from_environment() == 0 and (summary := run.read_summary()).get("status") == "running":
             goes_on = isinstance(error, (Stopped, RankError, DiskError, KeyboardInterrupt))
             told = {"status": "interrupted"} if goes_on else {"status": "failed", "error": in_words(error)}

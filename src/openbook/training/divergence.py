@@ -22,11 +22,10 @@ NAME = "diverged.json"
 class DivergedError(OpenBookError):
     """The likelihood, or a weight, is no number any more."""
 
-    def __init__(self, what: str, step: int, got: str = ""):
+    def __init__(self, what: str, step: int):
         super().__init__(
             what,
             where=f"step {step}",
-            got=got,
             action="Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume from an earlier "
             f"checkpoint. {NAME} in the run folder has the batch: ids, scores and norms.",
         )

@@ -112,8 +112,7 @@ def check_writable(folder: str | Path, key: str) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             try:
-                with open(probe, "xb") as file:
-                    file.write(b"\0" * 4096)
+                probe.write_bytes(b"\0" * 4096)
             finally:
                 with suppress(OSError):
                     probe.unlink(missing_ok=True)
