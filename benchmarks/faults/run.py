@@ -58,8 +58,8 @@ def controls(folder: Path) -> dict[str, dict[str, Any]]:
 
     return {
         "torch.save and torch.load, a flipped bit": {
-            "tried": 100,
-            "wrong": by_stock_loading(folder / "control", 100),
+            "tried": 1000,
+            "wrong": by_stock_loading(folder / "control", 1000),
             "what": "loaded with other numbers and no error",
         },
         "torch's sampler, stopped in mid-epoch": {
