@@ -24,7 +24,7 @@ export MALLOC_TOP_PAD_ = 268435456
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train resume evaluate hot-swap index-add compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-data bench-decode bench bench-gpu test lint types clean
+.PHONY: help setup train resume evaluate hot-swap index-add compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-data bench-decode bench bench-gpu faults test lint types clean
 
 help: ## show this list
 	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
@@ -138,6 +138,9 @@ PARTS ?= step loss search encode
 bench-gpu: $(READY) ## on a GPU: step, loss, search and encoding beside transformers and torch: benchmarks/gpu.json, docs/gpu.md (PARTS= QUICK=1)
 	for part in $(PARTS); do $(PY) -W ignore -m benchmarks.gpu.$$part $(if $(QUICK),--quick) || exit 1; done
 	$(if $(QUICK),,$(PY) -m benchmarks.gpu.page)
+
+faults: $(READY) ## plant faults of every kind and count what is survived: docs/faults.json, docs/reliability.md (QUICK=1 ONLY=kills)
+	$(PY) -m benchmarks.faults.run $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)")
 
 test: $(READY) ## run the tests
 	$(PY) -m pytest $(ARGS)

@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 
@@ -140,6 +140,7 @@ class Checkpointing(L.Callback):
     def _write(self, trainer: L.Trainer, path: Path, keep: int = 0) -> None:
         """As trainer.save_checkpoint, but for an error of the rank that writes, which is raised on all."""
         now_in(f"saving after step {trainer.global_step}")
+        cast(Any, trainer.lightning_module).check_finite()
         content = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         with raise_on_all_ranks():
             if keep and trainer.is_global_zero:

@@ -15,7 +15,7 @@ from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import System, now, system, train
 from benchmarks.index.memory import Case, measured
 from openbook.index.vector_store import VectorStore
-from openbook.setup.plan import plan_of, timed
+from openbook.setup.resources.plan import plan_of, timed
 
 Pair = tuple[float, float]
 """Predicted and measured."""

@@ -12,6 +12,7 @@ from openbook.config.checks import problems_of
 from openbook.config.load import list_experiments, load_experiment, load_resolved, to_yaml
 from openbook.config.schema import Config, described_keys, keys_of
 from openbook.errors import OpenBookError
+from openbook.tracking.run_folder import RunFolder
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -151,7 +152,7 @@ def test_nothing_in_a_configuration_needs_torch() -> None:
     assert not any(isinstance(value, torch.Tensor) for _, value, _ in described_keys())
 
 
-@pytest.mark.parametrize("text", ["???", "${nope}", "${oc.env:HOME}", "a ${data.train} b", "0123", "1e3", "null", "${"])
+@pytest.mark.parametrize("text", ["???", "${nope}", "a ${data.train} b", "0123", "1e3", "null", "${"])
 def test_text_is_text(text: str, tmp_path: Path) -> None:
     """In an override, in an experiment's file, and in the file that a run keeps."""
     (tmp_path / "one.yaml").write_text(f"shows: '{text}'\nrun:\n  name: {json.dumps(text)}\n", encoding="utf-8")
@@ -162,6 +163,36 @@ def test_text_is_text(text: str, tmp_path: Path) -> None:
         assert (config.shows, config.run.name) == (text, text)
         (tmp_path / "kept.yaml").write_text(to_yaml(config), encoding="utf-8")
         assert load_resolved(tmp_path / "kept.yaml") == config
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "key ${ oc.decode:x}", "${env:WANDB_API_KEY,none}", "${a.b:c}"])
+def test_nothing_is_fetched_from_elsewhere(text: str, tmp_path: Path) -> None:
+    (tmp_path / "one.yaml").write_text(f"wandb:\n  project: {json.dumps(text)}\n", encoding="utf-8")
+    for words in ([str(tmp_path / "one.yaml")], ["tiny", [f"wandb.project={text}"]]):
+        with pytest.raises(OpenBookError, match=r"fetched from elsewhere.*\(wandb\.project\).*its own environment"):
+            load_experiment(*words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("folder", ["/etc/somewhere", "../beside", "runs/../../out", "elsewhere"])
+def test_a_file_does_not_choose_a_folder_outside_of_runs(folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.yaml"
+    path.write_text(f"run:\n  dir: {folder}\n", encoding="utf-8")
+    with pytest.raises(OpenBookError, match=r"a run folder outside of runs/ \(one\.yaml: run\.dir\)"):
+        load_experiment(str(path))
+    assert load_experiment(str(path), ["run.dir="]).run.dir == ""
+    config = load_experiment(str(path), [f"run.dir={folder}"])  # asked for
+    (tmp_path / "kept.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_resolved(tmp_path / "kept.yaml") == config
+    path.write_text("run:\n  dir: runs/here/one\n", encoding="utf-8")
+    assert load_experiment(str(path)).run.dir == "runs/here/one"
+
+
+@pytest.mark.parametrize("name", ["/abs", "../../x", "a/../../b", "nul\0", "line\nbreak", "n" * 300])
+def test_a_name_stays_in_runs(name: str) -> None:
+    with pytest.raises(OpenBookError, match=r"not a name \(experiment\)"):
+        load_experiment("tiny", [f"experiment={name}"])
+    with pytest.raises(OpenBookError, match=r"a run name must not be a path \(run\.name\)"):
+        RunFolder.choose(load_experiment("tiny", [f"run.name={name}"]))
 
 
 def test_numbers_in_a_file_are_read_by_the_schema(tmp_path: Path) -> None:

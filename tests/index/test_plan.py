@@ -21,8 +21,8 @@ from openbook.errors import OpenBookError
 from openbook.index.plan import Plan, lines
 from openbook.index.plan_fit import check_fits
 from openbook.index.shard_index import IndexOptions, ShardIndex
-from openbook.setup import plan as planning
-from openbook.setup.plan import time_encoding, time_step
+from openbook.setup.resources import plan as planning
+from openbook.setup.resources.plan import time_encoding, time_step
 from openbook.utils.host_memory import current_memory
 
 GIB = 1 << 30

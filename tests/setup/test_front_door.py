@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -53,6 +54,24 @@ def test_a_pattern_that_never_ends() -> None:
         with pytest.raises(OpenBookError, match=r"a regular expression takes too long \(evaluate\.regex_answers\)"):
             look("a" * 60 + "b", [r"(a|aa)+$"], regex=True)
     assert has_answer("the oak grows in the valley", [r"v.lley"], regex=True)
+
+
+@pytest.mark.parametrize(("answer", "said"), [("(beta", "not a regular expression"), ("(a|aa)+$", "takes too long")])
+def test_patterns_are_tried_before_training(small_system: SmallSystem, tmp_path: Path, answer: str, said: str) -> None:
+    file = tmp_path / "test.jsonl"
+    file.write_text(json.dumps({"question": "what ?", "answers": ["fine", answer]}) + "\n", encoding="utf-8")
+    words = [f"data.test={file}", "evaluate.regex_answers=true"]
+    with pytest.raises(OpenBookError, match=rf"an answer cannot be looked for.*{said}.*test\.jsonl:1"):
+        train(small_system.config(tmp_path / "run", *words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_workers_than_the_node_can_run(small_system: SmallSystem, tmp_path: Path) -> None:
+    most = 4 * n_cores()
+    with pytest.raises(OpenBookError, match=rf"\(data\.workers\).*expected at most {most} in all"):
+        train(small_system.config(tmp_path / "run", f"data.workers={most + 1}"))
+    with pytest.raises(OpenBookError, match=r"\(trainer\.devices\): got 0, expected more than 0"):
+        small_system.config(tmp_path / "run", "trainer.devices=0")
 
 
 def test_a_terminal_that_knows_ascii_only(small_system: SmallSystem, tmp_path: Path) -> None:

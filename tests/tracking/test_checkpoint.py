@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openbook.errors import OpenBookError
-from openbook.tracking.checkpoint import keep_last, newest_sound, older, read_checkpoint
+from openbook.tracking.checkpoint import damage, keep_last, newest_sound, older, read_checkpoint
 from openbook.tracking.checkpoint import set_aside_damaged as set_aside
 from openbook.tracking.checkpoint_io import WholeCheckpoints
 
@@ -65,6 +65,16 @@ def test_damage_is_refused_or_without_effect(tmp_path: Path, spoil: Any, part: s
         else:
             seen["equal" if equal(loaded) else "different"] += 1
     assert not seen["different"] and seen["refused"] > 100, seen
+
+
+def test_an_archive_that_only_torch_refuses_is_passed_over(tmp_path: Path) -> None:
+    last = write(tmp_path / "last.ckpt", 7)
+    keep_last(last, 2)
+    content = bytearray(write(last, 8).read_bytes())
+    content[content.rfind(b"PK\x06\x06") + 16] ^= 1  # the number of the archive's disk
+    last.write_bytes(content)
+    assert "multidisk" in damage(last)
+    assert newest_sound(last) == tmp_path / "last-1.ckpt"
 
 
 def test_a_whole_one_loads(tmp_path: Path) -> None:

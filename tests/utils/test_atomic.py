@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -47,6 +48,20 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(
         write()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_planted_links_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "a.txt"
+    victim.write_text("mine")
+    target.symlink_to(victim)
+    atomic.write_text(target, "new")
+    assert (victim.read_text(), target.read_text(), target.is_symlink()) == ("mine", "new", False)
+
+    monkeypatch.setattr("openbook.utils.atomic.uuid.uuid4", lambda: UUID(int=0))
+    (tmp_path / ".a.00000000.txt").symlink_to(victim)
+    with pytest.raises(DiskError):
+        atomic.write_text(target, "newer")
+    assert (victim.read_text(), target.read_text()) == ("mine", "new")
 
 
 def test_of_two_processes_that_write_one_folder_the_first_wins(tmp_path: Path) -> None:

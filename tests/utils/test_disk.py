@@ -118,7 +118,7 @@ def test_sizes(tmp_path: Path) -> None:
 
 def test_a_plan_knows_both_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checkpoints on another disk than the cache are asked of that disk, less those that are there already."""
-    from openbook.setup import space
+    from openbook.setup.resources import space
 
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").write_bytes(bytes(300))

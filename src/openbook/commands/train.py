@@ -17,9 +17,9 @@ from openbook.config.combinations import monitored
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
-from openbook.setup.space import check_checkpoints, checkpoint_bytes, n_checkpoints
+from openbook.setup.resources import plan as planning
+from openbook.setup.resources.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.start_generator import resolve_generator, start_generator
 from openbook.setup.trainer import end_ranks, make_trainer, together, wandb_logger
@@ -27,11 +27,14 @@ from openbook.tracking.checkpoint import check_weights, read_checkpoint
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.tracking.resuming import check_data, check_keys, keeping_the_batch
 from openbook.tracking.run_folder import SHARED, RunFolder
+from openbook.training.base_module import QuestionModule
+from openbook.training.divergence import NAME as DIVERGED
+from openbook.training.divergence import DivergedError, is_finite
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say
 from openbook.utils.disk import DiskError
-from openbook.utils.distributed import RankError
+from openbook.utils.distributed import RankError, in_words
 from openbook.utils.hardware import computing, rank_from_environment
 from openbook.utils.signals import Stopped
 
@@ -104,15 +107,36 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
     except BaseException as error:
         if isinstance(error, (Stopped, RankError)):
             end_ranks(trainers, error)
-        if isinstance(error, (Stopped, RankError, DiskError)) and rank_from_environment() == 0:
-            with suppress(DiskError):  # of a disk that is still full the error itself is the one to hear of
-                if (summary := run.read_summary()).get("status") == "running":
-                    write_json(run.summary, summary | {"status": "interrupted"})
-            if run.config.is_file():
-                say(f"`make resume RUN={run.path}` continues the run")
+        _leave(run, error, trainers)
         raise
     finally:
         os.environ.pop(SHARED, None)
+
+
+def _leave(run: RunFolder, error: BaseException, trainers: list[L.Trainer]) -> None:
+    """What a run that ends by an error leaves behind: the batch that made it diverge, and a status that says that it
+    has ended: interrupted where the same may go on, failed where it would fail again."""
+    module = trainers[0].lightning_module if trainers else None
+    if isinstance(module, QuestionModule) and isinstance(error, Exception):
+        with suppress(DiskError, RuntimeError):  # of a GPU or disk that has failed the error itself is to be heard of
+            _write_divergence(run, module, error)
+    with suppress(DiskError):
+        if rank_from_environment() == 0 and (summary := run.read_summary()).get("status") == "running":
+            goes_on = isinstance(error, (Stopped, RankError, DiskError, KeyboardInterrupt))
+            told = {"status": "interrupted"} if goes_on else {"status": "failed", "error": in_words(error)}
+            write_json(run.summary, summary | told)
+    if isinstance(error, (Stopped, RankError, DiskError)) and rank_from_environment() == 0 and run.config.is_file():
+        say(f"`make resume RUN={run.path}` continues the run")
+
+
+def _write_divergence(run: RunFolder, module: QuestionModule, error: Exception) -> None:
+    """diverged.json, of another rank than the first only where its own batch gave no number: diverged-1.json."""
+    number = rank_from_environment()
+    if (not isinstance(error, DivergedError) and is_finite(module)) or (number and not module.trail.is_hit()):
+        return
+    path = run.path / (f"{Path(DIVERGED).stem}-{number}.json" if number else DIVERGED)
+    write_json(path, module.divergence())
+    say(f"{path} has the last batches: ids, scores and norms")
 
 
 def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, trainers: list[L.Trainer]) -> Stages:

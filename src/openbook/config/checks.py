@@ -1,8 +1,11 @@
-"""What can be seen to be wrong with a configuration without opening a file: ranges and combinations."""
+"""What can be seen to be wrong with a configuration without opening a file: keys, types, ranges and combinations."""
 
+import difflib
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from pathlib import PurePath
+from typing import Any, get_type_hints
 
 from openbook.config.combinations import (
     Check,
@@ -53,6 +56,10 @@ FRACTIONS = (
 )
 
 
+# ${oc.env:NAME} and its like, by which OmegaConf would fetch a value from elsewhere and write it into the run folder.
+_RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")
+_LONGEST = 200  # bytes of a name; file systems take 255, and numbers and suffixes are added to it
+NAMES = f"a name in runs/, without control characters, of at most {_LONGEST} bytes"
 LARGEST = 2**40  # of any number: beyond it what is counted, allocated or multiplied with it fails far from here
 
 
@@ -78,6 +85,13 @@ def longest_answer(config: Config) -> tuple[str, int]:
     if decoded > config.data.max_target_tokens:
         return "decode.max_tokens", decoded
     return "data.max_target_tokens", config.data.max_target_tokens
+
+
+def is_name(name: str) -> bool:
+    """Whether a name of a run or of an experiment stays inside of runs/ and can be that of a folder."""
+    path = PurePath(name)
+    leads_out = path.is_absolute() or ".." in path.parts
+    return not leads_out and name.isprintable() and len(name.encode(errors="replace")) <= _LONGEST
 
 
 def encoder_keys(config: Config) -> list[str]:
@@ -118,6 +132,20 @@ def problems_of(config: Config, training: bool = True) -> list[OpenBookError]:
             for key in keys
         ),
     )
+    problems += _failures(
+        config,
+        (
+            Check(
+                isinstance(value, str) and bool(_RESOLVER.search(value)),
+                "a value that would be fetched from elsewhere, and kept in the run folder",
+                key,
+                "the value itself; no ${NAME:...} is resolved",
+                "A key for wandb or the hub stays in its own environment variable: no setting needs it.",
+            )
+            for key, value in _values(config)
+        ),
+    )
+    problems += _failures(config, [Check(not is_name(config.experiment), "not a name", "experiment", NAMES)])
     refresh = config.refresh
     try:
         every = "30" if refresh.every == AUTO else refresh.every
@@ -186,3 +214,25 @@ def _source_checks(config: Config) -> list[Check]:
             for key in ("train", "validation", "test")
         ),
     ]
+
+
+def unknown_key(key: str, where: str, known: list[str]) -> OpenBookError:
+    """The nearest right key: by the whole dotted name, else by its last part alone (lr -> optim.lr_generator)."""
+    last = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(key, known, 1, 0.75) or [k for k in known if k.rsplit(".", 1)[-1] == last]
+    if not near:
+        lasts = difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], 1, 0.6)
+        near = [k for k in known if lasts and k.endswith("." + lasts[0])]
+    hint = f"Did you mean {near[0]}?" if near else "`python -m openbook keys` lists every key."
+    return OpenBookError("unknown key", where=where, got=key, expected="a key of the configuration", action=hint)
+
+
+def expected_at(key: str, said: str) -> str:
+    """What the schema wants at a key, in words."""
+    schema: Any = Config
+    for part in key.split("."):
+        schema = get_type_hints(schema)[part]
+    choices = getattr(schema, "__args__", None)
+    if choices:
+        return "one of " + ", ".join(map(str, choices))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(schema, said)

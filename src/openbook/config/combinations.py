@@ -70,7 +70,7 @@ def dpr_checks(config: Config) -> list[Check]:
 
 def batch_checks(config: Config) -> list[Check]:
     trainer = config.trainer
-    share = -(-trainer.questions_per_pass // trainer.world_size)
+    share = -(-trainer.questions_per_pass // max(1, trainer.world_size))
     return [
         Check(
             trainer.global_batch_size and share != trainer.batch_size,

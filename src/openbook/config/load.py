@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from openbook.config.checks import problems_of
+from openbook.config.checks import expected_at, problems_of, unknown_key
 from openbook.config.data import BUILT_IN, EMBEDDED, QUESTIONS, DataConfig
 from openbook.config.schema import Config, keys_of
 from openbook.errors import OpenBookError, raise_all
@@ -51,7 +51,9 @@ def load_experiment(
     for origin, file in chain:
         plain = {key: value for key, value in file.items() if key != FOR_EMBEDDED}
         leaves += [(key, value, f"{origin}: {key}") for key, value in _leaves(plain)]
-    problems: list[OpenBookError] = []
+    problems = [_elsewhere(where, value) for key, value, where in leaves if key == "run.dir" and _is_elsewhere(value)]
+    if any(override.startswith("run.dir=") for override in overrides):
+        problems = []
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -66,6 +68,7 @@ def load_resolved(path: Path, overrides: Sequence[str] = (), training: bool = Tr
     not asked for."""
     kept = dict(_leaves(_mapping(path)))
     older = [f"{key}={value}" for key, value in BEFORE.items() if key not in kept]
+    older.append(f"run.dir={kept.get('run.dir', '')}")  # that of the command line which the run was started with
     if "evaluate.checkpoint" not in kept and kept.get("trainer.monitor", "auto") == "auto":
         older.append(f"trainer.monitor={'recall_at_1' if kept.get('objective') == 'dpr' else 'exact_match'}")
     name = str(kept.get("experiment", path.stem))
@@ -188,6 +191,23 @@ def _leaves(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", value
 
 
+def _is_elsewhere(folder: Any) -> bool:
+    """Whether a run folder that a file names lies outside of runs/."""
+    parts = Path(str(folder)).parts
+    return bool(parts) and (parts[0] != "runs" or ".." in parts)
+
+
+def _elsewhere(where: str, folder: Any) -> OpenBookError:
+    """A file that comes from someone else must not choose which folder of this machine is written to."""
+    return OpenBookError(
+        "an experiment's file names a run folder outside of runs/",
+        where=where,
+        got=repr(folder),
+        expected="run.dir on the command line, or a folder in runs/",
+        action="Say run.dir=FOLDER yourself where you mean it; run.dir= goes without.",
+    )
+
+
 def _checked(leaves: list[tuple[str, Any, str]], problems: list[OpenBookError], training: bool) -> Config:
     known = list(keys_of())
     merged = OmegaConf.structured(Config)
@@ -198,7 +218,7 @@ def _checked(leaves: list[tuple[str, Any, str]], problems: list[OpenBookError], 
     texts: dict[str, str] = {}
     for key, value, where in leaves:
         if key not in known:
-            problems.append(_unknown(key, where, known))
+            problems.append(unknown_key(key, where, known))
             continue
         held = f"text {len(texts)} that OmegaConf would read as something else"
         if isinstance(value, str) and (value == "???" or "${" in value):
@@ -208,7 +228,7 @@ def _checked(leaves: list[tuple[str, Any, str]], problems: list[OpenBookError], 
         except OmegaConfBaseException as error:
             said = str(error).split("\n", 1)[0]
             problems.append(
-                OpenBookError("wrong type of value", where=where, got=repr(value), expected=_expected(key, said))
+                OpenBookError("wrong type of value", where=where, got=repr(value), expected=expected_at(key, said))
             )
     raise_all(problems)
     config: Config = _with_texts(OmegaConf.to_object(merged), texts)
@@ -226,25 +246,3 @@ def _with_texts(section: Any, texts: Mapping[str, str]) -> Any:
             for name, value in values.items()
         },
     )
-
-
-def _unknown(key: str, where: str, known: list[str]) -> OpenBookError:
-    """The nearest right key: by the whole dotted name, else by its last part alone (lr -> optim.lr_generator)."""
-    last = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, known, 1, 0.75) or [k for k in known if k.rsplit(".", 1)[-1] == last]
-    if not near:
-        lasts = difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], 1, 0.6)
-        near = [k for k in known if lasts and k.endswith("." + lasts[0])]
-    hint = f"Did you mean {near[0]}?" if near else "`python -m openbook keys` lists every key."
-    return OpenBookError("unknown key", where=where, got=key, expected="a key of the configuration", action=hint)
-
-
-def _expected(key: str, said: str) -> str:
-    """What the schema wants at a key, in words."""
-    schema: Any = Config
-    for part in key.split("."):
-        schema = get_type_hints(schema)[part]
-    choices = getattr(schema, "__args__", None)
-    if choices:
-        return "one of " + ", ".join(map(str, choices))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(schema, said)

@@ -141,6 +141,13 @@ def _pattern(answer: str) -> "unicode_re.Pattern[str]":
         ) from error
 
 
+def check_pattern(answer: str) -> None:
+    """OpenBookError where an answer is no regular expression, or one that takes exponentially long on short texts."""
+    pattern = _pattern(answer)
+    for sign in dict.fromkeys((*[sign for sign in answer if sign.isalnum()][:8], *"a0 ")):
+        _in_time(pattern, pattern.search, sign * 48 + "\0")
+
+
 def _in_time(pattern: "unicode_re.Pattern[str]", look: Callable[..., Any], text: str) -> Any:
     """What a way to use a pattern finds in the text, in bounded time."""
     try:

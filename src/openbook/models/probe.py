@@ -50,6 +50,7 @@ def probe_generator(
             action="Make the two agree in the model's folder.",
         )
     module: nn.Module = generator  # type: ignore[assignment]
+    check_finite(module, where)
     _check_first_token(generator, tokenizer, where)
     own = getattr(generator, "model", None)
     same = partial(_same, tolerance=QUANTIZED_TOLERANCE if getattr(own, "is_quantized", False) else TOLERANCE)
@@ -105,6 +106,7 @@ def probe_encoder(
     model: Any = encoder.model
     rows = model.get_input_embeddings().num_embeddings
     _check_vocabulary(rows, tokenizer, where)
+    check_finite(encoder, where)
     with _trial(encoder, where, "encode a padded batch"), torch.no_grad():
         ids, mask = _padded(rows, (12, 7), style.pad, next(encoder.parameters()).device, style.pads_left)
         alone = torch.cat([encoder(ids[:1], mask[:1]), encoder(ids[1:][mask[1:]][None], None)])
@@ -131,6 +133,21 @@ def freeze_unreached(module: Any, where: str) -> None:
     module.zero_grad(set_to_none=True)
     if unreached:
         say(f"{where}: {len(unreached)} weights that no output depends on are not trained, the first is {unreached[0]}")
+
+
+def check_finite(module: nn.Module, where: str) -> None:
+    """OpenBookError where a weight is NaN or infinite: training would seem to diverge at its first step."""
+    # The least and the largest, which take no memory; of weights in 8 bits the scales are looked at.
+    named = [(name, value.detach()) for name, value in module.named_parameters() if value.is_floating_point()]
+    wrong = [name for name, value in named if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all()]
+    if wrong:
+        raise OpenBookError(
+            "the model's folder holds weights that are not numbers",
+            where=where,
+            got=f"NaN or infinity in {len(wrong)} of {len(named)} weights, the first is {wrong[0]}",
+            expected="finite weights",
+            action="The folder is damaged, or of a training that diverged: copy it again, or name another.",
+        )
 
 
 def _check_first_token(generator: Any, tokenizer: Any, where: str) -> None:

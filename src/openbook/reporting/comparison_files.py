@@ -7,7 +7,7 @@ from typing import Any
 from openbook.reporting import published as paper
 from openbook.reporting.comparison_plots import plot_rows, plot_sweep
 from openbook.reporting.comparison_table import Row, as_json, markdown, orderings, orderings_table, sweep_table, table
-from openbook.utils.atomic import write_json
+from openbook.utils.atomic import write_json, write_text
 
 SWEEP = "n_docs_at_test"  # The key of the sweep over numbers of passages in table.json.
 
@@ -36,7 +36,7 @@ def write_folder(folder: Path, rows: Sequence[Row], sweep: Sweep, command: str, 
     runs: experiment -> seed -> run folder, for table.json.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(tables(rows, sweep, command), encoding="utf-8")
+    write_text(folder / "table.md", tables(rows, sweep, command))
     content = {
         "command": command,
         "experiments": {

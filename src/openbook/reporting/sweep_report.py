@@ -11,7 +11,7 @@ from rich.table import Table
 
 from openbook.reporting.comparison_table import markdown
 from openbook.reporting.plot_style import GREY, MEASURES, drawing
-from openbook.utils.atomic import write_json
+from openbook.utils.atomic import write_json, write_text
 from openbook.utils.console import console
 
 
@@ -45,7 +45,7 @@ def print_sweep(tried: Sequence[Tried], metric: Metric) -> None:
 def write_sweep(folder: Path, tried: Sequence[Tried], metric: Metric, command: str) -> None:
     """table.md, trials.json, parallel.png and parallel.svg."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(f"`{command}`\n\n{markdown(_lines(tried, metric))}", encoding="utf-8")
+    write_text(folder / "table.md", f"`{command}`\n\n{markdown(_lines(tried, metric))}")
     content = {
         "command": command,
         "metric": {"name": metric[0], "goal": "maximize" if metric[1] else "minimize"},

@@ -30,12 +30,12 @@ from openbook.retrieval.base import Retriever
 from openbook.retrieval.bm25 import BM25Retriever
 from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.setup import models as setup_models
-from openbook.setup import plan as planning
 from openbook.setup import warmup as setup_warmup
 from openbook.setup.encoders import encoder_dim, follow_folders
 from openbook.setup.inputs import data as setup_data
 from openbook.setup.inputs.joins import Count, check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
+from openbook.setup.resources import plan as planning
 from openbook.setup.settle import settle
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule

@@ -6,8 +6,8 @@ import signal
 import subprocess
 import time
 import warnings
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from openbook.config.load import flat
 from openbook.config.schema import Config
+from openbook.setup.resources.out_of_memory import in_words_of_settings
 from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
-from openbook.utils.distributed import RankError, raise_if_any_rank_failed
+from openbook.utils.distributed import RankError, now_in, raise_if_any_rank_failed
 from openbook.utils.hardware import accelerator, autocast_dtype
 from openbook.utils.rank_failure import named_on_all_ranks
 from openbook.utils.signals import Stopped
@@ -48,10 +49,15 @@ class Ranks(DDPStrategy):
         raise_if_any_rank_failed(None)
 
 
-def together(config: Config, folder: Path) -> AbstractContextManager[None]:
-    """What one rank of the configuration raises inside is named by all of them. folder: of the run."""
+@contextmanager
+def together(config: Config, folder: Path) -> Iterator[None]:
+    """What one rank of the configuration raises inside is named by all of them, and missing memory in a sentence.
+    folder: of the run."""
     backend = "nccl" if accelerator(config.trainer.accelerator) == "gpu" else "gloo"
-    return named_on_all_ranks(config.trainer.world_size, config.trainer.timeout, folder, backend)
+    now_in("set-up")
+    ranks = named_on_all_ranks(config.trainer.world_size, config.trainer.timeout, folder, backend)
+    with ranks, in_words_of_settings(config):
+        yield
 
 
 def end_ranks(trainers: Iterable[L.Trainer], error: Stopped | RankError) -> None:
@@ -101,8 +107,11 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
 
 def wandb_logger(config: Config, run: RunFolder) -> Logger:
     """The run id is a hash of the run folder, so that a resumed run continues its own curves."""
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
+    # What wandb would gather of its own accord: the command line, the repository's remote address, an e-mail address.
+    silent = wandb.Settings(x_disable_meta=True, disable_git=True, disable_code=True)
     identity = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12]
     logger = WandbLogger(
         project=config.wandb.project,
@@ -110,6 +119,7 @@ def wandb_logger(config: Config, run: RunFolder) -> Logger:
         id=identity,
         save_dir=run.path,
         offline=config.wandb.mode == "offline",
+        settings=silent,
     )
     logger.log_hyperparams(flat(config))
     return logger

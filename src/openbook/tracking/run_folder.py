@@ -10,6 +10,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from openbook.config.checks import NAMES, is_name
 from openbook.config.load import load_resolved, to_yaml
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
@@ -64,8 +65,14 @@ class RunFolder:
             )
         name = config.run.name or (f"job-{job}" if job else "")
         path = RUNS / config.experiment / (name or time.strftime("%Y%m%d-%H%M%S"))
-        if ".." in path.parts:
-            raise OpenBookError("a run name must not be a path", where="run.name", got=repr(config.run.name))
+        if not is_name(name):
+            raise OpenBookError(
+                "a run name must not be a path",
+                where="run.name",
+                got=repr(name[:80]),
+                expected=NAMES,
+                action="run.dir=FOLDER puts a run elsewhere.",
+            )
         run = cls(path)
         run.named_by_time = not name
         return run

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from openbook.batch import Batch
 from openbook.config.evaluation import WATCHED
 from openbook.config.training import OptimConfig
-from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
 from openbook.metrics.ranking import summarize_ranking
 from openbook.retrieval.base import Retriever
+from openbook.training.divergence import DivergedError, Trail, is_finite
 from openbook.training.optimizer import learning_rate_factor, learning_rate_schedule, parameter_groups
 from openbook.utils.distributed import gather_objects, sum_over_ranks, world_size
 
@@ -34,6 +34,7 @@ class QuestionModule(L.LightningModule):
         self.summary: dict[str, Any] = {}
         self.index_is_exact = False
         self.depth = self.test_depth = 0
+        self.trail = Trail()
         self._units = torch.zeros(())
         self._logged_step, self._logged = -1, list[float]()
 
@@ -73,6 +74,7 @@ class QuestionModule(L.LightningModule):
         with a gradient scaler would unscale too late; bf16 needs no scaler."""
         if gradient_clip_val:
             norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            self.trail.clipped(self.global_step + 1, norm)
             self.log("train/grad_norm", norm, rank_zero_only=True)
 
     @property
@@ -133,12 +135,22 @@ class QuestionModule(L.LightningModule):
             for old, group in zip(saved["param_groups"], groups, strict=True):
                 old |= {"initial_lr": group["lr"], "lr": group["lr"] * now, "weight_decay": group["weight_decay"]}
 
-    def diverged(self) -> OpenBookError:
+    def diverged(self) -> DivergedError:
         """What is raised when the likelihood is not a number."""
-        action = (
-            "Training has diverged: lower optim.lr_*, raise optim.warmup_steps, or resume from an earlier checkpoint."
-        )
-        return OpenBookError("the likelihood is not a number", where=f"step {self.global_step}", action=action)
+        return DivergedError("the likelihood is not a number", self.global_step + 1)
+
+    def check_finite(self) -> None:
+        """DivergedError where a weight is no number: no checkpoint of such weights takes the place of a sound one."""
+        if not is_finite(self):
+            raise DivergedError("weights are not numbers any more", self.global_step)
+
+    def passage_ids(self, rows: list[int]) -> list[str]:
+        """The ids of rows of the corpus."""
+        return list(map(str, rows))
+
+    def divergence(self) -> dict[str, Any]:
+        """The last two steps, and the weights as they are, for diverged.json."""
+        return self.trail.report(self.parts(), self.passage_ids)
 
     def _summarize(self, resamples: int) -> None:
         gathered = gather_objects([prediction.to_json() for prediction in self.predictions])

@@ -49,6 +49,7 @@ class DprModule(QuestionModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The loss is the mean over the questions of the optimizer step, of all ranks; so are the measures."""
         nll, hits, weight = self.likelihood(batch)
+        self.trail.read(self.global_step + 1, batch, nll=nll)
         sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
         total, n_hits, questions = self.sums_of_step(sums)
         if math.isnan(total):

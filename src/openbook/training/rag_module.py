@@ -87,9 +87,11 @@ class RagModule(QuestionModule):
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
             loss = loss + (lesson.nll * loss_weight).sum()
             self._log_teacher(self.teacher, lesson.nll.detach(), batch.weight * lesson.known)
+        scores = {"doc_scores": doc_scores.detach(), "index_scores": retrieved.index_scores.detach()}
+        self.trail.read(self.global_step + 1, batch, retrieved.rows, nll=read.nll, **scores)
         self._log(read.nll, read.minimised, batch)
-        measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, "doc_scores": doc_scores.detach()}
-        return {"loss": loss, **measured, "rows": retrieved.rows, "index_scores": retrieved.index_scores.detach()}
+        measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, **scores}
+        return {"loss": loss, **measured, "rows": retrieved.rows}
 
     def read(self, batch: Batch, rows: Tensor, doc_scores: Tensor, loss_weight: Tensor) -> Read:
         """The targets read from passages rows [batch, n_docs] (on the CPU): the objective, weighed by loss_weight
@@ -129,6 +131,9 @@ class RagModule(QuestionModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.predictions.extend(self.answering(batch, self.retriever, self.index_is_exact, self.depth))
+
+    def passage_ids(self, rows: list[int]) -> list[str]:
+        return [passage.id for passage in self.answering.corpus.passages(rows)]
 
     def parts(self) -> list[tuple[str, nn.Module, float]]:
         generator = ("generator", cast(nn.Module, self.generator), self.optim.lr_generator or self.optim.lr)

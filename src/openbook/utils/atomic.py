@@ -18,11 +18,13 @@ from openbook.utils.disk import writing
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`, with its suffix; what the block writes there replaces `path`,
-    flushed to disk first. If the block fails, the temporary file is removed and `path` stays as it was."""
+    flushed to disk first. If the block fails, the temporary file is removed and `path` stays as it was. A link that is
+    planted at either name is not followed."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         with writing(path):
+            _create(temporary)
             yield temporary
             with open(temporary, "rb+") as written:
                 os.fsync(written.fileno())
@@ -59,6 +61,11 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
             shutil.rmtree(before, ignore_errors=True)
+
+
+def _create(path: Path) -> None:
+    """An empty file that was not there: what another user has planted at the name, a link above all, is refused."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0), 0o666))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:

@@ -170,7 +170,7 @@ def raise_if_any_rank_failed(error: Exception | None) -> None:
         raise RankError(f"rank {who} failed", where=where, got=text)
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     return str(error) if isinstance(error, OpenBookError) else repr(error)
 
 

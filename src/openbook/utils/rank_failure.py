@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from openbook.utils.atomic import write_text
+from openbook.utils.disk import DiskError
 from openbook.utils.distributed import (
     RankError,
     in_words,
@@ -138,8 +140,8 @@ def _reason(note: Path) -> str:
 def _publish(text: str, note: Path) -> None:
     with suppress(Exception):
         dist.distributed_c10d._get_default_store().set(_KEY, text)
-    with suppress(OSError):  # whatever failed, the disk among it
-        note.write_text(text, encoding="utf-8")
+    with suppress(DiskError):  # whatever failed, the disk among it
+        write_text(note, text)
 
 
 def _missing() -> list[str]:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from openbook.config.checks import value_of
+from openbook.config.checks import NAMES, is_name, value_of
 from openbook.config.combinations import measured_in_validation
 from openbook.config.load import EXPERIMENTS, load_experiment
 from openbook.config.schema import Config, keys_of, override_text
@@ -74,6 +74,8 @@ class SweepFile:
         check(unknown, "wandb knows no such key", ", ".join(unknown), f"of {', '.join(sorted(KNOWN))}")
         metric, method = content.get("metric"), content.get("method")
         check(method not in ("grid", "random", "bayes"), "an unknown method", method, "grid, random or bayes")
+        name = str(content.get("name") or path.stem)
+        check(not is_name(name) or "/" in name, "the name of a sweep must not be a path", repr(name), NAMES)
         goal = metric.get("goal", "minimize") if isinstance(metric, dict) else None
         check(
             not (isinstance(metric, dict) and metric.get("name") and goal in ("maximize", "minimize")),
@@ -98,7 +100,7 @@ class SweepFile:
         assert isinstance(metric, dict) and isinstance(parameters, dict)
         named = (str(metric["name"]), goal == "maximize")
         early = bool(content.get("early_terminate"))
-        return cls(path, str(content.get("name") or path.stem), str(method), named, parameters, cap, early)
+        return cls(path, name, str(method), named, parameters, cap, early)
 
     def trials(self, count: int = 0, seed: int = 0) -> list[Trial]:
         """grid: every combination, the last parameter changing fastest; random: count draws, the same for the same

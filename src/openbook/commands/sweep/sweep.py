@@ -17,6 +17,7 @@ from openbook.reporting.comparison_table import measures
 from openbook.reporting.sweep_report import Tried, print_sweep, write_sweep
 from openbook.tracking.curves import read_metrics
 from openbook.tracking.search.run_search import Runs, total
+from openbook.utils.atomic import write_text
 from openbook.utils.console import duration, say
 
 
@@ -107,5 +108,5 @@ def _for_wandb(experiment: str, file: SweepFile, args: Sequence[str], runs: Path
     ]
     target = runs / config.experiment / "sweeps" / f"{file.name}.yaml"
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    write_text(target, yaml.safe_dump(content, sort_keys=False))
     say(f"wandb sweep --project {config.wandb.project} {target}\nwandb agent ID")

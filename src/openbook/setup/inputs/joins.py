@@ -14,7 +14,7 @@ from openbook.data.inputs import token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.errors import OpenBookError, raise_all
 from openbook.inference.evidence import own_row
-from openbook.metrics.matching import answers_in_texts, has_answer, normalize_answer
+from openbook.metrics.matching import answers_in_texts, check_pattern, has_answer, normalize_answer
 from openbook.metrics.summary import is_label
 from openbook.retrieval.bm25 import BM25Index
 from openbook.setup.inputs.data import Parts
@@ -49,6 +49,8 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
 
     if config.objective != "closed_book":
         _passages_cut(config, parts.corpus, parts)
+    if config.evaluate.regex_answers:
+        _check_patterns(questions)
     for split, file in questions.items():
         where, some = f"data.{split}", _spread(file, SAMPLE)
         positives = [one for example in _spread(file, 10 * SAMPLE) for one in example.positive_ids]
@@ -96,6 +98,18 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
                 )
     raise_all(problems)
     return counts
+
+
+def _check_patterns(questions: dict[str, QuestionFile]) -> None:
+    """Every answer that will be looked for is a regular expression, and one that ends: found before training."""
+    for file in questions.values():
+        for index, example in enumerate(file):
+            for answer in example.answers:
+                try:
+                    check_pattern(answer)
+                except OpenBookError as error:
+                    line = f"{file.path}:{file.line_number(index)}"
+                    raise OpenBookError(f"an answer cannot be looked for: {error}", where=line) from error
 
 
 def answers_nowhere(corpus: Corpus, where: str, file: QuestionFile) -> Count:

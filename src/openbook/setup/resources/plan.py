@@ -23,7 +23,7 @@ from openbook.index.plan_fit import check_fits
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.encoders import encoder_dim
-from openbook.setup.space import bytes_of, check_checkpoints, checkpoint_bytes, n_checkpoints
+from openbook.setup.resources.space import bytes_of, check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
