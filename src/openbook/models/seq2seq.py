@@ -139,7 +139,7 @@ def load_generator(
             got=f"{path} of type {written.get('model_type')}, architectures {written.get('architectures')}",
             expected="an encoder-decoder (BART, T5) or a causal language model (Llama, Qwen) with its head",
         )
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
     set_dropout(config, dropout)
     # M2M100's default leaves out whole layers at random, whose gradients several ranks would wait for.
     config.update({name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(config, name)})

@@ -16,14 +16,18 @@ from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.inputs import target_start, targets
+from openbook.errors import OpenBookError
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
+from openbook.models.cast_weights import hold_in_bf16
 from openbook.models.contexts import ContextBuilder
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator
+from openbook.models.lora import has_adapters
 from openbook.models.probe import freeze_unreached, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
+from openbook.models.small_reader.model import MiniLMReader
 from openbook.objectives.by_name import LIKELIHOOD_OF
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
@@ -74,11 +78,14 @@ def rag_module(
     )
     if config.trainer.world_size > 1:
         freeze_unreached(generator, "generator.model")
+    if config.generator.weights == "bf16":
+        _in_bf16(generator)
     contexts = ContextBuilder(
         parts.corpus.tokens("generator"),
         parts.in_context,
         config.data.max_context_tokens,
         tokens_per_pass(config),
+        one_pass=config.generator.sharded,
     )
     return RagModule(
         retriever,
@@ -97,6 +104,18 @@ def rag_module(
         loss=loss,
         teacher=teacher,
     )
+
+
+def _in_bf16(generator: Generator) -> None:
+    if isinstance(generator, MiniLMReader):
+        raise OpenBookError(
+            "the small reader is small, and its weights are fp32",
+            where="generator.weights",
+            got="bf16",
+            expected="fp32, or a transformers model as generator.model",
+        )
+    hold_in_bf16(cast(nn.Module, generator))
+    say("the generator's weights are held in bf16" + (", its adapters in fp32" * has_adapters(generator.model)))
 
 
 def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:

@@ -14,6 +14,7 @@ from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.tracking.checkpoint import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
+from openbook.training.sharded_strategy import ShardedGenerator
 from openbook.utils.hardware import accelerator, autocast_dtype
 
 
@@ -34,9 +35,7 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
         accelerator=on,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=DDPStrategy(broadcast_buffers=False)
-        if settings.world_size > 1
-        else "auto",  # the only buffers are frozen weights
+        strategy=_strategy(config) if settings.world_size > 1 else "auto",
         precision="bf16-mixed" if autocast_dtype(settings.precision, on) else "32-true",
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,
@@ -56,6 +55,11 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
     # Lightning's own handlers would swallow a signal outside of training, and on one rank alone hang the others.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def _strategy(config: Config) -> DDPStrategy:
+    """Of several ranks. The only buffers are frozen weights."""
+    return (ShardedGenerator if config.generator.sharded else DDPStrategy)(broadcast_buffers=False)
 
 
 def wandb_logger(config: Config, run: RunFolder) -> Logger:

@@ -15,7 +15,13 @@ from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction
 from openbook.metrics.ranking import summarize_ranking
 from openbook.retrieval.base import Retriever
-from openbook.training.optimizer import learning_rate_factor, learning_rate_schedule, parameter_groups
+from openbook.training.optimizer import (
+    learning_rate_factor,
+    learning_rate_schedule,
+    optimizer_of,
+    parameter_groups,
+)
+from openbook.training.sharding import clip_grad_norm, local
 from openbook.utils.distributed import gather_objects, sum_over_ranks, world_size
 
 
@@ -72,7 +78,7 @@ class QuestionModule(L.LightningModule):
         """By norm over all parts together. Lightning refuses to clip for a fused optimizer under autocast, because one
         with a gradient scaler would unscale too late; bf16 needs no scaler."""
         if gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            norm = clip_grad_norm(self.parameters(), gradient_clip_val)
             self.log("train/grad_norm", norm, rank_zero_only=True)
 
     @property
@@ -95,7 +101,7 @@ class QuestionModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.accumulate == 1:
             return
-        gradients = [value.grad for value in self.parameters() if value.grad is not None]
+        gradients = [local(value.grad) for value in self.parameters() if value.grad is not None]
         total = sum_over_ranks(self._units).clamp(min=1)
         for gradient in gradients:
             gradient /= total.to(gradient.device)
@@ -115,7 +121,9 @@ class QuestionModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim, retriever = self.optim, self.retriever
-        optimizer = torch.optim.AdamW(parameter_groups(self.parts(), optim.weight_decay), fused=True)
+        parts = self.parts()
+        modules = [module for _, module, _ in parts]
+        optimizer = optimizer_of(optim.name, parameter_groups(parts, optim.weight_decay), modules)
         optimizer.register_step_post_hook(lambda *_: retriever.weights_changed())
         schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
