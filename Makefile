@@ -55,7 +55,7 @@ compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make 
 	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)
 	$(if $(DOCS),$(if $(DRY),,$(PY) -m benchmarks.common.docs_results compare $(COMPARED)))
 
-plan: $(READY) ## estimate the memory, disk and time that an experiment's index needs
+plan: $(READY) ## estimate the memory, disk and time that an experiment's models and index need
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)
 
 answers: $(READY) ## print answers and the passages they are based on: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]

