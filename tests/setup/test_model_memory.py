@@ -93,9 +93,9 @@ def test_which_cards_fit_and_what_would_save() -> None:
     assert [said.index(one) for one in savings] == sorted(said.index(one) for one in savings)
     open_card = replace(config, trainer=TrainerConfig())
     check_card(need, open_card, None)
-    check_card(need, open_card, 37 * GIB)
+    check_card(need, open_card, 33 * GIB)  # a step has been run on that card: its activations fit
     with pytest.raises(OpenBookError, match=r"trainer\.accelerator"):
-        check_card(need, open_card, 36 * GIB)
+        check_card(need, open_card, 32 * GIB)
     assert "fits 24 GiB no, 40 GiB barely, 80 GiB yes" in "\n".join(lines(need, open_card, torch.bfloat16))
     assert "measured here in bfloat16" in "\n".join(lines(need, open_card, torch.bfloat16))
     assert "no rank alone can hold" in "\n".join(lines(replace(need, activations=None), open_card, torch.float32))

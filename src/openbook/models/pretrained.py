@@ -23,6 +23,7 @@ transformers_logging.disable_progress_bar()  # a bar per file of weights, for wh
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "source.spm")
 
 # What configurations call the dropout of their layers.
 DROPOUTS = """dropout dropout_rate attention_dropout activation_dropout hidden_dropout embedding_dropout mlp_dropout
@@ -128,7 +129,7 @@ def model_facts(name: str) -> dict[str, Any]:
 def needs_sentencepiece(name: str) -> bool:
     """Whether the tokenizer beside a model is sentencepiece's own file alone, without transformers' tokenizer.json."""
     path = Path(model_folder(name))
-    return any(path.glob("*.model")) and not (path / "tokenizer.json").is_file()
+    return any((path / file).is_file() for file in SENTENCEPIECE) and not (path / "tokenizer.json").is_file()
 
 
 def model_config(name: str) -> Any:

@@ -52,8 +52,14 @@ class ModelMemory:
         return sum(part.weights + part.moments for part in self.parts)
 
     @property
+    def certain(self) -> int:
+        """What is there at once at every optimizer step, after activations are gone."""
+        return self.kept + sum(part.gradients for part in self.parts) + self.index
+
+    @property
     def training(self) -> int:
-        return self.kept + sum(part.gradients for part in self.parts) + (self.activations or 0) + self.index
+        """The most that it can be: of several forward passes, activations are beside all gradients."""
+        return self.certain + (self.activations or 0)
 
     @property
     def evaluation(self) -> int:
@@ -147,14 +153,15 @@ def lines(memory: ModelMemory, config: Config, dtype: torch.dtype) -> list[str]:
 
 
 def check_card(memory: ModelMemory, config: Config, card: int | None) -> None:
-    """OpenBookError where the models do not fit the card of the configuration, or else that of this machine."""
-    room = int(config.trainer.card_gib * 2**30) or card
-    if room is None or memory.total <= room:
+    """OpenBookError where the models do not fit the card of the configuration, or cannot fit that of this machine."""
+    planned = int(config.trainer.card_gib * 2**30)
+    room, need = (planned, memory.total) if planned else (card, max(memory.certain, memory.evaluation))
+    if room is None or need <= room:
         return
     raise OpenBookError(
         "the models do not fit the card",
         where="trainer.card_gib" if config.trainer.card_gib else "trainer.accelerator",
-        got=f"{human(memory.total)} of weights, gradients, optimizer state, activations and index",
+        got=f"{human(need)} of weights, gradients, optimizer state{', activations' if planned else ''} and index",
         expected=f"at most {human(room)}",
         action=" ".join(_savings(memory, config)),
     )

@@ -47,6 +47,10 @@ class ShardedGenerator(DDPStrategy):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, parts)
         return super()._setup_model(model)
 
+    def _register_ddp_hooks(self) -> None:
+        if isinstance(self.model, DistributedDataParallel):
+            super()._register_ddp_hooks()
+
     def teardown(self) -> None:
         """As ModelParallelStrategy does: what is in parts stays on its device."""
         assert self.cluster_environment is not None and self.accelerator is not None
