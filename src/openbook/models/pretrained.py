@@ -16,7 +16,7 @@ from openbook.config.models import MINILM, SMOLLM2
 from openbook.errors import OpenBookError
 from openbook.models.decoder_only.smollm import smollm_folder
 from openbook.utils.console import say
-from openbook.utils.outside import check_hub, is_hub_name
+from openbook.utils.outside import check_hub, check_installed, is_hub_name
 
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
@@ -118,18 +118,14 @@ def check_model_folder(name: str, key: str) -> None:
     for wrong, error in problems:
         if wrong:
             raise error
+    if any((path / file).is_file() for file in SENTENCEPIECE) and not (path / "tokenizer.json").is_file():
+        check_installed(key, "sentencepiece", "openbook[sentencepiece]")
 
 
 def model_facts(name: str) -> dict[str, Any]:
     """The config.json of a model folder; empty for a hub name, whose facts show when it is loaded."""
     path = Path(model_folder(name)) / "config.json"
     return _read_json(path) if path.is_file() else {}
-
-
-def needs_sentencepiece(name: str) -> bool:
-    """Whether the tokenizer beside a model is sentencepiece's own file alone, without transformers' tokenizer.json."""
-    path = Path(model_folder(name))
-    return any((path / file).is_file() for file in SENTENCEPIECE) and not (path / "tokenizer.json").is_file()
 
 
 def model_config(name: str) -> Any:

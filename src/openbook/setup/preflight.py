@@ -15,7 +15,7 @@ from openbook.data.readers.columns import parse_columns
 from openbook.data.readers.detect import exists
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
-from openbook.models.pretrained import check_model_folder, is_decoder_only, needs_sentencepiece, positions_of
+from openbook.models.pretrained import check_model_folder, is_decoder_only, positions_of
 from openbook.setup.encoders import dimensions_differ, encoder_dim, sides
 from openbook.utils.hardware import accelerator, autocast_dtype, n_cores
 from openbook.utils.outside import check_installed, check_wandb
@@ -140,9 +140,6 @@ def _optional(config: Config) -> list[tuple[str, str, str]]:
     needed = [(key, "peft", "openbook[lora]") for key in adapters]
     if config.generator.quantize != "none":
         needed.append(("generator.quantize", "bitsandbytes", "openbook[quantized]"))
-    models = encoder_keys(config) + generator_keys(config)
-    files = [key for key in models if needs_sentencepiece(str(value_of(config, key)))]
-    needed += [(key, "sentencepiece", "openbook[sentencepiece]") for key in files]
     if config.optim.name != "adamw":
         needed.append(("optim.name", "bitsandbytes", "openbook[quantized]"))
     return needed

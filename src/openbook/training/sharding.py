@@ -54,7 +54,7 @@ def shard_layers(generator: Any, mesh: DeviceMesh) -> None:
     layers that are known as such, or with layers that share weights."""
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    model = getattr(generator, "model", None)
+    model: Any = getattr(generator, "model", None)
     layers = [] if model is None else layers_of(model)
     if not layers:
         raise OpenBookError(
