@@ -88,9 +88,11 @@ def test_which_cards_fit_and_what_would_save() -> None:
         check_card(need, config, None)
     said = str(problem.value)
     assert "37.0 GiB of weights" in said and "at most 24.0 GiB" in said
-    savings = ["generator.lora.rank=16 saves up to 24.0 GiB", "optim.name=adamw_8bit saves up to 12.0 GiB"]
-    savings += ["generator.weights=bf16 saves up to 4.0 GiB", "trainer.batch_size=8 saves up to 2.0 GiB"]
+    savings = ["generator.lora.rank=16 saves up to 24.0 GiB", "generator.weights=bf16 saves up to 16.0 GiB"]
+    savings += ["optim.name=adamw_8bit saves up to 12.0 GiB", "trainer.batch_size=8 saves up to 2.0 GiB"]
     assert [said.index(one) for one in savings] == sorted(said.index(one) for one in savings)
+    with pytest.raises(OpenBookError, match=r"generator\.sharded=true saves up to 24\.0 GiB"):  # three quarters of 32
+        check_card(need, replace(config, trainer=TrainerConfig(card_gib=24.0, devices=4)), None)
     open_card = replace(config, trainer=TrainerConfig())
     check_card(need, open_card, None)
     check_card(need, open_card, 33 * GIB)  # a step has been run on that card: its activations fit

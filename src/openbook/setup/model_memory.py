@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.training.sharding import layers_of
@@ -176,11 +177,15 @@ def _savings(memory: ModelMemory, config: Config) -> Iterator[str]:
         # Of AdamW's two moments in 32 bits at most three quarters, in 16 at most a half.
         saved = 0.5 if config.generator.weights == "bf16" else 0.75
         found["optim.name=adamw_8bit"] = saved * sum(part.moments for part in memory.parts)
-    if generator is not None and generator.gradients and config.generator.model != "minilm":
-        if not config.generator.lora.rank:
-            found["generator.lora.rank=16"] = generator.gradients + generator.moments
+    if generator is not None and config.generator.model != MINILM:
+        learned = generator.gradients + generator.moments
+        adapters, ranks = bool(config.generator.lora.rank), config.trainer.world_size
+        if not adapters:
+            found["generator.lora.rank=16"] = learned
         if config.generator.weights == "fp32":
-            found["generator.weights=bf16"] = generator.weights / 2
+            found["generator.weights=bf16"] = (generator.weights + (0 if adapters else learned)) / 2
+        if ranks > 1 and not config.generator.sharded and config.optim.name == "adamw":
+            found["generator.sharded=true"] = (generator.weights + learned) * (1 - 1 / ranks)
     for name, saved in sorted(found.items(), key=lambda one: -one[1]):
         yield f"{name} saves {f'up to {human(saved)}' if saved else 'most of the activations'}."
 

@@ -114,8 +114,9 @@ def _in_bf16(generator: Generator) -> None:
             got="bf16",
             expected="fp32, or a transformers model as generator.model",
         )
-    hold_in_bf16(cast(nn.Module, generator))
-    say("the generator's weights are held in bf16" + (", its adapters in fp32" * has_adapters(generator.model)))
+    module: Any = generator
+    hold_in_bf16(module)
+    say("the generator's weights are held in bf16" + (", its adapters in fp32" * has_adapters(module.model)))
 
 
 def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:

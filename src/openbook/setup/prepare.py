@@ -163,7 +163,8 @@ class Prepared:
         config, manager, kept = self.config, refresh.manager, Kept()
         if self.on == "gpu":
             parted = config.generator.sharded and config.trainer.world_size > 1
-            (module.retriever if parted else module).to(torch.device("cuda", torch.cuda.current_device()))
+            moved: Any = module.retriever if parted else module
+            moved.to(torch.device("cuda", torch.cuda.current_device()))
         plan = planning.plan_of(config, manager, module)
         plan = planning.timed(plan, config, manager, module, next(iter(self.questions.train_dataloader())), kept)
         memory = memory_of(config, module, kept.n_bytes, plan.gpu_at_swap)
