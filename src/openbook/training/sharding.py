@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from openbook.errors import OpenBookError
+from openbook.models.activation_checkpointing import layers_of
 from openbook.utils.distributed import sum_over_ranks
 
 
@@ -34,18 +34,6 @@ def local(tensor: Tensor) -> Tensor:
 
 def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "to_local")
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    """The layers of a transformers model, none of which lies inside another."""
-    found: list[nn.Module] = []
-
-    def collect(part: nn.Module) -> None:
-        for child in part.children():
-            found.append(child) if isinstance(child, GradientCheckpointingLayer) else collect(child)
-
-    collect(model)
-    return found
 
 
 def shard_layers(generator: Any, mesh: DeviceMesh) -> None:
