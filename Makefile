@@ -75,7 +75,7 @@ submit: $(READY) ## submit an experiment to SLURM: make submit EXP=rag_token NOD
 	$(PY) -m openbook show $(EXP) $(ARGS) > /dev/null
 	$(if $(DRY),@echo '$(SBATCH)',$(SBATCH))
 
-plan: $(READY) ## estimate the memory, disk and time that an experiment's index needs
+plan: $(READY) ## estimate the memory, disk and time that an experiment's models and index need
 	$(PY) -m openbook plan $(EXP) $(OVERRIDES)
 
 answers: $(READY) ## print answers and the passages they are based on: make answers RUN=runs/rag_token/NAME [N=10] [MATCH=text]

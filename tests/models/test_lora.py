@@ -14,6 +14,7 @@ from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
 from openbook.data.prompts import Prompt
 from openbook.errors import OpenBookError
+from openbook.models.cast_weights import hold_in_bf16
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.encoders import TextEncoder, load_encoder
 from openbook.models.lora import BASE, add_adapters, merged
@@ -113,6 +114,27 @@ def test_merged_is_a_plain_folder_with_the_same_answers(family: str, folder: Pat
     torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
     assert any(".lora_" in name for name in generator.state_dict())  # the model itself is left as it was
     assert torch.equal(generator.model(input_ids=ids).logits, expected)
+
+
+def test_weights_in_bf16_under_adapters_are_merged_in_fp32(generator_folder: Path) -> None:
+    generator = load_generator(str(generator_folder), 0.0, 0, GeneratorConfig(lora=RANK))
+    assert isinstance(generator, Seq2SeqGenerator)
+    learned(generator)
+    hold_in_bf16(generator)
+    types = {".lora_" in name: value.dtype for name, value in generator.named_parameters()}
+    assert types == {True: torch.float32, False: torch.bfloat16}
+    hidden, _ = generator.decode(torch.ones(1, 3, dtype=torch.int64), *encoded(generator))
+    assert hidden.dtype == torch.bfloat16 == generator.logits(hidden).dtype
+    layer = generator.model.model.encoder.layers[0].fc1
+    added = (layer.lora_B["default"].weight @ layer.lora_A["default"].weight) * layer.scaling["default"]
+    weight = merged(generator.model).model.encoder.layers[0].fc1.weight
+    torch.testing.assert_close(weight, layer.base_layer.weight.float() + added, atol=1e-7, rtol=0)
+
+
+def encoded(generator: Seq2SeqGenerator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Memory and mask of a short context."""
+    mask = torch.ones(1, 5, dtype=torch.bool)
+    return generator.encode(torch.arange(4, 9)[None], mask), mask
 
 
 def test_sequence_to_sequence_models_decode_with_their_adapters(generator_folder: Path, tmp_path: Path) -> None:

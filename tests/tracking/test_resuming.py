@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from openbook.config.combinations import batch_checks
+from openbook.config.rules.combinations import batch_checks
 from openbook.config.schema import Config
 from openbook.config.training import TrainerConfig
 from openbook.tracking.resuming import check_keys, keeping_the_batch

@@ -106,8 +106,8 @@ def _of_experiment(config: Config, note: Callable[[str, Callable[[], Any]], bool
 
     def plan() -> Finding:
         found = prepared.plan(module, prepared.refresh())
-        fits = f"{human(found.ram_at_swap)} RAM at the swap, {human(found.disk)} disk"
-        return Finding("plan", "ok", f"{fits}, a step {found.step_seconds:.2g} s")
+        fits = f"{human(found['ram_at_swap'])} RAM at the swap, {human(found['disk'])} disk"
+        return Finding("plan", "ok", f"{fits}, a step {found['step_seconds']:.2g} s")
 
     if note("data", data) and note("models", models) and has_index(prepared.config):
         note("plan", plan)

@@ -13,12 +13,11 @@ from lightning.pytorch.loggers import Logger
 
 from openbook.callbacks import Checkpointing, CollapseWatch, SamplePredictions, Staleness
 from openbook.commands.stages import Clock, Stages
-from openbook.config.combinations import monitored
+from openbook.config.rules.combinations import monitored
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
-from openbook.setup.resources import plan as planning
 from openbook.setup.resources.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.start_generator import resolve_generator, start_generator
@@ -161,7 +160,7 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
     if prepared.is_dense:
         clock.refresh = prepared.refresh()
         if rank_from_environment() == 0:
-            write_json(run.plan, planning.as_json(prepared.plan(module, clock.refresh, run.path)))
+            write_json(run.plan, prepared.plan(module, clock.refresh, run.path))
     elif rank_from_environment() == 0:
         check_checkpoints(n_checkpoints(config) * checkpoint_bytes(module), run.path)
     checkpointing = Checkpointing(

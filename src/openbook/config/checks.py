@@ -7,7 +7,10 @@ from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 from typing import Any, get_type_hints
 
-from openbook.config.combinations import (
+from openbook.config.data import BUILT_IN, SPANS
+from openbook.config.models import MINILM
+from openbook.config.refresh_schedule import RefreshSchedule
+from openbook.config.rules.combinations import (
     Check,
     batch_checks,
     bm25_checks,
@@ -17,10 +20,7 @@ from openbook.config.combinations import (
     objective_checks,
     refresh_checks,
 )
-from openbook.config.data import BUILT_IN, SPANS
-from openbook.config.model_checks import adapter_checks, answer_checks, model_checks
-from openbook.config.models import MINILM
-from openbook.config.refresh_schedule import RefreshSchedule
+from openbook.config.rules.model_checks import adapter_checks, answer_checks, model_checks
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.errors import OpenBookError
@@ -43,7 +43,8 @@ NOT_NEGATIVE = """
     optim.weight_decay optim.warmup_steps optim.clip trainer.patience evaluate.n_docs evaluate.validation_questions
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
-    trainer.global_batch_size retriever.projection data.split.overlap evaluate.depth decode.no_repeat_ngram
+    trainer.global_batch_size trainer.card_gib retriever.projection data.split.overlap evaluate.depth
+    decode.no_repeat_ngram
 """.split()
 FRACTIONS = (
     "refresh.share",

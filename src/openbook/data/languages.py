@@ -22,6 +22,8 @@ def languages_of(tokenizer: Any) -> tuple[str, ...]:
         return ()
     if hasattr(tokenizer, "lang_code_to_id"):
         return tuple(tokenizer.lang_code_to_id)
+    if hasattr(tokenizer, "lang_code_to_token"):  # M2M100 names "en" what it writes as __en__
+        return tuple(tokenizer.lang_code_to_token)
     own = {getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad", "sep", "cls", "mask")}
     return tuple(token for token in tokenizer.all_special_tokens if token not in own)
 

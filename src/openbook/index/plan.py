@@ -155,6 +155,6 @@ def lines(plan: Plan) -> list[str]:
         described["refresh"] = (
             f"none, the passage encoder is frozen; encoding the corpus once takes {duration(seconds)}"
         )
-    elif plan.share is not None:
+    elif plan.share is not None and plan.step_seconds:  # 0: no step was measured
         described["training time"] = f"{plan.share:.0%} spent refreshing; a step takes {duration(plan.step_seconds)}"
     return [f"{name:<{max(map(len, described)) + 2}}{text}" for name, text in described.items()]

@@ -48,3 +48,15 @@ def checkpoint_layers(model: nn.Module) -> None:
         # Not by the model's own method: it would also ask for gradients of frozen word embeddings, and warn of caches.
         layer.gradient_checkpointing = True
         layer._gradient_checkpointing_func = recomputed
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """The layers of a transformers model, none of which lies inside another."""
+    found: list[nn.Module] = []
+
+    def collect(part: nn.Module) -> None:
+        for child in part.children():
+            found.append(child) if isinstance(child, GradientCheckpointingLayer) else collect(child)
+
+    collect(model)
+    return found

@@ -35,7 +35,8 @@ def with_weights_cast(model: nn.Module, run: Callable[[], Result], but: Tensor |
     kind = "" if first is None else first.device.type
     if kind not in CASTS_ONCE or not (torch.is_grad_enabled() and torch.is_autocast_enabled(kind)):
         return run()
-    if any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+    kept = any(hasattr(value, "to_local") for value in model.parameters())  # in parts: whole inside their layers alone
+    if kept or any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
         return run()
     joined = list(_self_attentions(model, but))
     single = _castable(model, but, {id(weight) for parts in joined for part in parts for weight in part.parameters()})
@@ -49,6 +50,17 @@ def with_weights_cast(model: nn.Module, run: Callable[[], Result], but: Tensor |
             _Joined(parts, weight, next(biases) if parts[0].bias is not None else None, stack)
         named = {f"model.{name}": cast for name, cast in zip(single, biases, strict=True)}
         return functional_call(_Running(model), named, (run,), tie_weights=False)
+
+
+def hold_in_bf16(model: nn.Module) -> None:
+    """Weights that are numbers in bf16 from here on, but for those of adapters and those in fewer bits. Buffers stay
+    as they are, for among them are the frequencies of positions, but for a bias that is added to logits."""
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and ".lora_" not in name:
+            value.data = value.data.to(torch.bfloat16)
+    for name, buffer in model.named_buffers():
+        if name.endswith("final_logits_bias"):
+            buffer.data = buffer.data.to(torch.bfloat16)
 
 
 def _cast(dtype: torch.dtype, groups: Sequence[Sequence[Tensor]]) -> list[Tensor]:

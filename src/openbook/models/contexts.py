@@ -22,12 +22,14 @@ from openbook.models.generator import Generator
 class ContextBuilder:
     """Contexts for one generator over one corpus. special: special tokens, or a decoder-only model's prompt.
     max_length: tokens; the passage is cut, never question or prompt. tokens_per_pass: context tokens of one forward
-    pass of the generator, padding included."""
+    pass of the generator, padding included. one_pass: all contexts of a batch in one, as it must be where ranks run a
+    generator together."""
 
     tokens: PassageTokens
     special: SpecialIds | Prompt
     max_length: int
     tokens_per_pass: int = 65536
+    one_pass: bool = False
 
     def __call__(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
         """questions without special tokens, rows [batch, n_docs] -> ids and mask [batch * n_docs, context_len], all of
@@ -67,7 +69,10 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     ids, mask = contexts(batch.context_questions, rows)
     inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
     lengths = mask.sum(-1).numpy()
-    passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
+    if contexts.one_pass and torch.is_grad_enabled():
+        passes = [np.argsort(-lengths, kind="stable")]
+    else:
+        passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
 
     def hidden_of(positions: np.ndarray) -> Tensor:
         some, length = torch.from_numpy(positions), int(lengths[positions[0]])

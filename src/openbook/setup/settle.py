@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from openbook.config.checks import has_index, longest_answer, value_of
-from openbook.config.combinations import monitored
 from openbook.config.data import SPANS
 from openbook.config.models import MINILM
+from openbook.config.rules.combinations import monitored
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
-from openbook.models.pretrained import is_decoder_only, positions_of
+from openbook.models.decoder_only.known_by import is_decoder_only
+from openbook.models.pretrained import positions_of
 from openbook.setup.encoders import scores_are_cosines, sides
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator

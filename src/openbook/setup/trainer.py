@@ -8,21 +8,21 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.strategies import DDPStrategy
 
 from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.setup.resources.out_of_memory import in_words_of_settings
 from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
-from openbook.utils.distributed import RankError, now_in, raise_if_any_rank_failed
+from openbook.training.ranks.sharded_strategy import ShardedGenerator
+from openbook.training.ranks.strategy import Ranks
+from openbook.utils.distributed import RankError, now_in
 from openbook.utils.hardware import accelerator, autocast_dtype
 from openbook.utils.rank_failure import named_on_all_ranks
 from openbook.utils.signals import Stopped
@@ -34,19 +34,6 @@ class Bar(TQDMProgressBar):
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in metrics.items() if name != "v_num"}
-
-
-class Ranks(DDPStrategy):
-    """DDP whose ranks hear, once they are connected, of one that failed while it set up."""
-
-    def __init__(self, timeout: float):
-        """timeout: seconds that ranks wait for one another."""
-        # The only buffers are frozen weights.
-        super().__init__(broadcast_buffers=False, timeout=timedelta(seconds=timeout))
-
-    def setup_environment(self) -> None:
-        super().setup_environment()
-        raise_if_any_rank_failed(None)
 
 
 @contextmanager
@@ -79,11 +66,12 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
     settings = config.trainer
     on = accelerator(settings.accelerator)
     validates = bool(config.data.validation)
+    kind = ShardedGenerator if config.generator.sharded else Ranks
     trainer = L.Trainer(
         accelerator=on,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=Ranks(settings.timeout) if settings.world_size > 1 else "auto",
+        strategy=kind(settings.timeout) if settings.world_size > 1 else "auto",
         precision="bf16-mixed" if autocast_dtype(settings.precision, on) else "32-true",
         max_steps=settings.max_steps,
         accumulate_grad_batches=settings.accumulate,

@@ -22,9 +22,11 @@ CHANGEABLE = (
         "trainer.keep_checkpoints",
         "trainer.timeout",
     ),
+    *("trainer.card_gib", "generator.sharded"),
     *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
     *("trainer.monitor", "trainer.patience"),
 )
+KEPT = ("optim.name",)  # of a section that may change otherwise: its state means nothing to another
 # Ranks times questions per rank is what trains: 2 ranks of 8 questions go on as one of 16.
 PER_STEP = ("trainer.batch_size", "trainer.global_batch_size", "trainer.devices", "trainer.nodes")
 
@@ -72,7 +74,7 @@ def check_keys(then: Config, now: Config, recorded: Mapping[str, str]) -> dict[s
                 action=_advice(key),
             )
             for key, (before, value) in changed.items()
-            if not among(key, CHANGEABLE)
+            if (key in KEPT or not among(key, CHANGEABLE))
             and not (key in PER_STEP and same_batch)
             and not (key.startswith("data.") and key.removeprefix("data.") in recorded)
         ]

@@ -15,8 +15,14 @@ from openbook.metrics.prediction import Prediction
 from openbook.metrics.ranking import summarize_ranking
 from openbook.retrieval.base import Retriever
 from openbook.training.divergence import DivergedError, Trail, is_finite
-from openbook.training.optimizer import learning_rate_factor, learning_rate_schedule, parameter_groups
-from openbook.utils.distributed import gather_objects, sum_over_ranks, world_size
+from openbook.training.optimizer import (
+    learning_rate_factor,
+    learning_rate_schedule,
+    optimizer_of,
+    parameter_groups,
+)
+from openbook.training.ranks.sharding import clip_grad_norm, local
+from openbook.utils.distributed import any_rank, gather_objects, sum_over_ranks, world_size
 
 
 class QuestionModule(L.LightningModule):
@@ -73,7 +79,7 @@ class QuestionModule(L.LightningModule):
         """By norm over all parts together. Lightning refuses to clip for a fused optimizer under autocast, because one
         with a gradient scaler would unscale too late; bf16 needs no scaler."""
         if gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            norm = clip_grad_norm(self.parameters(), gradient_clip_val)
             self.trail.clipped(self.global_step + 1, norm)
             self.log("train/grad_norm", norm, rank_zero_only=True)
 
@@ -97,7 +103,7 @@ class QuestionModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.accumulate == 1:
             return
-        gradients = [value.grad for value in self.parameters() if value.grad is not None]
+        gradients = [local(value.grad) for value in self.parameters() if value.grad is not None]
         total = sum_over_ranks(self._units).clamp(min=1)
         for gradient in gradients:
             gradient /= total.to(gradient.device)
@@ -117,7 +123,9 @@ class QuestionModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optim, retriever = self.optim, self.retriever
-        optimizer = torch.optim.AdamW(parameter_groups(self.parts(), optim.weight_decay), fused=True)
+        parts = self.parts()
+        modules = [module for _, module, _ in parts]
+        optimizer = optimizer_of(optim.name, parameter_groups(parts, optim.weight_decay), modules)
         optimizer.register_step_post_hook(lambda *_: retriever.weights_changed())
         schedule = learning_rate_schedule(optimizer, optim.warmup_steps, self.max_steps, optim.final_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -141,7 +149,7 @@ class QuestionModule(L.LightningModule):
 
     def check_finite(self) -> None:
         """DivergedError where a weight is no number: no checkpoint of such weights takes the place of a sound one."""
-        if not is_finite(self):
+        if any_rank(not is_finite(self)):  # of layers in parts a rank sees its own alone
             raise DivergedError("weights are not numbers any more", self.global_step)
 
     def passage_ids(self, rows: list[int]) -> list[str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from openbook.batch import Batch
 from openbook.errors import OpenBookError
+from openbook.training.ranks.sharding import local
 
 NAME = "diverged.json"
 
@@ -97,8 +98,10 @@ class Trail:
 
 
 def is_finite(module: nn.Module) -> bool:
-    """Whether every weight that trains is a number; a GPU is waited for once."""
-    trained = [value.detach() for value in module.parameters() if value.requires_grad and value.is_floating_point()]
+    """Whether every weight that trains on this rank is a number; a GPU is waited for once."""
+    trained = [
+        local(value).detach() for value in module.parameters() if value.requires_grad and value.is_floating_point()
+    ]
     return not trained or bool(torch.nn.utils.get_total_norm(trained).isfinite())
 
 
@@ -128,8 +131,8 @@ def _named(rows: list[int], passage_ids: Callable[[list[int]], list[str]]) -> li
 
 
 def _facts(module: nn.Module) -> dict[str, Any]:
-    """Norm and largest weight of a part, and which of its weights are no numbers."""
-    named = [(name, value.detach().float().cpu()) for name, value in module.named_parameters()]
+    """Norm and largest weight of a part, and which of its weights are no numbers; of layers in parts, this rank's."""
+    named = [(name, local(value).detach().float().cpu()) for name, value in module.named_parameters()]
     wrong = [name for name, value in named if not value.isfinite().all()]
     largest = max((float(value.abs().max()) for _, value in named if value.numel()), default=0.0)
     norm = math.sqrt(sum(float(value.double().square().sum()) for _, value in named))

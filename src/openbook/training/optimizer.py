@@ -1,9 +1,12 @@
-"""Parameter groups with their own learning rates, and linear warm-up with linear decay."""
+"""AdamW by its names, parameter groups with their own learning rates, and linear warm-up with linear decay."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+from openbook.training.ranks.sharding import local
 
 
 def parameter_groups(parts: list[tuple[str, nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
@@ -23,6 +26,35 @@ def parameter_groups(parts: list[tuple[str, nn.Module, float]], weight_decay: fl
             if chosen:
                 groups.append({"params": chosen, "lr": lr, "weight_decay": decay, "name": name + suffix})
     return groups
+
+
+class _PartsAdamW(torch.optim.AdamW):
+    """AdamW on weights of which a rank holds parts: it works on this rank's parts as on plain tensors, so that parts
+    and whole weights are in one group, and groups are those of a run that is not in parts."""
+
+    def _init_group(self, group: Any, *lists: Any) -> Any:
+        found = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [local(one) for one in tensors]
+        return found
+
+
+def optimizer_of(name: str, groups: list[dict[str, Any]], modules: Sequence[nn.Module]) -> torch.optim.Optimizer:
+    """The optimizer by optim.name (Loshchilov and Hutter 2019) over groups of the modules' parameters; with moments in
+    8 bits (Dettmers et al. 2022) by bitsandbytes, which leaves small tensors in 32, as is done here with embeddings:
+    a row that is rarely read has moments of another size than its neighbours."""
+    if name == "adamw":
+        in_parts = any(local(one) is not one for group in groups for one in group["params"])
+        return (_PartsAdamW if in_parts else torch.optim.AdamW)(groups, fused=True)
+    import bitsandbytes
+    from bitsandbytes.optim import GlobalOptimManager
+
+    manager = GlobalOptimManager.get_instance()
+    manager.initialize()  # without what an earlier run of this process has told it
+    for part in (part for module in modules for part in module.modules() if isinstance(part, nn.Embedding)):
+        manager.register_module_override(part, "weight", {"optim_bits": 32})
+    kind = {"adamw_8bit": "AdamW8bit", "paged_adamw_8bit": "PagedAdamW8bit"}[name]
+    return getattr(bitsandbytes.optim, kind)(groups)
 
 
 def learning_rate_factor(step: int, warmup_steps: int, max_steps: int, final: float) -> float:

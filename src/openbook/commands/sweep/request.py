@@ -24,8 +24,8 @@ import numpy as np
 import yaml
 
 from openbook.config.checks import NAMES, is_name, value_of
-from openbook.config.combinations import measured_in_validation
 from openbook.config.load import EXPERIMENTS, load_experiment
+from openbook.config.rules.combinations import measured_in_validation
 from openbook.config.schema import Config, keys_of, override_text
 from openbook.errors import OpenBookError, raise_all
 

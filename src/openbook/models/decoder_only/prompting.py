@@ -6,7 +6,7 @@ from typing import Any
 from openbook.data.inputs import token_ids
 from openbook.data.prompts import CLOSED, PLAIN, Prompt, make_prompt, read_template
 from openbook.errors import OpenBookError
-from openbook.models.pretrained import eos_ids
+from openbook.models.decoder_only.known_by import eos_ids
 from openbook.utils.console import say
 
 CHAT = "chat:"  # what a template that is the user's message of a chat begins with

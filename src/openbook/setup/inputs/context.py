@@ -9,8 +9,9 @@ from openbook.config.schema import Config
 from openbook.data.inputs import SpecialIds, special_ids, target_start
 from openbook.data.prompts import Prompt, make_prompt, read_template
 from openbook.errors import OpenBookError
+from openbook.models.decoder_only.known_by import is_decoder_only
 from openbook.models.decoder_only.prompting import prompt_of
-from openbook.models.pretrained import is_decoder_only, model_facts
+from openbook.models.pretrained import model_facts
 from openbook.utils.console import say
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from openbook.batch import MISSING_ROW, Example
-from openbook.config.combinations import labels_of
+from openbook.config.rules.combinations import labels_of
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import token_ids

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,8 @@ from openbook.index.plan_fit import check_fits
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.encoders import encoder_dim
+from openbook.setup.resources import model_memory
+from openbook.setup.resources.model_memory import Kept, ModelMemory
 from openbook.setup.resources.space import bytes_of, check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
@@ -78,9 +81,16 @@ def plan_of(config: Config, manager: RefreshManager, module: RagModule | DprModu
     )
 
 
-def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule | DprModule, batch: Batch) -> Plan:
+def timed(
+    plan: Plan,
+    config: Config,
+    manager: RefreshManager,
+    module: RagModule | DprModule,
+    batch: Batch,
+    kept: Kept | None = None,
+) -> Plan:
     """The plan with seconds measured on a few encoder passes and a few training steps on `batch`, in about the
-    time of four steps. Weights, gradients and random states are left unchanged."""
+    time of four steps. Weights, gradients and random states are left unchanged. kept: counts what autograd keeps."""
     retriever, corpus = cast(DenseRetriever, module.retriever), manager.corpus
     batch = batch.to(next(retriever.parameters()).device)
     # Random passages, which cost as much as retrieved ones.
@@ -92,7 +102,8 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
     def steps() -> None:
         """A training step without the search and the optimizer."""
         for _ in range(config.trainer.accumulate):
-            with torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32):
+            autocast = torch.autocast(batch.weight.device.type, corpus.dtype, enabled=corpus.dtype != torch.float32)
+            with autocast, kept.counting(module) if kept else nullcontext():
                 loss = _loss(module, batch, candidates)
             loss.backward()
         retriever.passages.cache.outdate()
@@ -108,11 +119,16 @@ def timed(plan: Plan, config: Config, manager: RefreshManager, module: RagModule
             range(plan.n_shard),
             seed=config.seed,
         ),
-        step_seconds=time_step(steps),
+        step_seconds=0.0 if in_parts_on_gpu(config, batch) else time_step(steps),
     )
     module.zero_grad(set_to_none=True)
     retriever.passages.cache.take()
     return plan
+
+
+def in_parts_on_gpu(config: Config, batch: Batch) -> bool:
+    """Whether the generator may be too large for the GPU on which rank 0 plans alone: then no step is measured."""
+    return config.generator.sharded and config.trainer.world_size > 1 and batch.weight.is_cuda
 
 
 def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Tensor:
@@ -130,16 +146,19 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
     return module.read(batch, rows, doc_scores, batch.weight).loss
 
 
-def announce(plan: Plan, config: Config, run: Path | None = None) -> None:
-    """Print the plan; OpenBookError where the machine cannot hold it. run: the run folder, where there is one."""
-    say("\n  ".join(["estimate:", *lines(plan)]))
+def announce(plan: Plan, config: Config, memory: ModelMemory, dtype: torch.dtype, run: Path | None = None) -> None:
+    """Print the plan; OpenBookError where the machine cannot hold it. dtype: that products are computed in;
+    run: the run folder, where there is one."""
+    say("\n  ".join(["estimate:", *lines(plan), *model_memory.lines(memory, config, dtype)]))
     _check(plan, config, run)
+    on_gpu = plan.models_on == "gpu"
+    model_memory.check_card(memory, config, torch.cuda.get_device_properties().total_memory if on_gpu else None)
 
 
-def as_json(plan: Plan) -> dict[str, Any]:
+def as_json(plan: Plan, memory: ModelMemory) -> dict[str, Any]:
     """For plan.json in the run folder."""
     derived = ("n_shard", "bytes_index", "ram_at_swap", "gpu_at_swap", "disk", "share")
-    return asdict(plan) | {name: getattr(plan, name) for name in derived}
+    return asdict(plan) | {name: getattr(plan, name) for name in derived} | {"models": model_memory.as_json(memory)}
 
 
 def _check(plan: Plan, config: Config, run: Path | None = None) -> None:

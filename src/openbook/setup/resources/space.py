@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from openbook.config.combinations import monitored
+from openbook.config.rules.combinations import monitored
 from openbook.config.schema import Config
 from openbook.utils.disk import Need, check_space, size_of
 

@@ -134,17 +134,6 @@ def checkpoint_checks(config: Config) -> list[Check]:
     ]
 
 
-def notes_of(config: Config) -> list[str]:
-    """What a run of this configuration cannot learn, and may be meant that way."""
-    retriever, own = config.retriever, config.objective in ("closed_book", "dpr")
-    if retriever.n_docs == 1 and retriever.kind == "dense" and retriever.trains and not own:
-        return [
-            "retriever.n_docs=1: p(z|x) of a single passage is 1 whatever its score, so the encoders learn nothing; "
-            "read more passages, or freeze them (retriever.train_question_encoder=false, train_passage_encoder=false)"
-        ]
-    return []
-
-
 def bm25_checks(config: Config) -> list[Check]:
     retriever, with_bm25 = config.retriever, "with retriever.kind=bm25"
     return [

@@ -1,7 +1,7 @@
 """Rules about models that cannot be trained, or not as they were asked to be, and about the answers they write."""
 
-from openbook.config.combinations import Check, has_index, labels_of
 from openbook.config.models import MINILM
+from openbook.config.rules.combinations import Check, has_index, labels_of
 from openbook.config.schema import Config
 
 
@@ -67,7 +67,7 @@ def model_checks(config: Config) -> list[Check]:
 
 
 def adapter_checks(config: Config) -> list[Check]:
-    generator, retriever = config.generator, config.retriever
+    generator, retriever, optim = config.generator, config.retriever, config.optim
     return [
         Check(
             generator.lora.rank and generator.model == MINILM,
@@ -81,6 +81,43 @@ def adapter_checks(config: Config) -> list[Check]:
             "generator.quantize",
             "none without adapters",
             "Set generator.lora.rank=16.",
+        ),
+        Check(
+            generator.weights == "bf16" and generator.model == MINILM,
+            "the small reader is small, and its weights are fp32",
+            "generator.weights",
+            "fp32, or a transformers model as generator.model",
+        ),
+        Check(
+            generator.weights == "bf16" and config.trainer.precision == "fp32",
+            "weights in bf16 that would be multiplied in bf16 all the same",
+            "trainer.precision",
+            "bf16 with generator.weights=bf16",
+        ),
+        Check(
+            generator.sharded and (generator.model == MINILM or config.objective == "dpr"),
+            "no transformers model whose layers could be in parts",
+            "generator.sharded",
+            "false, or a transformers model as generator.model",
+        ),
+        Check(
+            generator.sharded and generator.quantize != "none",
+            "quantised weights cannot be in parts",
+            "generator.sharded",
+            "false with generator.quantize",
+        ),
+        Check(
+            generator.sharded and generator.reads == "all",
+            "a reader of all passages runs its layers more often on some ranks than on others",
+            "generator.sharded",
+            "false with generator.reads=all",
+        ),
+        Check(
+            generator.sharded and optim.name != "adamw",
+            "bitsandbytes' optimizers do not know of weights in parts",
+            "optim.name",
+            "adamw with generator.sharded",
+            "Parted over the ranks, AdamW's moments take 8 bytes / ranks for each weight.",
         ),
         Check(
             retriever.lora.rank and not (has_index(config) and retriever.trains),
