@@ -18,7 +18,7 @@ from openbook.data.corpus import PassageTokens
 from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
 from openbook.errors import OpenBookError
-from openbook.index.plan import Plan, lines
+from openbook.index.plan import Plan, sizes, times
 from openbook.index.plan_fit import check_fits
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.setup.resources import plan as planning
@@ -140,40 +140,41 @@ def test_the_share_of_training_time() -> None:
 def test_when_it_is_refreshed() -> None:
     plan = replace(SMALL, every=40, step_seconds=0.5, refresh_seconds=5.0)
     described = [
-        next(line for line in lines(replace(plan, every=every, trains=trains)) if line.startswith("refresh"))
+        times(replace(plan, every=every, trains=trains))["refresh"]
         for every, trains in ((40, True), (0, True), (None, True), (40, False))
     ]
     for text, line in zip(("every 40 steps;", "never;", "when stale;", "none, "), described, strict=True):
         assert text in line
 
 
-def test_the_plan_in_lines() -> None:
+def test_the_plan_in_words() -> None:
     plan = replace(WIKIPEDIA, refresh_seconds=22.4, step_seconds=0.7, keep_vectors=1)
-    assert lines(plan) == [
-        "passages       21,015,324 of dim 768",
-        "index          Flat, 60.1 GiB, searched on the CPU",
-        "RAM            120.3 GiB at the swap (old and new index, 12.0 MiB to build), without models and libraries",
-        "GPU            nothing",
-        "disk           60.1 GiB besides the corpus",
-        "refresh        blocking, every 30 steps; a full refresh takes 22 s (about 32 steps)",
-        "training time  52% spent refreshing; a step takes 0.7 s",
-    ]
+    assert sizes(plan) | times(plan) == {
+        "passages": "21,015,324 of dim 768",
+        "index": "Flat, 60.1 GiB, searched on the CPU",
+        "RAM": "120.3 GiB at the swap (old and new index, 12.0 MiB to build), without models and libraries",
+        "GPU": "nothing",
+        "disk": "60.1 GiB besides the corpus",
+        "refresh": "blocking, every 30 steps; a full refresh takes 22 s (about 32 steps)",
+        "training time": "52% spent refreshing; a step takes 0.7 s",
+    }
 
 
-def test_the_plan_of_several_ranks_in_lines() -> None:
+def test_the_plan_of_several_ranks_in_words() -> None:
     plan = replace(
         WIKIPEDIA, world_size=8, device="gpu", mode="hot", refresh_share=0.1, every=None, refresh_seconds=5400
     )
-    assert lines(plan) == [
-        "passages  21,015,324 of dim 768; 8 ranks, at most 2,626,916 each",
-        "index     Flat, 7.5 GiB per rank, searched on the GPU",
-        "RAM       7.5 GiB per rank at the swap (12.0 MiB to build), without models and libraries",
-        "GPU       7.8 GiB per rank at the swap",
-        "disk      nothing besides the corpus",
-        "refresh   hot, 10% of the corpus when stale; a full refresh takes 1.5 h",
-    ]
-    frozen = lines(replace(plan, trains=False, refresh_seconds=2.04))
-    assert frozen[-1] == "refresh   none, the passage encoder is frozen; encoding the corpus once takes 2 s"
+    assert sizes(plan) | times(plan) == {
+        "passages": "21,015,324 of dim 768; 8 ranks, at most 2,626,916 each",
+        "index": "Flat, 7.5 GiB per rank, searched on the GPU",
+        "RAM": "7.5 GiB per rank at the swap (12.0 MiB to build), without models and libraries",
+        "GPU": "7.8 GiB per rank at the swap",
+        "disk": "nothing besides the corpus",
+        "refresh": "hot, 10% of the corpus when stale; a full refresh takes 1.5 h",
+    }
+    assert times(replace(plan, trains=False, refresh_seconds=2.04)) == {
+        "refresh": "none, the passage encoder is frozen; encoding the corpus once takes 2 s"
+    }
 
 
 def test_what_fits_is_let_through() -> None:

@@ -19,7 +19,7 @@ from openbook.config.rules.notes import notes_of
 from openbook.config.schema import Config
 from openbook.config.training import OptimConfig, TrainerConfig
 from openbook.errors import OpenBookError
-from openbook.setup.resources.model_memory import Kept, ModelMemory, PartMemory, check_card, lines, memory_of
+from openbook.setup.resources.model_memory import Kept, ModelMemory, PartMemory, check_card, described, memory_of
 from tests.small_system import SmallSystem
 
 GIB = 1 << 30
@@ -98,9 +98,9 @@ def test_which_cards_fit_and_what_would_save() -> None:
     check_card(need, open_card, 33 * GIB)  # a step has been run on that card: its activations fit
     with pytest.raises(OpenBookError, match=r"trainer\.accelerator"):
         check_card(need, open_card, 32 * GIB)
-    assert "fits 24 GiB no, 40 GiB barely, 80 GiB yes" in "\n".join(lines(need, open_card, torch.bfloat16))
-    assert "measured here in bfloat16" in "\n".join(lines(need, open_card, torch.bfloat16))
-    assert "no rank alone can hold" in "\n".join(lines(replace(need, activations=None), open_card, torch.float32))
+    assert "fits 24 GiB no, 40 GiB barely, 80 GiB yes" in str(described(need, open_card, torch.bfloat16))
+    assert "measured here in bfloat16" in str(described(need, open_card, torch.bfloat16))
+    assert "no rank alone can hold" in str(described(replace(need, activations=None), open_card, torch.float32))
 
 
 def test_what_autograd_keeps_is_counted_once_and_without_weights() -> None:

@@ -133,28 +133,31 @@ def family_facts(factory: str, dim: int) -> tuple[float, int]:
     return bytes_per_passage(factory, dim), 0 if index.is_trained else 256 * max(learnt_points(index), 1)
 
 
-def lines(plan: Plan) -> list[str]:
-    """The plan in words, one aligned line per subject."""
-    seconds, each = plan.refresh_seconds, " per rank" if plan.world_size > 1 else ""
+def sizes(plan: Plan) -> dict[str, str]:
+    """What is known before anything is measured, in words by subject."""
+    each = " per rank" if plan.world_size > 1 else ""
     shards = f"; {plan.world_size} ranks, at most {plan.n_shard:,} each" if each else ""
     held = f"{'old and new' if plan.indexes_at_swap == 2 else 'one'} index, "
-    when = "when stale" if plan.every is None else f"every {plan.every:,} steps" if plan.every else "never"
-    what = f"{plan.refresh_share:.0%} of the corpus " if plan.in_place else ""
-    n_steps = round(seconds / plan.step_seconds) if plan.step_seconds else 0
-    in_steps = f" (about {n_steps:,} step{'s' * (n_steps != 1)})" if plan.step_seconds else ""
-    described = {
+    return {
         "passages": f"{plan.n_passages:,} of dim {plan.dim}{shards}",
         "index": f"{plan.factory}, {human(plan.bytes_index)}{each}, searched on the {plan.device.upper()}",
         "RAM": f"{human(plan.ram_at_swap)}{each} at the swap ({held if plan.device == 'cpu' else ''}"
         f"{human(plan.bytes_build)} to build), without models and libraries",
         "GPU": f"{human(plan.gpu_at_swap)}{each} at the swap" if plan.gpu_at_swap else "nothing",
         "disk": f"{human(plan.disk)} besides the corpus" if plan.disk else "nothing besides the corpus",
-        "refresh": f"{plan.mode}, {what}{when}; a full refresh takes {duration(seconds)}{in_steps}",
     }
+
+
+def times(plan: Plan) -> dict[str, str]:
+    """What was measured, likewise."""
+    seconds = plan.refresh_seconds
     if not plan.trains:
-        described["refresh"] = (
-            f"none, the passage encoder is frozen; encoding the corpus once takes {duration(seconds)}"
-        )
-    elif plan.share is not None and plan.step_seconds:  # 0: no step was measured
-        described["training time"] = f"{plan.share:.0%} spent refreshing; a step takes {duration(plan.step_seconds)}"
-    return [f"{name:<{max(map(len, described)) + 2}}{text}" for name, text in described.items()]
+        return {"refresh": f"none, the passage encoder is frozen; encoding the corpus once takes {duration(seconds)}"}
+    when = "when stale" if plan.every is None else f"every {plan.every:,} steps" if plan.every else "never"
+    what = f"{plan.refresh_share:.0%} of the corpus " if plan.in_place else ""
+    n_steps = round(seconds / plan.step_seconds) if plan.step_seconds else 0
+    in_steps = f" (about {n_steps:,} step{'s' * (n_steps != 1)})" if plan.step_seconds else ""
+    said = {"refresh": f"{plan.mode}, {what}{when}; a full refresh takes {duration(seconds)}{in_steps}"}
+    if plan.share is not None and plan.step_seconds:  # 0: no step was measured
+        said["training time"] = f"{plan.share:.0%} spent refreshing; a step takes {duration(plan.step_seconds)}"
+    return said

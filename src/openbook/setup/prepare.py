@@ -172,9 +172,10 @@ class Prepared:
             moved: Any = module.retriever if parted else module
             moved.to(torch.device("cuda", torch.cuda.current_device()))
         plan = planning.plan_of(config, manager, module)
+        planning.announce_sizes(plan, config, run)
         plan = planning.timed(plan, config, manager, module, next(iter(self.questions.train_dataloader())), kept)
         memory = memory_of(config, module, kept.n_bytes, plan.gpu_at_swap)
-        planning.announce(plan, config, memory, self.autocast or torch.float32, run)
+        planning.announce(plan, config, memory, self.autocast or torch.float32)
         return planning.as_json(plan, memory)
 
 

@@ -131,26 +131,26 @@ class Kept:
         self.n_bytes = sum(found.values())
 
 
-def lines(memory: ModelMemory, config: Config, dtype: torch.dtype) -> list[str]:
-    """The memory in words. dtype: that products are computed in here."""
+def described(memory: ModelMemory, config: Config, dtype: torch.dtype) -> dict[str, str]:
+    """The memory in words, by subject. dtype: that products are computed in here."""
     each = " per rank" if config.trainer.world_size > 1 else ""
-    described = {
+    said = {
         part.name: f"{human(part.weights)} of weights, {human(part.gradients)} of gradients, {human(part.moments)} of "
         f"optimizer state{each}"
         for part in memory.parts
     }
     batch, kind = config.trainer.batch_size, str(dtype).removeprefix("torch.")
-    described["activations"] = (
+    said["activations"] = (
         "not measured: no rank alone can hold the generator's step"
         if memory.activations is None
         else f"{human(memory.activations)} for {batch} questions, measured here in {kind}"
     )
     if memory.evaluation > memory.training:
-        described["answers"] = f"{human(memory.evaluation)}{each}, with all layers put together"
+        said["answers"] = f"{human(memory.evaluation)}{each}, with all layers put together"
     cards = (config.trainer.card_gib,) if config.trainer.card_gib else CARDS
     fits = ", ".join(f"{card:g} GiB {memory.fits(card)}" for card in cards)
-    described["one card"] = f"{human(memory.total)}{each}, besides libraries; fits {fits}"
-    return [f"{name:<{max(map(len, described)) + 2}}{text}" for name, text in described.items()]
+    said["one card"] = f"{human(memory.total)}{each}, besides libraries; fits {fits}"
+    return said
 
 
 def check_card(memory: ModelMemory, config: Config, card: int | None) -> None:

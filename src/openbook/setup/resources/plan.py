@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from openbook.data.corpus import Corpus, PassageTokens
 from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.length_batches import plan_passes
 from openbook.index.faiss_factory import search_device
-from openbook.index.plan import PLANNING_PASSES, Plan, lines
+from openbook.index.plan import PLANNING_PASSES, Plan, sizes, times
 from openbook.index.plan_fit import check_fits
 from openbook.refresh.manager import RefreshManager
 from openbook.retrieval.dense import DenseRetriever
@@ -146,13 +146,24 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
     return module.read(batch, rows, doc_scores, batch.weight).loss
 
 
-def announce(plan: Plan, config: Config, memory: ModelMemory, dtype: torch.dtype, run: Path | None = None) -> None:
-    """Print the plan; OpenBookError where the machine cannot hold it. dtype: that products are computed in;
-    run: the run folder, where there is one."""
-    say("\n  ".join(["estimate:", *lines(plan), *model_memory.lines(memory, config, dtype)]))
+def announce_sizes(plan: Plan, config: Config, run: Path | None = None) -> None:
+    """Print what is known before anything is measured; OpenBookError where the machine cannot hold it. run: the run
+    folder, where there is one."""
+    say("\n".join(["estimate:", *_aligned(sizes(plan))]))
     _check(plan, config, run)
+
+
+def announce(plan: Plan, config: Config, memory: ModelMemory, dtype: torch.dtype) -> None:
+    """Print what was measured, and the models' memory; OpenBookError where the card cannot hold them. dtype: that
+    products are computed in."""
+    say("\n".join(_aligned(times(plan) | model_memory.described(memory, config, dtype))))
     on_gpu = plan.models_on == "gpu"
     model_memory.check_card(memory, config, torch.cuda.get_device_properties().total_memory if on_gpu else None)
+
+
+def _aligned(described: Mapping[str, str]) -> list[str]:
+    """A line per subject; the longest is "training time"."""
+    return [f"  {name:<15}{text}" for name, text in described.items()]
 
 
 def as_json(plan: Plan, memory: ModelMemory) -> dict[str, Any]:
