@@ -152,6 +152,8 @@ def test_an_own_retriever_is_an_object_a_function_or_a_class(small_data: Path, t
 def test_own_parts_where_nothing_is_marginalised_are_refused(small_system: SmallSystem, tmp_path: Path) -> None:
     with pytest.raises(OpenBookError, match=r"cannot be used here \(objective\): got closed_book"):
         train(small_system.config(tmp_path / "run", "objective=closed_book"), retriever=learnt)
+    with pytest.raises(OpenBookError, match=r"there are none \(generator\.reads\): got all, expected one"):
+        train(small_system.config(tmp_path / "run", "objective=emdr2", "generator.reads=all"), objective=doubled)
     assert not (tmp_path / "run").exists()
 
 

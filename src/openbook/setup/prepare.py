@@ -75,6 +75,13 @@ class OwnParts:
                 got=config.objective,
                 expected="rag_token or rag_sequence, by which answers are decoded",
             )
+        if self.objective is not None and config.generator.reads == "all":
+            raise OpenBookError(
+                "an objective of your own is one of log-probabilities by passage, and there are none",
+                where="generator.reads",
+                got="all",
+                expected="one",
+            )
         recorded = self.names if summary is None else summary.get("own_parts", [])
         if any((name in recorded) != (name in self.names) for name in needed):
             raise OpenBookError(
