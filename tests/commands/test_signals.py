@@ -21,6 +21,9 @@ PHASES = {
     "the first index": ("openbook.retrieval.corpus_encoder.PassageCoder.passes", 2),
     "the test before training": ("openbook.inference.answering.Answering.__call__", 1),
     "training": ("openbook.training.rag_module.RagModule.training_step", 2),
+    "a refresh": ("openbook.refresh.rebuild.RebuildRefresh.run", 2),
+    "validation": ("openbook.training.rag_module.RagModule.validation_step", 1),
+    "saving": ("openbook.tracking.checkpoint_io.WholeCheckpoints.save_checkpoint", 1),
     "the test after training": ("openbook.commands.stages.Stages._load_best", 1),
     "the report": ("openbook.commands.stages.write_report", 1),
 }
