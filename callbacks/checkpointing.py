@@ -10,7 +10,7 @@ import lightning as L
 from openbook.tracking.checkpoint import keep_last
 from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.utils.console import say
-from openbook.utils.distributed import any_rank, now_in, raise_on_all_ranks
+from openbook.utils.distributed import largest, now_in, raise_on_all_ranks
 from openbook.utils.signals import SIGNALS, Stopped
 
 # What a resumed run goes on with.
@@ -87,9 +87,9 @@ class Checkpointing(L.Callback):
         if trainer.global_step == self._seen:  # in the middle of an accumulated step
             return
         self._seen = trainer.global_step
-        stopping = any_rank(self.received is not None)
+        stopping = largest(self.received or 0)
         if stopping:
-            self.received = self.received or int(signal.SIGTERM)
+            self.received = stopping
             trainer.should_stop = True
         if stopping or (self._is_due() and not self._validates_at(self._seen)):
             # Lightning logs the step after this hook, and would leave its row to the time after the checkpoint.

@@ -1,5 +1,6 @@
-"""A signal that one of two ranks receives, or both, in every phase of a run: both end, each with a code that says which
-signal, and nothing stays "running"."""
+"""A signal that one of two ranks receives, or both, in every phase of a run: both end. In training they agree, and rank
+0 ends with the signal's code; elsewhere who was signalled does, and the other by an error that names it. No status
+stays "running"."""
 
 from __future__ import annotations
 
@@ -51,11 +52,17 @@ def stopped(folder: Path, phase: str, who: str, sent: signal.Signals) -> None:
     owner, _, name = address.rpartition(".")
     plant = PLANT.format(folder=str(folder), owner=owner, name=name, at=at, who=WHO[who], number=int(sent))
     words = small_system(folder.parent / "system").words(
-        folder / "run", "trainer.devices=2", "trainer.batch_size=2", "trainer.timeout=60"
+        folder / "run", "trainer.devices=2", "trainer.batch_size=2", "trainer.timeout=30"
     )
     ends = ends_of(start_ranks(2, ["train", *words], plant), timeout=180)
     text = "\n".join(f"{code}: {said[-1500:]}" for code, said in ends)
-    assert all(ends[rank][0] == 128 + sent and sent.name in ends[rank][1] for rank in WHO[who]), text
-    assert all(code in (2, 128 + sent, 128 + signal.SIGTERM) and "Traceback" not in said for code, said in ends), text
+    # One that is stopped while it still imports tells nobody; the other has waited for trainer.timeout then.
+    named = sent.name in ends[0][1] or "another rank did not answer" in ends[0][1]
+    assert named and not any("Traceback" in said for _, said in ends), text
+    if "stopped by a signal after step" in ends[0][1]:  # all have agreed, and the first speaks for them
+        assert ends[0][0] == 128 + sent and ends[1][0] in (0, 128 + sent), text
+    else:
+        assert all(ends[rank][0] == 128 + sent for rank in WHO[who]), text
+        assert all(code in (2, 128 + sent) for code, _ in ends), text
     summary = folder / "run/summary.json"
     assert not summary.exists() or json.loads(summary.read_text())["status"] == "interrupted", text

@@ -1,5 +1,5 @@
-"""Several ranks as one. For one process all is the identity. Only this module and rank_failure.py talk to
-torch.distributed."""
+"""Several ranks as one. For one process all is the identity. Only this module, rank_failure.py and training/ranks talk
+to torch.distributed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from openbook.errors import OpenBookError
+from openbook.utils.signals import Stopped
 
 _now = ["set-up"]
 
@@ -52,11 +53,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 def any_rank(flag: bool) -> bool:
     """True on every rank when it is True on one."""
+    return bool(largest(int(flag)))
+
+
+def largest(number: int) -> int:
+    """The largest of all ranks' numbers."""
     if world_size() == 1:
-        return flag
-    value = torch.tensor(int(flag), device=_device())
+        return number
+    value = torch.tensor(number, device=_device())
     dist.all_reduce(value, op=dist.ReduceOp.MAX)
-    return bool(value.item())
+    return int(value.item())
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -159,7 +165,7 @@ def raise_on_all_ranks() -> Iterator[None]:
     raise_if_any_rank_failed(error)
 
 
-def raise_if_any_rank_failed(error: Exception | None) -> None:
+def raise_if_any_rank_failed(error: BaseException | None) -> None:
     """Raise on every rank when one rank has failed, so that no rank waits for another that is gone."""
     told = gather_objects(None if error is None else (phase(), in_words(error)))
     failures = [(who, *facts) for who, facts in enumerate(told) if facts]
@@ -171,6 +177,8 @@ def raise_if_any_rank_failed(error: Exception | None) -> None:
 
 
 def in_words(error: BaseException) -> str:
+    if isinstance(error, Stopped):
+        return f"stopped by {error}"
     return str(error) if isinstance(error, OpenBookError) else repr(error)
 
 

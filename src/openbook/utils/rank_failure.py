@@ -28,6 +28,7 @@ from openbook.utils.distributed import (
     world_size,
 )
 from openbook.utils.hardware import rank_from_environment
+from openbook.utils.signals import Stopped
 
 _KEY = "openbook/failed"
 _FILE = ".failed"
@@ -36,7 +37,7 @@ _LOOKING = 4.0  # seconds that the reason is looked for
 # How gloo, NCCL and the store say that a rank is gone or silent.
 _CLOSED = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _GONE = (*_CLOSED, "NCCL", "gloo", "TCPStore", "recvBytes")
-_SILENT = ("Timed out waiting", "timed out", "timeout")
+_SILENT = ("Timed out waiting", "Timed out after", "timed out", "timeout")
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def solo(piece: str) -> Iterator[None]:
 
 @contextmanager
 def named_on_all_ranks(expected: int, timeout: float, folder: Path, backend: str) -> Iterator[None]:
-    """What a rank raises inside ends all ranks with an error that names it.
+    """What a rank raises inside, or a signal that it receives, ends all ranks with an error that names it.
 
     expected: ranks of the run. timeout: seconds that they wait for one another. folder: of the run. backend: gloo or
     nccl, by which they are, or will be, connected."""
@@ -61,18 +62,20 @@ def named_on_all_ranks(expected: int, timeout: float, folder: Path, backend: str
         yield
     except RankError:
         raise
-    except Exception as error:
+    except (Exception, Stopped) as error:
+        if expected > 1 and isinstance(error, Exception) and _is_of_another(error):
+            raise _explained(error, note, timeout) from error
         if world_size() == 1:
             if expected > 1 and not dist.is_initialized():
+                if isinstance(error, Stopped) and note.parent.is_dir():  # for one that comes later than this one waits
+                    _write_note(note, f"rank {rank_from_environment()}, {phase()}: {in_words(error)}")
                 meet(error, expected, timeout, backend)
-        elif _is_of_another(error):
-            raise _explained(error, note, timeout) from error
         else:
             _publish(f"rank {rank()}, {phase()}: {in_words(error)}", note)
         raise
 
 
-def meet(error: Exception, expected: int, timeout: float, backend: str) -> None:
+def meet(error: BaseException, expected: int, timeout: float, backend: str) -> None:
     """Connect to the ranks that have started, or will, and tell them of this one's failure. A process that has started
     no others yet tells nobody."""
     from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
@@ -140,6 +143,10 @@ def _reason(note: Path) -> str:
 def _publish(text: str, note: Path) -> None:
     with suppress(Exception):
         dist.distributed_c10d._get_default_store().set(_KEY, text)
+    _write_note(note, text)
+
+
+def _write_note(note: Path, text: str) -> None:
     with suppress(DiskError):  # whatever failed, the disk among it
         write_text(note, text)
 
