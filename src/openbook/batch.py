@@ -46,7 +46,8 @@ class Example:
     `positive_ids` names passages known to hold the answer (for measuring recall, never for joint training);
     `relation` and `phrasing` are groups that results are reported by, empty where the data has none. `negative_ids`
     names passages known not to hold it (hard negatives of DPR); `grades` says how relevant each of the positive ones
-    is (TREC's graded judgements), 1 each where it is empty. Without `answers` only retrieval is trained and measured.
+    is (TREC's graded judgements), 1 each where it is empty. `reward` says what the positive passages, read in their
+    order, were worth (dpr.loss=ordered). Without `answers` only retrieval is trained and measured.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Example:
     phrasing: str = ""
     negative_ids: tuple[str, ...] = ()
     grades: tuple[int, ...] = ()
+    reward: float | None = None
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

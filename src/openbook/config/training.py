@@ -10,6 +10,14 @@ from openbook.config.unit import unit
 class DprConfig:
     """Retriever warm-up (objective: dpr): gold passages against other passages, without a generator."""
 
+    loss: Literal["one", "ordered"] = unit(
+        "one",
+        "one: -log p(z|x) of one gold passage; ordered: of all positive_ids as they follow one another, times their "
+        "question's reward (objectives/ordered.py)",
+    )
+    reward_baseline: float = unit(
+        0.0, "taken from every reward with dpr.loss=ordered; what a choice is worth in the mean"
+    )
     bm25_negatives: int = unit(1, "hard negatives per question from BM25's best passages without an answer")
     index_negatives: int = unit(
         0,

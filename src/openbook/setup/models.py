@@ -39,6 +39,7 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.dpr_negatives import RandomRows, TrainingPassages
 from openbook.training.passage_teacher import PassageTeacher
 from openbook.training.rag_module import RagModule
+from openbook.training.rewarded_module import ChosenPassages, RewardedModule
 from openbook.utils.console import say
 from openbook.utils.hardware import accelerator
 
@@ -133,7 +134,8 @@ def answering(config: Config, parts: Parts, generator: Generator, contexts: Cont
 
 def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) -> DprModule:
     """The retriever's warm-up, without a generator. passages: what its questions are trained on."""
-    return DprModule(
+    kind = RewardedModule if config.dpr.loss == "ordered" else DprModule
+    module = kind(
         dense_retriever(config, parts),
         parts.corpus,
         passages,
@@ -145,6 +147,9 @@ def dpr_module(config: Config, parts: Parts, passages: TrainingPassages | None) 
         identical_ids=config.evaluate.identical_ids,
         seed=config.seed,
     )
+    if isinstance(module, RewardedModule):
+        module.baseline = config.dpr.reward_baseline
+    return module
 
 
 def passage_teacher(config: Config, parts: Parts, questions: QuestionAnswerData | None) -> PassageTeacher | None:
@@ -161,12 +166,13 @@ def training_passages(
     """Positives and hard negatives for the training questions, which are all looked through once; without questions,
     stand-ins of BM25's passages for a plan."""
     regex, bm25 = config.evaluate.regex_answers, None
+    kind = ChosenPassages if options.loss == "ordered" else TrainingPassages
     if questions is None:
         stand_in = RandomRows(parts.corpus.n_passages, config.seed)
-        return TrainingPassages(parts.corpus, stand_in, options, seed=config.seed, regex=regex)
+        return kind(parts.corpus, stand_in, options, seed=config.seed, regex=regex)
     if options.bm25_negatives and not all(example.negative_ids for example in questions.questions["train"]):
         bm25 = bm25_index(parts.corpus)
-    passages = TrainingPassages(parts.corpus, bm25, options, seed=config.seed, regex=regex)
+    passages = kind(parts.corpus, bm25, options, seed=config.seed, regex=regex)
     passages.prepare(questions.questions["train"])
     return passages
 

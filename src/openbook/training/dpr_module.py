@@ -57,7 +57,11 @@ class DprModule(QuestionModule):
         if questions:
             self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
             self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
-        return {"loss": (nll * weight).sum() * self.loss_scale(weight), "nll": nll.detach()}
+        return {"loss": (nll * weight * self.worth(batch)).sum() * self.loss_scale(weight), "nll": nll.detach()}
+
+    def worth(self, batch: Batch) -> Tensor | float:
+        """What a question's log-likelihood is multiplied with in the loss, [batch]."""
+        return 1.0
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(positive passage | question), whether no other passage scores higher, and the weight (0 for a

@@ -179,4 +179,6 @@ def json_of(example: Example) -> dict[str, Any]:
         written["negative_ids"] = example.negative_ids
     if example.grades:
         written["grades"] = example.grades
+    if example.reward is not None:
+        written["reward"] = example.reward
     return written

@@ -2,14 +2,15 @@
 
 Passages: `id`, `title`, `text` in JSON on each line, or DPR's `psgs_w100.tsv` (header `id<TAB>text<TAB>title`, quoted
 as Python's csv module writes them, or not at all), packed or not. Questions: `question` and `answers` in JSON on each
-line, optional `id`, `positive_ids`, `negative_ids`, `grades`, `relation`, `phrasing`; not packed, because training
-reads single lines. Every other format is converted into these first (convert.py).
+line, optional `id`, `positive_ids`, `negative_ids`, `grades`, `reward`, `relation`, `phrasing`; not packed, because
+training reads single lines. Every other format is converted into these first (convert.py).
 
 A check parses every line once and keeps 8 bytes per line (a hash of the id): 170 MB for 21 million passages.
 """
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -165,6 +166,9 @@ def example_of(
     grades, positives = fields.get("grades", []), strings(fields.get("positive_ids", []), "positive_ids", numbers=True)
     if grades and (len(grades) != len(positives) or not all(type(one) is int and one > 0 for one in grades)):
         raise BadLineError("`grades` do not go with `positive_ids`", expected="a whole number above 0 for each of them")
+    reward = fields.get("reward")
+    if reward is not None and (type(reward) not in (int, float) or not math.isfinite(reward)):
+        raise BadLineError("a reward is no number", got=repr(reward), expected="a finite number, or none")
     return Example(
         id=string(fields.get("id", default_id), "id", numbers=True, empty=False),
         question=question,
@@ -174,4 +178,5 @@ def example_of(
         phrasing=string(fields.get("phrasing", ""), "phrasing", numbers=True),
         negative_ids=strings(fields.get("negative_ids", []), "negative_ids", numbers=True),
         grades=tuple(grades),
+        reward=None if reward is None else float(reward),
     )

@@ -64,6 +64,11 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
         counts.append(Count(where, "negative ids are not in the corpus", n, len(negatives)))
         if n:
             say(f"{where}: {n:,} of {len(negatives):,} negative ids are not in the corpus")
+        if split == "train" and not (config.objective == "dpr" and config.dpr.loss == "ordered"):
+            n = sum(example.reward is not None for example in some)
+            counts.append(Count(where, "questions have a reward that is not read", n, len(some)))
+            if n:
+                say(f"{where}: {n:,} of {len(some):,} questions have a `reward`, which only dpr.loss=ordered reads")
         if split != "train" and "train" in questions:
             counts.append(_leaks(where, file, questions["train"]))
         if config.objective == "dpr" and split != "train":
