@@ -1,6 +1,6 @@
 """A signal that one of two ranks receives, or both, in every phase of a run: both end. In training they agree, and rank
-0 ends with the signal's code; elsewhere who was signalled does, and the other by an error that names it. No status
-stays "running"."""
+0 ends with the signal's code; elsewhere one who was signalled does, and the other too or by an error that names it. No
+status stays "running"."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def stopped(folder: Path, phase: str, who: str, sent: signal.Signals) -> None:
     if "stopped by a signal after step" in ends[0][1]:  # all have agreed, and the first speaks for them
         assert ends[0][0] == 128 + sent and ends[1][0] in (0, 128 + sent), text
     else:
-        assert all(ends[rank][0] == 128 + sent for rank in WHO[who]), text
+        # Of two that are signalled while they connect, one may hear of the other before its own signal is handled.
+        assert any(ends[rank][0] == 128 + sent for rank in WHO[who]), text
         assert all(code in (2, 128 + sent) for code, _ in ends), text
     summary = folder / "run/summary.json"
     assert not summary.exists() or json.loads(summary.read_text())["status"] != "running", text
