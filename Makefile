@@ -129,7 +129,7 @@ bench-decode: $(READY) ## benchmark decoding against transformers: benchmarks/de
 
 # decode has both sides with the allocator as it comes, like bench-decode.
 bench: $(READY) ## steps, search, host work, encoding, decoding and the cost model: benchmarks/latest.json, docs/performance.md, about 45 minutes
-	OUT=benchmarks/latest.json; for part in training.step training.host "index.search --million" index.encode training.fused training.attention training.passage_gradient training.cost_model training.ranks index.plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
+	OUT=benchmarks/latest.json; for part in training.step training.host "index.search --million" index.encode marginal.fused training.safety training.attention training.passage_gradient training.cost_model training.ranks index.plan; do $(PY) -W ignore -m benchmarks.$$part --out $$OUT || exit 1; done
 	unset MALLOC_MMAP_THRESHOLD_ MALLOC_TRIM_THRESHOLD_ MALLOC_TOP_PAD_; $(PY) -m benchmarks.decoding.decode --repeats 1 --out benchmarks/latest.json
 	$(PY) -m benchmarks.common.performance
 

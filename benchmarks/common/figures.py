@@ -42,6 +42,8 @@ WANTED: dict[str, tuple[float, float]] = {
     "decode.rag_token_1.memory_ratio": (0, 1 / 6),
     "decode.rag_token_4.memory_ratio": (0, 1 / 6),
     "decode.rag_sequence_thorough.speedup": (2.5, math.inf),
+    "safety.step.share": (0, 0.01),
+    "safety.save.ratio": (0, 1.2),
     "serving.lost": (0, 0),
     "serving.mixed": (0, 0),
     "operators.step.share_of_a15bf0e": (0, 0.5),

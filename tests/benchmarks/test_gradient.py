@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.training.gradient import (
+from benchmarks.marginal.gradient import (
     Table,
     best,
     drawn_without_replacement,

@@ -1,6 +1,6 @@
 """The fused loss (openbook.fused_loss) against the plain formula: time, memory, and memory over growing batches.
 
-    python -m benchmarks.training.fused [--out FILE] [--quick]
+    python -m benchmarks.marginal.fused [--out FILE] [--quick]
 
 BART-base's head, 4 questions x 5 passages, random hidden states; forward and backward, every gradient. Times are of one
 thread on a CPU, its processor's seconds, the least of some rounds in which both take turns. Memory is what a fresh
@@ -26,7 +26,7 @@ from openbook.objectives.marginal import rag_token_nll, token_logprobs_of
 from openbook.objectives.vocabulary_head import CHUNK_BYTES
 from openbook.utils.host_memory import current_memory, peak_memory, reset_peak_memory
 
-ROUNDS, MODULE = 3, "benchmarks.training.fused"
+ROUNDS, MODULE = 3, "benchmarks.marginal.fused"
 
 
 @dataclass(frozen=True)

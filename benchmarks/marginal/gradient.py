@@ -1,7 +1,7 @@
 """What n_docs costs: the retriever's gradient from the k passages that are read, beside that of the marginal over a
 whole corpus.
 
-    python -m benchmarks.training.gradient RUN [--questions 32] [--passages 512] [--draws 400]
+    python -m benchmarks.marginal.gradient RUN [--questions 32] [--passages 512] [--draws 400]
 
 RUN: a finished run; its questions' gold passages and random others are the corpus, small enough for the generator to
 read all of it for every question. With p(y_t | x, z, y_<t) of all pairs at hand, the gradient with respect to the
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common.system import prepare_machine
-from benchmarks.training.gradient_page import write_page
+from benchmarks.marginal.page import write_page
 from openbook.batch import IGNORED_LABEL, Batch
 from openbook.models.contexts import answer_hidden
 from openbook.objectives.by_name import OBJECTIVES
