@@ -18,7 +18,7 @@ COLOURS = {
     "k drawn": "#d97706",
     "k drawn, weighed": "#2f6fd0",
 }
-SHOWN = (2, 4, 8, 16, 64, 256)
+SHOWN = (2, 4, 8, 16, 64)
 
 
 def write_page(found: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ def write_page(found: Mapping[str, Any]) -> None:
 def _tables(found: Mapping[str, Any]) -> str:
     rows = found["rows"]
     said = f"{found['questions']} training questions, {found['passages']} passages, {found['draws']} draws"
-    lines = [f"{said}. Bias, and in brackets the deviation where passages are drawn:", ""]
+    lines = [f"{said}. Bias of all questions together / median over the questions (deviation of what is drawn):", ""]
     for models in dict.fromkeys(row["models"] for row in rows):
         for objective in dict.fromkeys(row["objective"] for row in rows):
             some = [row for row in rows if (row["models"], row["objective"]) == (models, objective)]
@@ -48,7 +48,7 @@ def _tables(found: Mapping[str, Any]) -> str:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    return f"{row['bias']:.2f}" + (f" ({row['deviation']:.2f})" if row["deviation"] else "")
+    return f"{row['bias']:.2f} / {row['median']:.2f}" + (f" ({row['deviation']:.2f})" if row["deviation"] else "")
 
 
 def _draw(found: Mapping[str, Any]) -> None:
