@@ -333,5 +333,5 @@ def test_results_table_by_hand() -> None:
     Console(file=written, width=100).print(results_table(summary))
     lines = [re.findall(r"[^\s│┃]+(?: [^\s│┃]+)*", line) for line in written.getvalue().splitlines()]
     assert ["exact match", "25.0 %", "75.5 %", "+50.5"] in lines
-    assert ["metric", "before training", "after training", "change (points)"] in lines
+    assert ["metric", "before", "after", "change (points)"] in lines
     assert "rag_token: test split, 1000 questions" in written.getvalue()

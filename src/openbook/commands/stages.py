@@ -11,7 +11,7 @@ from openbook.callbacks import Checkpointing, IndexRefresh, Throughput
 from openbook.config.schema import Config
 from openbook.metrics.paired import improvements, per_question
 from openbook.metrics.ranking import lines_of
-from openbook.reporting.report import results_table, write_report
+from openbook.reporting.report import headline, results_table, write_report
 from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
 from openbook.tracking.checkpoint import damage, read_checkpoint
@@ -20,7 +20,7 @@ from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
-from openbook.utils.console import console, say
+from openbook.utils.console import console, duration, say, say_result
 from openbook.utils.distributed import from_rank_zero, now_in
 from openbook.utils.rank_failure import solo
 from openbook.utils.signals import Stopped
@@ -145,12 +145,15 @@ class Stages:
             say(f"testing the weights of the best validation, step {self.tested_step}")
 
     def _test(self, what: str) -> dict[str, Any]:
-        say(what)
         now_in(what)
+        started = time.perf_counter()
         self.trainer.test(self.module, self.prepared.questions, verbose=False, weights_only=True)
         self.clock.lap("evaluate")
+        rates = "".join(f", {row.label} {row.after}" for row in headline({"test": self.module.summary}))
+        n_questions, took = self.module.summary.get("n_questions", 0), time.perf_counter() - started
+        say_result(f"{what}: {n_questions:,} questions in {duration(took)}{rates}")
         for line in lines_of(self.module.summary.get("retrieval", {})):
-            say(line)
+            say_result(line)
         return dict(self.module.summary)
 
     def _write_summary(self, status: str) -> None:
@@ -216,6 +219,6 @@ def _close(run: RunFolder) -> None:
         ("best", run.best),
     ):
         if path.exists():
-            say(f"{label:>12}  {path}")
+            say_result(f"{label:>12}  {path}")
     if told := verdict(summary):
-        say(told)
+        say_result(told)

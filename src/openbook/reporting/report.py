@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Column, Table
 
 from openbook.errors import OpenBookError
@@ -27,7 +28,7 @@ from openbook.reporting.verdict import verdict
 from openbook.tracking.curves import Curves
 from openbook.tracking.run_contents import RunFiles, read_run
 from openbook.utils.atomic import write_text
-from openbook.utils.console import duration, say
+from openbook.utils.console import console, duration, say
 
 MOST_BYTES = 990_000  # of report.html: under 1 MB
 # Column of metrics.csv -> (its heading in the table of refreshes, its explanation).
@@ -180,8 +181,13 @@ def headline(summary: Mapping[str, Any]) -> list[Row]:
 def results_table(summary: Mapping[str, Any]) -> Table:
     """The headline table for the terminal: before, after, change in percentage points."""
     n_questions = dict_of(summary.get("test")).get("n_questions", "?")
-    columns = (Column(name, justify="right") for name in ("before training", "after training", "change (points)"))
-    table = Table("metric", *columns, title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions")
+    columns = (Column(name, justify="right") for name in ("before", "after", "change (points)"))
+    table = Table(
+        Column("metric", no_wrap=True),
+        *columns,
+        title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions",
+        box=box.HEAVY_HEAD if console.is_terminal else box.SIMPLE_HEAD,
+    )
     for row in headline(summary):
         style = {1: "green", 0: "", -1: "red"}[row.better]
         table.add_row(row.label, row.before, row.after, f"[{style}]{row.change}[/]" if style else row.change)
