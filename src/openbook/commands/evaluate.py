@@ -16,7 +16,7 @@ from openbook.config.load import list_experiments, load_experiment
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.ranking import lines_of
-from openbook.reporting.report import results_table
+from openbook.reporting.results_table import results_table
 from openbook.retrieval.dense import DenseRetriever
 from openbook.serving.served import Served
 from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare

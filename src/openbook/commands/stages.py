@@ -11,7 +11,8 @@ from openbook.callbacks import Checkpointing, IndexRefresh, Throughput
 from openbook.config.schema import Config
 from openbook.metrics.paired import improvements, per_question
 from openbook.metrics.ranking import lines_of
-from openbook.reporting.report import headline, results_table, write_report
+from openbook.reporting.report import write_report
+from openbook.reporting.results_table import result_line, results_table
 from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
 from openbook.tracking.checkpoint import damage, read_checkpoint
@@ -20,7 +21,7 @@ from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
-from openbook.utils.console import console, duration, say, say_result
+from openbook.utils.console import console, say, say_result
 from openbook.utils.distributed import from_rank_zero, now_in
 from openbook.utils.rank_failure import solo
 from openbook.utils.signals import Stopped
@@ -149,9 +150,7 @@ class Stages:
         started = time.perf_counter()
         self.trainer.test(self.module, self.prepared.questions, verbose=False, weights_only=True)
         self.clock.lap("evaluate")
-        rates = "".join(f", {row.label} {row.after}" for row in headline({"test": self.module.summary}))
-        n_questions, took = self.module.summary.get("n_questions", 0), time.perf_counter() - started
-        say_result(f"{what}: {n_questions:,} questions in {duration(took)}{rates}")
+        say_result(result_line(what, self.module.summary, time.perf_counter() - started))
         for line in lines_of(self.module.summary.get("retrieval", {})):
             say_result(line)
         return dict(self.module.summary)
