@@ -69,6 +69,9 @@ def test_make_would_do_it(command: str) -> None:
     words = shlex.split(command)[1:]
     planned = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert planned.returncode == 0, planned.stderr
+    for line in re.findall(r"-m openbook ([^>\n]+)", planned.stdout):  # what make would run, as openbook reads it
+        if "sbatch" not in line and "$" not in line:
+            openbook_reads(shlex.split(line))
     for word in words:
         name, is_set, value = word.partition("=")
         if is_set and name in ("EXP", "EXPS"):
@@ -82,7 +85,12 @@ def test_make_would_do_it(command: str) -> None:
 
 @pytest.mark.parametrize("command", sorted({command for _, command in COMMANDS_OF if command.startswith("openbook ")}))
 def test_openbook_would_parse_it(command: str) -> None:
-    name, *words = shlex.split(command)[1:]
+    openbook_reads(shlex.split(command)[1:])
+
+
+def openbook_reads(command: list[str]) -> None:
+    """Its parser takes the words, and experiment and keys are known."""
+    name, *words = command
     assert name in COMMANDS or name == "COMMAND"
     if name in COMMANDS and not {"--help", "-h"} & set(words):
         parsed = parser_of(name).parse_intermixed_args(words)  # exits on an unknown option
