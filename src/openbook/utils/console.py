@@ -143,10 +143,10 @@ class _Bar(Stage):
 
     def __call__(self, done: int, total: int, note: Callable[[], str] = str) -> None:
         self.done, now = done, time.perf_counter()
-        more = {}
+        self.bars.update(self.task, completed=done, total=total or None)
         if now > self._noted + 0.5:  # a loss on a GPU is waited for
-            self._noted, more = now, {"note": note().removeprefix(", ")}
-        self.bars.update(self.task, completed=done, total=total or None, **more)
+            self._noted = now
+            self.bars.update(self.task, note=note().removeprefix(", "))
 
     def close(self) -> None:
         self.bars.remove_task(self.task)
