@@ -73,7 +73,7 @@ def test_quiet_is_warnings_and_the_result(small_system: SmallSystem, tmp_path: P
     assert done.returncode == 0, done.stdout
     lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
     known = r"warning:|test split (before|after) training: |small: test split|metric|─|exact match|F1|recall@|report |"
-    known += r"metrics |predictions |curves |checkpoint |best |training |Try |no validation "
+    known += r"metrics |checkpoint |also |training |Try |no validation "
     assert [line for line in lines if not re.match(known, line)] == []
     assert sum(line.startswith("test split ") for line in lines) == 2
     more = small_system.command("resume", str(tmp_path / "run"), "trainer.max_steps=4", "--quiet")

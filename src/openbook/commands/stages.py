@@ -209,15 +209,10 @@ def _close(run: RunFolder) -> None:
     if summary["test"]:
         console.print(results_table(summary))
     report = write_report(run.path)
-    for label, path in (
-        ("report", report),
-        ("metrics", run.summary),
-        ("predictions", run.predictions),
-        ("curves", run.metrics),
-        ("checkpoint", run.last),
-        ("best", run.best),
-    ):
+    also = [path for path in (run.predictions, run.metrics, run.best) if path.exists()]
+    for label, path in (("report", report), ("metrics", run.summary), ("checkpoint", run.last)):
         if path.exists():
             say_result(f"{label:>12}  {path}")
+    say_result(f"{'also':>12}  {', '.join(str(path.relative_to(run.path)) for path in also)}")
     if told := verdict(summary):
         say_result(told)

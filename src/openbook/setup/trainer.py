@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import lightning as L
+from huggingface_hub.utils import disable_progress_bars
 from lightning.pytorch.loggers import Logger
 
 from openbook.callbacks import Progress
@@ -23,6 +24,7 @@ from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
 from openbook.training.ranks.sharded_strategy import ShardedGenerator
 from openbook.training.ranks.strategy import Ranks
+from openbook.utils.console import is_quiet
 from openbook.utils.distributed import RankError, now_in
 from openbook.utils.hardware import accelerator, autocast_dtype
 from openbook.utils.rank_failure import named_on_all_ranks
@@ -111,8 +113,8 @@ def quiet() -> None:
     """Silence warnings of Lightning and torch that do not apply to this project, wandb's banners, and in a log the
     bars of downloads."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty() or is_quiet():
+        disable_progress_bars()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     texts = (
         "does not have many workers",

@@ -15,7 +15,7 @@ from openbook.utils.hardware import rank_from_environment
 
 QUIET = "OPENBOOK_QUIET"  # in the environment, so that ranks and child processes are quiet as well
 # Of a log: seconds to the first line of a stage, and between lines: a share of the time since the start.
-_FIRST, _EVERY, _SHARE, _AT_MOST = 4.0, 10.0, 0.3, 600.0
+_FIRST, _EVERY, _SHARE, _AT_MOST = 4.0, 10.0, 0.4, 600.0
 
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 
