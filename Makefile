@@ -23,11 +23,23 @@ export MALLOC_TOP_PAD_ = 268435456
 # Threads that spin while they wait take the core from whoever else could use it (benchmarks/training/neighbour.py).
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# QUIET=1 prints only warnings, errors and the result.
+export OPENBOOK_QUIET := $(if $(filter-out 0,$(QUIET)),1,$(OPENBOOK_QUIET))
+
+# A variable that no target reads would be left out without a word: exp=tiny would train rag_token.
+KNOWN = PYTHON VENV FAISS EXP EXPS ARGS RUN RUNS RUN_DIR SEEDS TEST_N_DOCS NAME DRY DOCS SWEEP COUNT BACKEND JSON NODES GPUS \
+	TIME MORE N MATCH Q CORPUS TO FROM FILE IN OUT PORT PARTS QUICK ONLY QUIET OPENBOOK OMP_% MALLOC_% CUDA_% HF_% NCCL_% WANDB_%
+GIVEN = $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
+UNKNOWN := $(filter-out $(KNOWN) MAKEFLAGS MAKEOVERRIDES CURDIR SHELL -%,$(GIVEN))
+ifneq ($(UNKNOWN),)
+$(error unknown variable $(firstword $(UNKNOWN)): expected one of $(KNOWN)$(foreach near,$(filter $(shell echo $(firstword $(UNKNOWN)) | tr a-z A-Z) $(firstword $(UNKNOWN))S,$(KNOWN)),. Did you mean $(near)?))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help setup train resume evaluate hot-swap index-add compare sweep submit doctor plan answers ask serve export import report watch list keys show data convert bench-index bench-data bench-decode bench bench-gpu faults test lint types clean
 
 help: ## show this list
-	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder]"
+	@echo "make TARGET [EXP=rag_token] [ARGS=\"key=value ...\"] [RUN=folder] [RUN_DIR=folder] [QUIET=1]"
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU index)

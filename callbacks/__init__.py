@@ -10,8 +10,9 @@ if __name__ != "openbook.callbacks":
 from openbook.callbacks.checkpointing import Checkpointing
 from openbook.callbacks.collapse import CollapseWatch
 from openbook.callbacks.index_refresh import IndexRefresh
+from openbook.callbacks.progress import Progress
 from openbook.callbacks.sample_predictions import SamplePredictions
 from openbook.callbacks.staleness import Staleness
 from openbook.callbacks.throughput import Throughput
 
-__all__ = ["Checkpointing", "CollapseWatch", "IndexRefresh", "SamplePredictions", "Staleness", "Throughput"]
+__all__ = ["Checkpointing", "CollapseWatch", "IndexRefresh", "Progress", "SamplePredictions", "Staleness", "Throughput"]

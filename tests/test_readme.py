@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from openbook.config.load import list_experiments, load_experiment
 from openbook.config.schema import keys_of
@@ -60,3 +62,15 @@ def test_every_file_that_is_named_is_there() -> None:
 
 def test_the_batches_of_the_example_on_gpus_make_sense() -> None:
     assert load_experiment("factbook_full", ["trainer.devices=8"], ROOT / "experiments").trainer.devices == 8
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["title"], citation["version"], citation["license"]) == (
+        project["name"],
+        project["version"],
+        project["license"],
+    )
+    assert citation["cff-version"] == "1.2.0" and citation["authors"] and citation["message"]
+    assert f"\n## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

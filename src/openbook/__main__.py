@@ -21,8 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    from openbook.utils.console import hushed
+
     try:
-        with stopping(), writing():
+        with hushed(parsed.quiet), stopping(), writing():
             if parsed.command == "doctor":
                 from openbook.commands.doctor import doctor
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from openbook.__main__ import main
-from openbook.commands.parsers import COMMANDS, parse, subject_of
+from openbook.commands.parsers import COMMANDS, EXAMPLE, parse, subject_of
+from openbook.config.load import load_experiment
+from openbook.config.schema import keys_of
 from openbook.errors import OpenBookError
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("words", [["--help"], ["compare", "-h"], ["train", "-h"]])
@@ -28,10 +35,38 @@ def test_every_command_describes_itself(command: str, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     said = capsys.readouterr().out
-    assert end.value.code == 0 and said.startswith(f"usage: openbook {command} ") and "--debug" in said
+    assert end.value.code == 0 and said.startswith(f"usage: openbook {command} ")
+    assert "--debug" in said and "--quiet" in said and said.endswith(f"example:\n  openbook {EXAMPLE[command]}\n")
     with pytest.raises(SystemExit):
         main(["--help"])
     assert f"\n  {command} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_example_of_a_command_is_one(command: str) -> None:
+    """It parses, has what the command needs, and what it sets can be set."""
+    parsed = parse(shlex.split(EXAMPLE[command]))
+    subject, rest = subject_of(parsed)
+    assert parsed.command == command and bool(subject) >= bool(COMMANDS[command].subject)
+    if COMMANDS[command].usage.startswith("EXPERIMENT "):
+        load_experiment(subject, [word for word in rest if "=" in word])
+    assert {word.partition("=")[0] for word in rest if "=" in word} <= set(keys_of())
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert capsys.readouterr().out == f"openbook {declared}\n"
+
+
+@pytest.mark.parametrize(("written", "meant"), [("trian", "train"), ("anwsers", "answers"), ("hotswap", "hot-swap")])
+def test_a_near_command_is_named(written: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([written, "rag_token"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith(f"no such command: {written}. Did you mean {meant}?\n")
 
 
 def test_words_and_options_mix() -> None:

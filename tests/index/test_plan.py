@@ -153,7 +153,6 @@ def test_the_plan_in_words() -> None:
         "passages": "21,015,324 of dim 768",
         "index": "Flat, 60.1 GiB, searched on the CPU",
         "RAM": "120.3 GiB at the swap (old and new index, 12.0 MiB to build), without models and libraries",
-        "GPU": "nothing",
         "disk": "60.1 GiB besides the corpus",
         "refresh": "blocking, every 30 steps; a full refresh takes 22 s (about 32 steps)",
         "training time": "52% spent refreshing; a step takes 0.7 s",

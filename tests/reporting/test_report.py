@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 from html.parser import HTMLParser
@@ -9,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
-from rich.console import Console
 
 from openbook.errors import OpenBookError
 from openbook.metrics.prediction import Prediction, ReadPassage
 from openbook.metrics.summary import summarize
 from openbook.reporting.panels import AGREEMENT, DRIFT, LOSS, PANELS, VALIDATION, Line
-from openbook.reporting.report import headline, results_table, write_report
+from openbook.reporting.report import write_report
 from openbook.reporting.run_plots import BASELINE, Curve, curve_of, plot_run
 from openbook.tracking.curves import read_metrics
 
@@ -316,22 +314,3 @@ def test_plot_run_is_a_picture(run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "metrics.csv").unlink()
     plot_run(run_folder, tmp_path / "empty.png")
     assert imread(tmp_path / "empty.png").shape[:2] == (800, 1200)
-
-
-def test_results_table_by_hand() -> None:
-    summary = {
-        "experiment": "rag_token",
-        "before_training": {"exact_match": 0.25, "recall_at_1": 0.5, "n_questions": 40},
-        "test": {"exact_match": 0.755, "recall_at_1": 0.475, "f1": 0.8, "n_questions": 1000},
-    }
-    assert [(row.label, row.before, row.after, row.change, row.better) for row in headline(summary)] == [
-        ("exact match", "25.0 %", "75.5 %", "+50.5", 1),
-        ("F1", "-", "80.0 %", "-", 0),
-        ("recall@1", "50.0 %", "47.5 %", "-2.5", -1),
-    ]
-    written = io.StringIO()
-    Console(file=written, width=100).print(results_table(summary))
-    lines = [re.findall(r"[^\s│┃]+(?: [^\s│┃]+)*", line) for line in written.getvalue().splitlines()]
-    assert ["exact match", "25.0 %", "75.5 %", "+50.5"] in lines
-    assert ["metric", "before training", "after training", "change (points)"] in lines
-    assert "rag_token: test split, 1000 questions" in written.getvalue()

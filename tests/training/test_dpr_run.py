@@ -15,7 +15,7 @@ from openbook.commands.evaluate import evaluate
 from openbook.commands.train import resume, train
 from openbook.config.load import load_resolved
 from openbook.errors import OpenBookError
-from openbook.reporting.report import results_table
+from openbook.reporting.results_table import results_table
 from openbook.setup import models as setup_models
 from openbook.setup.start_from import resolve_start
 from openbook.tracking import run_folder as runs

@@ -16,7 +16,7 @@ from openbook.config.load import list_experiments, load_experiment
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
 from openbook.metrics.ranking import lines_of
-from openbook.reporting.report import results_table
+from openbook.reporting.results_table import results_table
 from openbook.retrieval.dense import DenseRetriever
 from openbook.serving.served import Served
 from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare
@@ -29,7 +29,7 @@ from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
-from openbook.utils.console import console, say
+from openbook.utils.console import console, say, say_result
 from openbook.utils.disk import check_writable
 from openbook.utils.distributed import from_rank_zero
 from openbook.utils.hardware import rank_from_environment
@@ -181,8 +181,8 @@ def _write(target: Path, module: RagModule | DprModule, result: dict[str, Any]) 
     write_json(target / "summary.json", result)
     console.print(results_table(result))
     for line in lines_of(module.summary.get("retrieval", {})):
-        say(line)
-    say(f"results in {target}")
+        say_result(line)
+    say_result(f"results in {target}")
 
 
 def answer_test(

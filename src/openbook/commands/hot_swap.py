@@ -23,7 +23,7 @@ from openbook.setup.prepare import prepare
 from openbook.setup.trainer import together
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.atomic import replacing_folder, write_json
-from openbook.utils.console import console, say
+from openbook.utils.console import console, say, say_result
 from openbook.utils.disk import check_writable
 
 
@@ -79,7 +79,7 @@ def _answered(
                 RunFolder.write_predictions(new, [one.to_json() for one in predictions], f"predictions_{index}.jsonl")
             write_json(new / "summary.json", summary)
         console.print(table(summary))
-        say(f"results in {target}")
+        say_result(f"results in {target}")
     return target / "summary.json"
 
 

@@ -23,7 +23,7 @@ from openbook.setup.inputs.own_files import own_passages, unique_passages, was_c
 from openbook.tracking.added_passages import PASSAGES, REPORT, answering_overrides, folder_of, newest
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.utils.atomic import replacing_folder, write_json
-from openbook.utils.console import say
+from openbook.utils.console import say, say_result
 from openbook.utils.turns import in_turn
 
 READING = ("data.columns=", "data.split.")  # what may be said of how the file is read
@@ -88,7 +88,7 @@ def _add(run: RunFolder, name: str, reading: Config) -> Path | None:
     if read_json(target / REPORT) != report:
         action = "Add these once more."
         raise OpenBookError("another process has added passages at the same moment", where=target, action=action)
-    say(f"{run.path} answers from {target}: `openbook evaluate {run.path}` tests it")
+    say_result(f"{run.path} answers from {target}: `openbook evaluate {run.path}` tests it")
     return target
 
 

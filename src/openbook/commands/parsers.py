@@ -1,6 +1,7 @@
 """One argparse parser per command, all with the same conventions. Imports nothing heavy, so help is printed at once."""
 
 import argparse
+import difflib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -124,7 +125,36 @@ OPTIONS["sweep"] = {
     "--dry-run": {"action": "store_true", "help": "list the trials and their expected time"},
 }
 OPTIONS["doctor"] = {"--json": {"action": "store_true", "help": "the findings as JSON on the standard output"}}
-DEBUG: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
+# Of every command.
+COMMON: dict[str, dict[str, Any]] = {
+    "--quiet": {"action": "store_true", "help": "print only warnings, errors and the result"},
+    "--debug": {"action": "store_true", "help": "show the traceback of an error"},
+}
+
+# What `openbook COMMAND --help` ends with.
+EXAMPLE = {
+    "train": "train rag_token trainer.max_steps=50 seed=1",
+    "resume": "resume runs/rag_token/20261123-101500",
+    "evaluate": "evaluate runs/rag_token/20261123-101500 evaluate.n_docs=8",
+    "hot-swap": "hot-swap rag_token",
+    "compare": 'compare rag_token rag_sequence --seeds "0 1 2"',
+    "sweep": "sweep rag_token refresh --count 6",
+    "doctor": "doctor rag_token",
+    "plan": "plan rag_token index.factory=IVF256,SQfp16",
+    "index": "index add rag_token passages.jsonl",
+    "answers": "answers rag_token Iceland --n 3",
+    "ask": 'ask rag_token "What is the capital of Iceland?"',
+    "serve": "serve rag_token serve.port=8000",
+    "report": "report rag_token",
+    "watch": "watch rag_token --port 0",
+    "export": "export rag_token exported/",
+    "import": "import rag-token-nq/ runs/imported",
+    "list": "list",
+    "keys": "keys optim",
+    "show": "show rag_token seed=1",
+    "convert": "convert nq-open.train.jsonl converted/",
+    "data": "data rag_token data.corpus=passages.jsonl data.train=train.jsonl",
+}
 
 DESCRIPTION = "Train retrieval-augmented generation end to end: retriever, index and generator with one likelihood."
 SUBJECTS = """\
@@ -140,18 +170,31 @@ examples:
 `openbook COMMAND -h` describes a command and its options."""
 
 
+def version() -> str:
+    """Of the package that is installed."""
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    try:
+        return installed("openbook")
+    except PackageNotFoundError:  # the source alone, by PYTHONPATH
+        return "not installed"
+
+
 def overview() -> argparse.ArgumentParser:
     """The parser of `openbook` without a command: prints the list of commands."""
     listed = [f"  {f'{name} {one.usage}':<42} {one.help}" for name, one in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         "openbook",
-        usage="openbook COMMAND [EXPERIMENT or RUN] [key=value ...] [--debug]",
+        usage="openbook COMMAND [EXPERIMENT or RUN] [key=value ...] [--quiet] [--debug]",
         description="\n".join([DESCRIPTION, "", "commands:", *listed, "", SUBJECTS]),
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
-    parser.add_argument("--debug", **DEBUG)
+    for flag, settings in COMMON.items():
+        parser.add_argument(flag, **settings)
+    parser.add_argument("--version", action="version", version=f"openbook {version()}", help="print the version")
     return parser
 
 
@@ -162,10 +205,11 @@ def parser_of(name: str) -> argparse.ArgumentParser:
         f"openbook {name}",
         usage=f"openbook {name} {command.usage} [options]",
         description=f"{command.help[0].upper()}{command.help[1:]}.\n\n{SUBJECTS if command.usage else ''}",
+        epilog=f"example:\n  openbook {EXAMPLE[name]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    for flag, settings in {**OPTIONS.get(name, {}), "--debug": DEBUG}.items():
+    for flag, settings in {**OPTIONS.get(name, {}), **COMMON}.items():
         parser.add_argument(flag, **settings)
     return parser
 
@@ -175,6 +219,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     words = list(arguments)
     name = next((word for word in words if not word.startswith("-")), "")
     if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        if near:
+            overview().error(f"no such command: {name}. Did you mean {near[0]}?")
         overview().parse_args(words)
     words.remove(name)
     return parser_of(name).parse_intermixed_args(words, argparse.Namespace(command=name))

@@ -49,7 +49,7 @@ def build_data(experiment: str, overrides: Sequence[str]) -> None:
     from openbook.setup.trainer import quiet
     from openbook.tracking.run_folder import RUNS
     from openbook.utils.atomic import write_json
-    from openbook.utils.console import console, progress, say
+    from openbook.utils.console import console, progress, say_result
 
     quiet()
     prepared = prepare(config)
@@ -76,7 +76,7 @@ def build_data(experiment: str, overrides: Sequence[str]) -> None:
     sizes = {split: len(file) for split, file in prepared.questions.questions.items()}
     content = {"experiment": config.experiment, "passages": len(corpus), "questions": sizes}
     write_json(target, content | {"data": prepared.fingerprints, "counts": [one._asdict() for one in counts]})
-    say(f"counts in {target}")
+    say_result(f"counts in {target}")
 
 
 def convert(source: str, words: Sequence[str], only: str) -> None:

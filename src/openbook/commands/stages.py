@@ -11,7 +11,8 @@ from openbook.callbacks import Checkpointing, IndexRefresh, Throughput
 from openbook.config.schema import Config
 from openbook.metrics.paired import improvements, per_question
 from openbook.metrics.ranking import lines_of
-from openbook.reporting.report import results_table, write_report
+from openbook.reporting.report import write_report
+from openbook.reporting.results_table import result_line, results_table
 from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
 from openbook.tracking.checkpoint import damage, read_checkpoint
@@ -20,7 +21,7 @@ from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
-from openbook.utils.console import console, say
+from openbook.utils.console import console, say, say_result
 from openbook.utils.distributed import from_rank_zero, now_in
 from openbook.utils.rank_failure import solo
 from openbook.utils.signals import Stopped
@@ -145,12 +146,13 @@ class Stages:
             say(f"testing the weights of the best validation, step {self.tested_step}")
 
     def _test(self, what: str) -> dict[str, Any]:
-        say(what)
         now_in(what)
+        started = time.perf_counter()
         self.trainer.test(self.module, self.prepared.questions, verbose=False, weights_only=True)
         self.clock.lap("evaluate")
+        say_result(result_line(what, self.module.summary, time.perf_counter() - started))
         for line in lines_of(self.module.summary.get("retrieval", {})):
-            say(line)
+            say_result(line)
         return dict(self.module.summary)
 
     def _write_summary(self, status: str) -> None:
@@ -207,15 +209,10 @@ def _close(run: RunFolder) -> None:
     if summary["test"]:
         console.print(results_table(summary))
     report = write_report(run.path)
-    for label, path in (
-        ("report", report),
-        ("metrics", run.summary),
-        ("predictions", run.predictions),
-        ("curves", run.metrics),
-        ("checkpoint", run.last),
-        ("best", run.best),
-    ):
+    also = [path for path in (run.predictions, run.metrics, run.best) if path.exists()]
+    for label, path in (("report", report), ("metrics", run.summary), ("checkpoint", run.last)):
         if path.exists():
-            say(f"{label:>12}  {path}")
+            say_result(f"{label:>12}  {path}")
+    say_result(f"{'also':>12}  {', '.join(str(path.relative_to(run.path)) for path in also)}")
     if told := verdict(summary):
-        say(told)
+        say_result(told)

@@ -31,7 +31,7 @@ from openbook.training.divergence import NAME as DIVERGED
 from openbook.training.divergence import DivergedError, is_finite
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
-from openbook.utils.console import say
+from openbook.utils.console import say, say_result
 from openbook.utils.disk import DiskError
 from openbook.utils.distributed import RankError, in_words
 from openbook.utils.hardware import computing, rank_from_environment
@@ -90,7 +90,7 @@ def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
     changed = check_keys(run.load_config([], training=False), config, summary.get("data", {}))
     steps, longer = summary.get("steps", 0), {"trainer.max_steps", "trainer.patience"} & set(changed)
     if summary.get("status") == "finished" and (steps >= config.trainer.max_steps or not longer):
-        say(f"{run.path} is finished after {steps} steps: nothing was changed; trainer.max_steps=N trains on")
+        say_result(f"{run.path} is finished after {steps} steps: nothing was changed; trainer.max_steps=N trains on")
         return run.path
     done = read_checkpoint(run.newest)["global_step"]
     told = [f"{key} is {value!r} from here on, was {before!r}" for key, (before, value) in changed.items()]
@@ -135,7 +135,7 @@ def _write_divergence(run: RunFolder, module: QuestionModule, error: Exception) 
         return
     path = run.path / (f"{Path(DIVERGED).stem}-{number}.json" if number else DIVERGED)
     write_json(path, module.divergence())
-    say(f"{path} has the last batches: ids, scores and norms")
+    say_result(f"{path} has the last batches: ids, scores and norms")
 
 
 def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, trainers: list[L.Trainer]) -> Stages:

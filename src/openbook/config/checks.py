@@ -1,6 +1,5 @@
 """What can be seen to be wrong with a configuration without opening a file: keys, types, ranges and combinations."""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
@@ -215,17 +214,6 @@ def _source_checks(config: Config) -> list[Check]:
             for key in ("train", "validation", "test")
         ),
     ]
-
-
-def unknown_key(key: str, where: str, known: list[str]) -> OpenBookError:
-    """The nearest right key: by the whole dotted name, else by its last part alone (lr -> optim.lr_generator)."""
-    last = key.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(key, known, 1, 0.75) or [k for k in known if k.rsplit(".", 1)[-1] == last]
-    if not near:
-        lasts = difflib.get_close_matches(last, [k.rsplit(".", 1)[-1] for k in known], 1, 0.6)
-        near = [k for k in known if lasts and k.endswith("." + lasts[0])]
-    hint = f"Did you mean {near[0]}?" if near else "`python -m openbook keys` lists every key."
-    return OpenBookError("unknown key", where=where, got=key, expected="a key of the configuration", action=hint)
 
 
 def expected_at(key: str, said: str) -> str:

@@ -11,8 +11,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from openbook.config.checks import expected_at, problems_of, unknown_key
+from openbook.config.checks import expected_at, problems_of
 from openbook.config.data import BUILT_IN, EMBEDDED, QUESTIONS, DataConfig
+from openbook.config.near_keys import unknown_key
 from openbook.config.schema import Config, keys_of
 from openbook.errors import OpenBookError, raise_all
 

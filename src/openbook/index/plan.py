@@ -143,7 +143,7 @@ def sizes(plan: Plan) -> dict[str, str]:
         "index": f"{plan.factory}, {human(plan.bytes_index)}{each}, searched on the {plan.device.upper()}",
         "RAM": f"{human(plan.ram_at_swap)}{each} at the swap ({held if plan.device == 'cpu' else ''}"
         f"{human(plan.bytes_build)} to build), without models and libraries",
-        "GPU": f"{human(plan.gpu_at_swap)}{each} at the swap" if plan.gpu_at_swap else "nothing",
+        **({"GPU": f"{human(plan.gpu_at_swap)}{each} at the swap"} if plan.gpu_at_swap else {}),
         "disk": f"{human(plan.disk)} besides the corpus" if plan.disk else "nothing besides the corpus",
     }
 

@@ -126,8 +126,9 @@ class RebuildRefresh:
         measured |= {"refresh/generation": float(snapshot.generation), "refresh/encoded_passages": float(self.encoded)}
         if "refresh/overlap_at_k" in measured:
             say(
-                f"index generation {snapshot.generation}: overlap@{self.probe.k} with the previous one "
-                f"{measured['refresh/overlap_at_k']:.2f}, score drift {measured['refresh/score_drift']:.3f}"
+                f"index generation {snapshot.generation}: {encoded:,} passages encoded, overlap@{self.probe.k} with "
+                f"the previous one {measured['refresh/overlap_at_k']:.2f}, "
+                f"score drift {measured['refresh/score_drift']:.3f}"
             )
         return measured
 
@@ -173,7 +174,8 @@ class Rebuild:
 
     def run(self, label: str = "encoding the corpus") -> None:
         """Encode all that is left."""
-        with raise_on_all_ranks(), progress(label, "passages") as done:
+        told = self.measure.old is not None  # with the overlap
+        with raise_on_all_ranks(), progress(label, "passages", told=told) as done:
             self._take_encoded(encode_passes(self.coder, self.passes), done)
             self.passes = []
 

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML file from the run folder's files, and the table for the terminal."""
+"""The report of a run: one self-contained HTML file from the run folder's files."""
 
 import base64
 import hashlib
@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from rich.table import Column, Table
 
 from openbook.errors import OpenBookError
 from openbook.metrics.summary import HELD_OUT, summarize
@@ -175,24 +173,6 @@ def headline(summary: Mapping[str, Any]) -> list[Row]:
         better = 0 if change is None or abs(change) < 0.05 else int(math.copysign(1, change))
         rows.append(Row(label, _percent(old), _percent(new), "-" if change is None else f"{change:+.1f}", better))
     return rows
-
-
-def results_table(summary: Mapping[str, Any]) -> Table:
-    """The headline table for the terminal: before, after, change in percentage points."""
-    n_questions = dict_of(summary.get("test")).get("n_questions", "?")
-    columns = (Column(name, justify="right") for name in ("before training", "after training", "change (points)"))
-    table = Table("metric", *columns, title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions")
-    for row in headline(summary):
-        style = {1: "green", 0: "", -1: "red"}[row.better]
-        table.add_row(row.label, row.before, row.after, f"[{style}]{row.change}[/]" if style else row.change)
-    whens = ("before_training", "test")
-    unseen = {when: dict_of(dict_of(dict_of(summary.get(when)).get("by_phrasing")).get(HELD_OUT)) for when in whens}
-    if unseen["test"]:
-        table.add_section()
-        for row in headline(unseen):
-            if row.label in ("exact match", "recall@1"):
-                table.add_row(f"{row.label}, unseen phrasings", row.before, row.after, row.change)
-    return table
 
 
 def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

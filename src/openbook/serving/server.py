@@ -12,7 +12,7 @@ from typing import Any
 from openbook.config.evaluation import ServeConfig
 from openbook.errors import OpenBookError
 from openbook.serving.guard import Guard, is_loopback
-from openbook.utils.console import say
+from openbook.utils.console import say, say_result
 
 TOKEN = "OPENBOOK_TOKEN"
 LEAST_TOKEN = 16  # characters
@@ -127,7 +127,7 @@ def run_server(
     except OSError as error:  # another process has begun to listen here meanwhile
         host, port = bound.getsockname()[:2]
         raise _cannot_listen(host, port, error) from error
-    say(told)
+    say_result(told)
     server.run(sockets=[bound])
 
 

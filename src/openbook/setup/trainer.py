@@ -2,19 +2,21 @@
 
 import hashlib
 import logging
+import os
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
+from huggingface_hub.utils import disable_progress_bars
 from lightning.pytorch.loggers import Logger
 
+from openbook.callbacks import Progress
 from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.setup.resources.out_of_memory import in_words_of_settings
@@ -22,18 +24,11 @@ from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
 from openbook.training.ranks.sharded_strategy import ShardedGenerator
 from openbook.training.ranks.strategy import Ranks
+from openbook.utils.console import is_quiet
 from openbook.utils.distributed import RankError, now_in
 from openbook.utils.hardware import accelerator, autocast_dtype
 from openbook.utils.rank_failure import named_on_all_ranks
 from openbook.utils.signals import Stopped
-
-
-class Bar(TQDMProgressBar):
-    """Lightning's progress bar without the version number."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        metrics = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in metrics.items() if name != "v_num"}
 
 
 @contextmanager
@@ -82,11 +77,12 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
         use_distributed_sampler=False,
-        callbacks=[*callbacks, Bar()],
+        callbacks=[*callbacks, Progress()],
         logger=loggers,
         plugins=[WholeCheckpoints()],
         enable_checkpointing=False,
         enable_model_summary=False,
+        enable_progress_bar=False,
     )
     # Lightning's own handlers would swallow a signal outside of training, and on one rank alone hang the others.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
@@ -114,7 +110,11 @@ def wandb_logger(config: Config, run: RunFolder) -> Logger:
 
 
 def quiet() -> None:
-    """Silence warnings of Lightning and torch that do not apply to this project."""
+    """Silence warnings of Lightning and torch that do not apply to this project, wandb's banners, and in a log the
+    bars of downloads."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if not sys.stderr.isatty() or is_quiet():
+        disable_progress_bars()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     texts = (
         "does not have many workers",

@@ -64,7 +64,7 @@ class QuestionModule(L.LightningModule):
         for name in sorted(WATCHED):
             if self.summary.get(name) is not None:
                 # On every rank, and the same number: all have gathered all predictions.
-                self.log(f"validation/{name}", self.summary[name], prog_bar=name in ("exact_match", "recall_at_1"))
+                self.log(f"validation/{name}", self.summary[name])
 
     def on_test_epoch_end(self) -> None:
         self._summarize(self.resamples)

@@ -55,7 +55,7 @@ class DprModule(QuestionModule):
         if math.isnan(total):
             raise self.diverged()
         if questions:
-            self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
+            self.log("train/nll", total / questions, rank_zero_only=True)
             self.log("train/in_batch_accuracy", n_hits / questions, rank_zero_only=True)
         return {"loss": (nll * weight * self.worth(batch)).sum() * self.loss_scale(weight), "nll": nll.detach()}
 

@@ -174,5 +174,5 @@ class RagModule(QuestionModule):
             return
         if math.isnan(total):
             raise self.diverged()
-        self.log("train/nll", total / questions, rank_zero_only=True, prog_bar=True)
+        self.log("train/nll", total / questions, rank_zero_only=True)
         self.log("train/nll_per_token", total / n_tokens, rank_zero_only=True)

@@ -141,7 +141,7 @@ def _train(
     lengths = passages.contexts.tokens.length(np.array([one.row for one in gold]))
     loss = torch.zeros(())
     reader.train()
-    with progress("warming up the reader", "steps") as done:
+    with progress("warming up the reader", "steps", told=True) as done:
         for step, chosen in zip(
             range(options.steps), _batches(lengths, options.batch_size, options.seed), strict=False
         ):

@@ -28,7 +28,7 @@ from openbook.reporting.comparison_table import Row, orderings, short_table, sho
 from openbook.tracking.added_passages import newest
 from openbook.tracking.search.found_run import without_effect
 from openbook.tracking.search.run_search import Runs, total, unlike
-from openbook.utils.console import console, duration, say
+from openbook.utils.console import console, duration, say, say_result
 from openbook.utils.signals import Stopped
 
 
@@ -53,29 +53,30 @@ def compare(request: Request) -> None:
             for name, group in by_experiment(jobs).items()
         }
         write_folder(request.folder, rows, sweep, request.command, paths)
-        say(f"tables and plots in {request.folder}")
+        say_result(f"tables and plots in {request.folder}")
     refuse_failures(problems, f"{len(missing) + len(tests)} stages")
 
 
 def _announce(
     request: Request, jobs: Sequence[Job], missing: Sequence[Job], tests: Sequence[tuple[Job, int]], runs: Runs
 ) -> None:
-    say(
+    tell = say_result if request.dry_run else say  # which is all that a dry run is for
+    tell(
         f"{len(jobs)} runs requested, {len(jobs) - len(missing)} finished, {len(missing)} to train, "
         f"{len(tests)} to test with other numbers of passages"
     )
     for path, reason in runs.unreadable.items():
-        say(f"  ignored: {path} ({reason})")
+        tell(f"  ignored: {path} ({reason})")
     for name in dict.fromkeys(job.config.experiment for job in jobs if job.word not in request.experiments):
-        say(f"  {name}: added, others start from its encoders")
+        tell(f"  {name}: added, others start from its encoders")
     for job in missing:
         action = f"continue {job.run.path} at step {job.run.summary.get('steps', 0)}" if job.run else "train"
         action = f"{job.run.path} seems to be running" if job.run and job.run.perhaps_running else action
-        say(f"  {job.name}: {action}, {duration(runs.seconds(job.config, job.run))}")
+        tell(f"  {job.name}: {action}, {duration(runs.seconds(job.config, job.run))}")
     for name in dict.fromkeys(job.name for job, _ in tests):
-        say(f"  {name}: test with {', '.join(str(number) for job, number in tests if job.name == name)} passages")
+        tell(f"  {name}: test with {', '.join(str(number) for job, number in tests if job.name == name)} passages")
     if missing or tests:
-        say(
+        tell(
             f"in total {duration(total(_expected(missing, tests, runs)))}"
             f"{'; nothing is started: dry run' if request.dry_run else ''}"
         )
@@ -112,7 +113,7 @@ def attempt(stages: Sequence[tuple[str, Callable[[], None]]], tell: Callable[[st
         try:
             make()
         except OpenBookError as error:
-            say(f"failed: {stage}: {error}")
+            say_result(f"failed: {stage}: {error}")
             problems.append(f"{stage}: {error}")
         except Stopped:
             say("repeat the same command to continue")
@@ -179,4 +180,4 @@ def _print(rows: Sequence[Row], sweep: Mapping[str, Mapping[int, Row]]) -> None:
     for pair, ahead, behind, verdict, difference in orderings(rows):
         ours = f"{shown(ahead, 'exact_match')} against {shown(behind, 'exact_match')}"
         ours += ", paired {:+.3f} ({:+.3f} to {:+.3f})".format(*difference) if difference else ""
-        say(f"{verdict}: {pair.what}, {ours}; the paper {pair.published()[0]} against {pair.published()[1]}")
+        say_result(f"{verdict}: {pair.what}, {ours}; the paper {pair.published()[0]} against {pair.published()[1]}")

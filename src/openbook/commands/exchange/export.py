@@ -31,7 +31,7 @@ from openbook.setup.prepare import Prepared
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import replacing_folder, write_text
-from openbook.utils.console import say
+from openbook.utils.console import say, say_result
 
 COMPARED = 64  # questions whose contexts are compared with those of RagRetriever
 
@@ -83,9 +83,9 @@ def export(
         say(f"{what:>18}  left out: {why}")
     for note in notes:
         say(f"note: {note}")
-    say(f"exported to {target}")
+    say_result(f"exported to {target}")
     if name:
-        say(push(target, name, f"{config.experiment}, step {facts.summary.get('steps')}"))
+        say_result(push(target, name, f"{config.experiment}, step {facts.summary.get('steps')}"))
     return target
 
 

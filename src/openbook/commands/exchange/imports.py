@@ -22,7 +22,7 @@ from openbook.setup.encoders import dimensions_differ, sides
 from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.utils.atomic import replacing_folder, write_json
-from openbook.utils.console import say
+from openbook.utils.console import say, say_result
 from openbook.utils.outside import check_hub, is_hub_name
 
 KEY = "import"
@@ -54,7 +54,7 @@ def import_folder(source: str, target: str | Path, overrides: Sequence[str] = ()
     with replacing_folder(_empty(Path(target)), complete=lambda _: False) as new:
         _copy(folder, new)
         _check_loads(new)
-    say(f"imported {source} as the model folder {target}")
+    say_result(f"imported {source} as the model folder {target}")
     return Path(target)
 
 
@@ -112,7 +112,7 @@ def _import_rag(source: str, folder: Path, target: Path, overrides: Sequence[str
     finally:
         run.release()
         os.environ.pop(SHARED, None)
-    say(
+    say_result(
         f"imported {source} as {target}: {len(weights)} tensors, every one placed\n  objective {config.objective}, "
         f"n_docs {config.retriever.n_docs}, contexts {config.generator.prompt!r} of at most "
         f"{config.data.max_context_tokens} tokens, of which passages are cut and never questions, as RagRetriever cuts"

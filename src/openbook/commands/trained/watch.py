@@ -11,7 +11,7 @@ from pathlib import Path
 from openbook.errors import OpenBookError
 from openbook.reporting.report import render
 from openbook.tracking.run_folder import RunFolder
-from openbook.utils.console import say
+from openbook.utils.console import say_result
 
 HOST = "127.0.0.1"
 READ = ("summary.json", "metrics.csv", "predictions.jsonl", "config.yaml", "environment.json")
@@ -89,7 +89,7 @@ def watch(run: str, port: str) -> None:
     """Serve the report of a run until Ctrl-C. OpenBookError where there is no such run or the port is taken."""
     folder = RunFolder.existing(run).path
     with server(folder, port) as serving:
-        say(f"{folder} at http://{HOST}:{serving.server_address[1]}/ (Ctrl-C ends it; the run goes on)")
+        say_result(f"{folder} at http://{HOST}:{serving.server_address[1]}/ (Ctrl-C ends it; the run goes on)")
         serving.serve_forever()
 
 

@@ -20,7 +20,7 @@ from openbook.data.readers.questions.ranking import first_split
 from openbook.data.readers.questions.regex_targets import with_targets
 from openbook.errors import OpenBookError, UnknownFormatError
 from openbook.models.encoders import load_tokenizer
-from openbook.utils.console import progress, say
+from openbook.utils.console import progress, say, say_result
 from openbook.utils.turns import in_turn
 
 KINDS = ("questions", "passages")
@@ -167,7 +167,7 @@ def write_converted(source: str, target: Path, config: Config, only: str = "") -
         shutil.rmtree(cache, ignore_errors=True)
     for one in made:
         say(one.told)
-    say("written: " + ", ".join(map(str, written)))
+    say_result("written: " + ", ".join(map(str, written)))
     return written
 
 
