@@ -113,7 +113,16 @@ def test_a_run_of_rag_token_leaves_room_for_its_messages(
 def test_every_stage_has_its_first_line_within_five_seconds(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also after hours; but not each of a hundred validations inside of the training."""
+    """Also after hours, and inside of another stage the first time; but not each of a hundred validations."""
+    with progress("encoding", "passages"):  # nothing is done: all was kept from before
+        pass
+    outer = stage("training", "steps")
+    with progress("encoding", "passages", told=True) as done:
+        for second in range(5):
+            clock[0] += 1
+            done(second + 1, 5)
+    outer.close()
+    assert capsys.readouterr().out == "encoding: 5 of 5 passages (1/s)\n"
     _day(clock, 7200, 600)
     capsys.readouterr()
     for label in ("testing", "testing"):

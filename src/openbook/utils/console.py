@@ -68,14 +68,13 @@ class Pace:
         self.origin: float | None = None
         self.last = 0.0  # when any stage had a line
         self.inside = 0  # stages under way
-        self.known: set[str] = set()
+        self.known: set[str] = set()  # labels that had a line
 
     def due(self, label: str, now: float) -> float:
         """When a stage that starts now has its first line: after four seconds, or, where it comes again inside of
         another one (as a validation does), by the pace of the other lines."""
         self.origin = now if self.origin is None else self.origin
         again = self.inside > 0 and label in self.known
-        self.known.add(label)
         return max(now + _FIRST, self.next(now)) if again else now + _FIRST
 
     def next(self, now: float) -> float:
@@ -112,6 +111,7 @@ class _Line(Stage):
         self.done, now = done, time.perf_counter()
         if now > (self.pace.next(now) if self._told else self._first):
             self._told, self.pace.last = True, now
+            self.pace.known.add(self.label)
             rate = (done - self.since) / (now - self.started)
             of = f" of {total:,}" if total else ""
             left = f", {duration((total - done) / rate)} left" if rate and total > done else ""
