@@ -35,7 +35,7 @@ setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU inde
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,serve,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,serve,wandb,dev]"
 	rm -f $(VENV)/.ready-* && touch $@
 
 train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.max_steps=50"
