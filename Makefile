@@ -58,8 +58,8 @@ compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make 
 	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)
 	$(if $(DOCS),$(if $(DRY),,$(PY) -m benchmarks.common.docs_results compare $(COMPARED)))
 
-sweep: $(READY) ## train many settings: make sweep EXP=rag_token SWEEP=refresh (COUNT= BACKEND=wandb DRY=1 RUNS=)
-	$(PY) -m openbook sweep $(EXP) $(SWEEP) $(ARGS) --count "$(or $(COUNT),0)" --backend "$(or $(BACKEND),local)" --runs "$(RUNS)" $(if $(DRY),--dry-run)
+sweep: $(READY) ## train many settings: make sweep EXP=rag_token SWEEP=refresh (COUNT= BACKEND=wandb SWEEP_ID= DRY=1 RUNS=)
+	$(PY) -m openbook sweep $(EXP) $(SWEEP) $(ARGS) --count "$(or $(COUNT),0)" --backend "$(or $(BACKEND),local)" $(if $(SWEEP_ID),--sweep-id "$(SWEEP_ID)") --runs "$(RUNS)" $(if $(DRY),--dry-run)
 
 doctor: $(READY) ## say whether an experiment can run here, line by line: make doctor EXP=rag_token (JSON=1)
 	$(PY) -m openbook doctor $(EXP) $(OVERRIDES) $(if $(JSON),--json)
