@@ -38,9 +38,15 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 
 
 def sync(run: Path) -> None:
+    """As on a machine that has the run folder alone."""
     words = [sys.executable, "-m", "wandb", "sync", "--include-online", str(run / "wandb")]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"WANDB_DIR": str(run)}
+        words,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"WANDB_DIR": str(run), "HOME": str(run.parent)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from openbook.config.schema import Config
 from openbook.metrics.prediction import Prediction
 from openbook.tracking.loggers.identity import Identity
 from openbook.tracking.loggers.predictions_table import columns, rows
+from openbook.tracking.loggers.run_facts import numbers, tags
 from openbook.utils.console import say
 from openbook.utils.signals import Stopped
 
 # The environment variable by which `openbook sweep` names the file that it writes before it passes a signal on: a trial
 # that is stopped without it was ended by its sweep, early.
 SIGNALLED = "OPENBOOK_SWEEP_SIGNALLED"
-NOT_SHOWN = ("intervals", "by_relation", "by_phrasing")  # of a test; report.html has them
 
 
 class WandbRun(Logger):
@@ -171,8 +172,13 @@ class WandbRun(Logger):
         said = f"{len(shown)} of {len(predictions)} test questions, wrong ones first"
         say(f"wandb: a table of {said}")
         step = max(step, self._first)
-        self._do("predictions", lambda run: run.log({"predictions": wandb.Table(columns(), shown)}, step=step))
-        self._do("summary", lambda run: run.summary.update({"predictions_shown": said}))
+
+        def add(run: Any) -> None:
+            with self._staged():
+                run.log({"predictions": wandb.Table([*columns()], shown)}, step=step)
+            run.summary.update({"predictions_shown": said})
+
+        self._do("predictions", add)
 
     @rank_zero_only
     def report(self, path: Path) -> None:
@@ -181,11 +187,25 @@ class WandbRun(Logger):
 
         def add(run: Any) -> None:
             artifact = wandb.Artifact(f"report-{self.identity.id}", type="report")
-            artifact.add_file(str(path), name=path.name)
-            run.log_artifact(artifact)
+            with self._staged():
+                artifact.add_file(str(path), name=path.name)
+                run.log_artifact(artifact)
 
         if self.config.wandb.report and path.is_file():
             self._do("report", add)
+
+    @contextmanager
+    def _staged(self) -> Iterator[None]:
+        """Files of artifacts wait in the run folder, not at the user's home, from where a later `wandb sync` on another
+        machine would miss them without a word. What the user has chosen stays."""
+        name = "WANDB_DATA_DIR"
+        chosen = name in os.environ
+        os.environ.setdefault(name, str((self.folder / "wandb").resolve()))
+        try:
+            yield
+        finally:
+            if not chosen:
+                del os.environ[name]
 
     def close(self, error: BaseException | None) -> bool:
         """The end of the process, by this error; whether the run's sweep has ended it, early: then all is well. A trial
@@ -208,24 +228,3 @@ class WandbRun(Logger):
         if self.failed:
             say(f"warning: {self.failed} of wandb's calls failed; {send} what there is")
         return stopped
-
-
-def tags(config: Config) -> list[str]:
-    """What runs of an experiment are told apart by."""
-    return [
-        config.objective,
-        f"refresh:{config.refresh.mode}",
-        f"n_docs:{config.retriever.n_docs}",
-        f"seed:{config.seed}",
-    ]
-
-
-def numbers(prefix: str, summary: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a nested summary under prefix/name; groups and intervals are left out."""
-    found: dict[str, float] = {}
-    for name, value in summary.items():
-        if isinstance(value, Mapping):
-            found |= {} if name in NOT_SHOWN else numbers(f"{prefix}/{name}", value)
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found[f"{prefix}/{name}"] = value
-    return found
