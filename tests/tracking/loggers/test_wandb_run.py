@@ -21,7 +21,9 @@ import wandb
 from openbook.commands.train import resume, train
 from openbook.errors import OpenBookError
 from openbook.setup.prepare import OwnParts
-from openbook.tracking.loggers.identity import Identity
+from openbook.tracking.loggers.identity import SIGNALLED, SWEEP_ID, Identity
+from openbook.tracking.loggers.wandb_run import WandbRun
+from openbook.utils.signals import Stopped
 from tests.fake_wandb.kept import KeptRun
 from tests.fake_wandb.server import WandbServer
 from tests.small_system import SmallSystem, train_until
@@ -189,6 +191,34 @@ def test_a_logger_that_fails_ends_no_run(
     said = capfd.readouterr().out
     assert said.count("No space left on device") == 1 and json.loads((run / "summary.json").read_text())["test"]
     assert "of wandb's calls failed" in said
+
+
+@pytest.mark.parametrize(
+    ("agent", "signalled", "stopped"),
+    [(True, False, True), (True, True, False), (False, False, False)],
+    ids=["its sweep", "the machine", "a user who resumes it"],
+)
+def test_who_has_stopped_a_trial(
+    small_system: SmallSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    agent: bool,
+    signalled: bool,
+    stopped: bool,
+) -> None:
+    """Only one that its sweep has stopped is over: it ends well, and no agent resumes it."""
+    Identity("trial", "sweep").keep(tmp_path)
+    monkeypatch.setenv(SIGNALLED, str(tmp_path / "signalled"))
+    if agent:
+        monkeypatch.setenv(SWEEP_ID, "sweep")
+    else:
+        monkeypatch.delenv(SWEEP_ID, raising=False)
+    if signalled:
+        (tmp_path / "signalled").touch()
+    run = WandbRun(tmp_path, small_system.config(tmp_path / "run"), "offline", {}, resumed=True)
+    assert run.close(Stopped(15)) is stopped and run.failed == 0
+    assert Identity.read(tmp_path) == Identity("trial", "sweep", stopped=stopped)
+    assert run.close(None) is False and run.experiment is None
 
 
 def test_where_wandb_is_not_installed(

@@ -16,8 +16,7 @@ from openbook.commands.sweep.trial import folder_of
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.tracking import run_lock
-from openbook.tracking.loggers.identity import Identity
-from openbook.tracking.loggers.wandb_run import SIGNALLED
+from openbook.tracking.loggers.identity import SIGNALLED, Identity
 from openbook.tracking.run_folder import read_json
 from openbook.utils.atomic import write_text
 from openbook.utils.console import say

@@ -14,6 +14,9 @@ from openbook.utils.atomic import write_json
 NAME = "wandb.json"
 # What wandb's agent sets for a trial of a sweep.
 RUN_ID, SWEEP_ID = "WANDB_RUN_ID", "WANDB_SWEEP_ID"
+# By which `openbook sweep` names the file that it writes before it passes a signal on to its agent: a trial that is
+# stopped while there is none was stopped by its sweep.
+SIGNALLED = "OPENBOOK_SWEEP_SIGNALLED"
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.metrics.prediction import Prediction
-from openbook.tracking.loggers.identity import Identity
+from openbook.tracking.loggers.identity import SIGNALLED, SWEEP_ID, Identity
 from openbook.tracking.loggers.predictions_table import columns, rows
 from openbook.tracking.loggers.run_facts import numbers, tags
 from openbook.utils.console import say
 from openbook.utils.signals import Stopped
-
-# The environment variable by which `openbook sweep` names the file that it writes before it passes a signal on: a trial
-# that is stopped without it was ended by its sweep, early.
-SIGNALLED = "OPENBOOK_SWEEP_SIGNALLED"
 
 
 class WandbRun(Logger):
@@ -74,6 +70,8 @@ class WandbRun(Logger):
             self._attempt("start offline", self._init_offline)
         for step, row in sorted(curves.items()):
             self._log(row, step)
+        if self._first > max(curves, default=-1) + 1:
+            say(f"wandb has the rows up to step {self._first - 1} already: they stay as they are")
 
     def _init(self, mode: str) -> None:
         # It would report its own errors, with paths, to its makers: also of a run that is offline.
@@ -208,10 +206,10 @@ class WandbRun(Logger):
                 del os.environ[name]
 
     def close(self, error: BaseException | None) -> bool:
-        """The end of the process, by this error; whether the run's sweep has ended it, early: then all is well. A trial
-        that the machine has stopped is to be resumed."""
+        """The end of the process, by this error. Whether the run's sweep has ended it early, through its agent: then
+        all is well. A trial that something else has stopped is to be resumed."""
         code, stopped = 0 if error is None else getattr(error, "code", 1), False
-        if isinstance(error, Stopped) and self.identity.sweep:
+        if isinstance(error, Stopped) and os.environ.get(SWEEP_ID, "") == self.identity.sweep != "":
             if Path(os.environ.get(SIGNALLED, "")).is_file() and not self._stop_asked:
                 self._do("preempted", lambda run: run.mark_preempting())
             else:
