@@ -22,6 +22,8 @@ from openbook.utils.atomic import write_text
 from openbook.utils.console import say
 from openbook.utils.outside import check_wandb
 
+KILL_DELAY = "600"  # seconds that a stopped trial has for its checkpoint; wandb would kill it after 30
+
 
 def wandb_sweep(
     experiment: str, file: SweepFile, args: Sequence[str], runs: Path, *, sweep: str, count: int, dry_run: bool
@@ -105,7 +107,12 @@ def _work(path: str, count: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     signalled = folder / f"signalled-{os.getpid()}"
     words = ["agent", "--forward-signals", *(["--count", str(count)] if count else []), path]
-    more = {"WANDB_DIR": str(folder.resolve()), SIGNALLED: str(signalled.resolve()), "WANDB_ERROR_REPORTING": "false"}
+    more = {
+        "WANDB_DIR": str(folder.resolve()),
+        SIGNALLED: str(signalled.resolve()),
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_AGENT_KILL_DELAY": KILL_DELAY,
+    }
     try:
         code = run_program([sys.executable, "-m", "wandb", *words], more, before_signal=signalled.touch)
     finally:

@@ -63,7 +63,7 @@ class WandbRun(Logger):
     @rank_zero_only
     def _start(self, mode: str, curves: Mapping[int, Mapping[str, float]], resumed: bool) -> None:
         self.identity = replace(Identity.of(self.folder, resumed), stopped=False)
-        self.identity.keep(self.folder)
+        self._attempt("keep its id", lambda: self.identity.keep(self.folder))
         self._attempt("start", lambda: self._init(mode))
         if self._run is None and mode == "online":
             say("warning: wandb cannot be reached: the run is kept in its folder until `wandb sync`")
@@ -122,9 +122,11 @@ class WandbRun(Logger):
         self._init("offline")
 
     def _stop(self) -> None:
-        """Somebody has pressed Stop on the run's page: the run saves and ends, as by a signal from elsewhere."""
+        """Somebody has pressed Stop on the run's page: the run saves and ends, as by a signal from elsewhere. A trial's
+        agent sends that itself, and a second one would end the run before it has saved."""
         self._stop_asked = True
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not os.environ.get(SWEEP_ID):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _attempt(self, what: str, call: Callable[[], Any]) -> None:
         try:
@@ -162,8 +164,6 @@ class WandbRun(Logger):
     @rank_zero_only
     def predictions(self, predictions: Sequence[Prediction], step: int) -> None:
         """A table of test questions at the run's last step, as many as wandb.predictions says."""
-        import wandb
-
         shown = rows(predictions, self.config.wandb.predictions)
         if not shown or self._run is None:
             return
@@ -172,6 +172,8 @@ class WandbRun(Logger):
         step = max(step, self._first)
 
         def add(run: Any) -> None:
+            import wandb
+
             with self._staged():
                 run.log({"predictions": wandb.Table([*columns()], shown)}, step=step)
             run.summary.update({"predictions_shown": said})
@@ -181,9 +183,10 @@ class WandbRun(Logger):
     @rank_zero_only
     def report(self, path: Path) -> None:
         """report.html as an artifact."""
-        import wandb
 
         def add(run: Any) -> None:
+            import wandb
+
             artifact = wandb.Artifact(f"report-{self.identity.id}", type="report")
             with self._staged():
                 artifact.add_file(str(path), name=path.name)
@@ -214,7 +217,7 @@ class WandbRun(Logger):
                 self._do("preempted", lambda run: run.mark_preempting())
             else:
                 code, stopped = 0, True
-                replace(self.identity, stopped=True).keep(self.folder)
+                self._attempt("keep its id", lambda: replace(self.identity, stopped=True).keep(self.folder))
                 say("stopped early by its sweep")
         run, self._run = self._run, None
         if run is None:
