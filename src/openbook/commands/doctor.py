@@ -191,11 +191,12 @@ def space(config: Config) -> list[Finding]:
 
 def curves(config: Config) -> Finding:
     """Where curves go, and whether there is a key for it."""
-    from openbook.utils.outside import check_wandb
+    from openbook.utils.outside import check_wandb, wandb_mode
 
     check_wandb(config.wandb.mode)
+    mode = wandb_mode(config.wandb.mode)
     kept = {"offline": "kept in the run folder until `wandb sync`", "online": "sent; there is a key"}
-    return Finding("wandb", "ok", f"{config.wandb.mode}: {kept.get(config.wandb.mode, 'metrics.csv alone')}")
+    return Finding("wandb", "ok", f"{mode}: {kept.get(mode, 'metrics.csv alone')}")
 
 
 def ports(config: Config) -> Finding:

@@ -120,7 +120,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
 OPTIONS["sweep"] = {
     "--count": {"default": "0", "help": "most trials (default: all of a grid, run_cap of a random sweep)"},
     "--seed": {"default": "0", "help": "of a random sweep's draws (default: 0)"},
-    "--backend": {"default": "local", "help": "local: train here; wandb: write the file for wandb's agents"},
+    "--backend": {
+        "default": "local",
+        "help": "local: train here; wandb: a sweep on its server, with an agent here",
+    },
+    "--sweep-id": {"default": "", "metavar": "ID", "help": "with --backend wandb: one more agent of this sweep"},
     "--runs": OPTIONS["compare"]["--runs"],
     "--dry-run": {"action": "store_true", "help": "list the trials and their expected time"},
 }

@@ -15,6 +15,7 @@ from openbook.reporting.report import write_report
 from openbook.reporting.results_table import result_line, results_table
 from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
+from openbook.setup.trainer import wandb_run
 from openbook.tracking.checkpoint import damage, read_checkpoint
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.tracking.trec import write_trec
@@ -101,6 +102,7 @@ class Stages:
 
     def __call__(self, resumed: bool) -> Path:
         run, trainer, config, self.resumed = self.run, self.trainer, self.prepared.config, resumed
+        tracked = wandb_run([trainer])
         if resumed:
             self.before = run.read_summary().get("before_training", {})
         elif config.data.test and config.evaluate.before_training:
@@ -109,6 +111,8 @@ class Stages:
                 if trainer.is_global_zero:
                     write_json(run.before, per_question(self.module.predictions))
         self._write_summary("running")
+        if tracked:
+            tracked.tested("baseline", self.before)
 
         trainer.fit(self.module, self.prepared.questions, ckpt_path=run.newest if resumed else None, weights_only=True)
         self.clock.lap("train")
@@ -127,10 +131,15 @@ class Stages:
                     write_trec(run.path, self.module.predictions)
                     after, resamples = per_question(self.module.predictions), config.evaluate.bootstrap
                     self.improved = improvements(read_json(run.before), after, resamples, config.seed)
+            if tracked:
+                tracked.tested("test", self.after)
+                tracked.predictions(self.module.predictions, trainer.global_step)
         self._write_summary("finished")
         with solo("the report"):
             if trainer.is_global_zero:
                 _close(run)
+                if tracked:
+                    tracked.report(run.path / "report.html")
         return run.path
 
     def _load_best(self) -> None:

@@ -9,7 +9,6 @@ from typing import cast
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import Logger
 
 from openbook.callbacks import Checkpointing, CollapseWatch, SamplePredictions, Staleness
 from openbook.commands.stages import Clock, Stages
@@ -21,9 +20,8 @@ from openbook.setup.prepare import NOTHING_OWN, OwnParts, prepare
 from openbook.setup.resources.space import check_checkpoints, checkpoint_bytes, n_checkpoints
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.start_generator import resolve_generator, start_generator
-from openbook.setup.trainer import end_ranks, make_trainer, together, wandb_logger
+from openbook.setup.trainer import check_loggers, end_ranks, make_loggers, make_trainer, together, wandb_run
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
-from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.tracking.resuming import check_data, check_keys, keeping_the_batch
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.training.base_module import QuestionModule
@@ -102,14 +100,20 @@ def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -
     trainers: list[L.Trainer] = []
     try:
         with together(config, run.path):
-            return _stages(config, run, own, resumed, trainers)(resumed)
+            _stages(config, run, own, resumed, trainers)(resumed)
     except BaseException as error:
         if isinstance(error, (Stopped, RankError)):
             end_ranks(trainers, error)
         _leave(run, error, trainers)
-        raise
+        tracked = wandb_run(trainers)
+        if not (tracked and tracked.close(error)):
+            raise
+    else:
+        if tracked := wandb_run(trainers):
+            tracked.close(None)
     finally:
         os.environ.pop(SHARED, None)
+    return run.path
 
 
 def _leave(run: RunFolder, error: BaseException, trainers: list[L.Trainer]) -> None:
@@ -141,6 +145,7 @@ def _write_divergence(run: RunFolder, module: QuestionModule, error: Exception) 
 def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, trainers: list[L.Trainer]) -> Stages:
     """What is left once all is set up. trainers: where the one that is made is left, for it may have started ranks."""
     clock = Clock()
+    check_loggers(config)
     prepared = prepare(config, own=own)  # the last of the checks: from here on the run folder is filled
     config = prepared.config
     if resumed:
@@ -172,7 +177,9 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
         validate_every=config.trainer.validate_every if config.data.validation else 0,
     )
     callbacks = _callbacks(config, run, n_passages, clock)
-    trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], _loggers(config, run, resumed))
+    done = read_checkpoint(run.newest)["global_step"] if resumed else 0
+    loggers = make_loggers(config, run, done, resumed)
+    trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], loggers)
     trainers.append(trainer)
     how = f"on {prepared.on}, {trainer.precision}, {computing()}"
     say(f"run folder {run.path}; {n_passages:,} passages; {how}")
@@ -193,8 +200,3 @@ def _callbacks(config: Config, run: RunFolder, n_passages: int, clock: Clock) ->
         watching = [Staleness(refresh.manager), CollapseWatch(n_passages, action=config.retriever.on_collapse)]
     refreshing: list[L.Callback] = [refresh] if refresh else []
     return [clock.throughput, *watching, *refreshing, SamplePredictions(run.path), LearningRateMonitor("step")]
-
-
-def _loggers(config: Config, run: RunFolder, resumed: bool) -> list[Logger]:
-    loggers: list[Logger] = [MetricsCsv(run.metrics, read_checkpoint(run.newest)["global_step"] if resumed else 0)]
-    return loggers if config.wandb.mode == "disabled" else [*loggers, wandb_logger(config, run)]

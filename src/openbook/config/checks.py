@@ -32,7 +32,7 @@ POSITIVE = """
     trainer.log_every trainer.keep_checkpoints evaluate.batch_size
     decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
     serve.batch_size serve.max_queries serve.max_characters serve.max_topk serve.max_n_docs serve.max_beams
-    serve.max_waiting
+    serve.max_waiting wandb.timeout
 """.split()
 NOT_NEGATIVE = """
     seed index.keep_vectors refresh.floor refresh.ceiling refresh.look_every trainer.tokens_per_pass
@@ -43,7 +43,7 @@ NOT_NEGATIVE = """
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
     trainer.global_batch_size trainer.card_gib retriever.projection data.split.overlap evaluate.depth
-    decode.no_repeat_ngram
+    decode.no_repeat_ngram wandb.predictions
 """.split()
 FRACTIONS = (
     "refresh.share",

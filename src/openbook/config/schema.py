@@ -14,11 +14,17 @@ from openbook.config.unit import unit
 
 @dataclass(frozen=True)
 class WandbConfig:
-    mode: Literal["offline", "online", "disabled"] = unit(
-        "offline",
-        "offline needs no account; online needs `wandb login`",
+    mode: Literal["auto", "offline", "online", "disabled"] = unit(
+        "auto",
+        "offline needs no account, `wandb sync` sends the run later; online needs `wandb login`; auto: offline where "
+        "wandb is installed",
     )
     project: str = unit("openbook", "project name")
+    predictions: int = unit(200, "test questions in the table of predictions, wrong ones first; 0: no table")
+    report: bool = unit(True, "report.html as an artifact")
+    timeout: float = unit(
+        120.0, "seconds that the start and the end of a run wait for the server; the rest stays for `wandb sync`"
+    )
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class TrainerConfig:
         2, "last checkpoints kept, beside the best: where one is damaged, the one before it serves"
     )
     log_every: int = unit(1, "optimizer steps between rows of metrics.csv")
+    tensorboard: bool = unit(False, "the same curves for TensorBoard, in tensorboard/ of the run folder")
 
     @property
     def world_size(self) -> int:

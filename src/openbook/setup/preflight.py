@@ -19,7 +19,7 @@ from openbook.models.decoder_only.known_by import is_decoder_only
 from openbook.models.pretrained import check_model_folder, positions_of
 from openbook.setup.encoders import dimensions_differ, encoder_dim, sides
 from openbook.utils.hardware import accelerator, autocast_dtype, n_cores
-from openbook.utils.outside import check_installed, check_wandb
+from openbook.utils.outside import check_installed
 
 FILES = "data.corpus data.train data.validation data.test".split()
 SWAP_FILES = {"hot_swap.corpus": "corpus", "hot_swap.facts": "test", "hot_swap.changed_facts": "test"}
@@ -36,7 +36,6 @@ def check(config: Config) -> None:
         partial(parse_columns, config.data.columns),
         partial(_check_devices, config),
         partial(_check_workers, config),
-        partial(check_wandb, config.wandb.mode),
         partial(_check_quantized, config),
         partial(_check_bf16, config),
         *(partial(check_installed, *one) for one in _optional(config)),

@@ -1,6 +1,5 @@
 """Lightning's Trainer as configured by this project, for training and for testing."""
 
-import hashlib
 import logging
 import os
 import signal
@@ -17,16 +16,19 @@ from huggingface_hub.utils import disable_progress_bars
 from lightning.pytorch.loggers import Logger
 
 from openbook.callbacks import Progress
-from openbook.config.load import flat
 from openbook.config.schema import Config
 from openbook.setup.resources.out_of_memory import in_words_of_settings
 from openbook.tracking.checkpoint_io import WholeCheckpoints
+from openbook.tracking.loggers.tensorboard import TensorBoard
+from openbook.tracking.loggers.wandb_run import WandbRun
+from openbook.tracking.metrics_csv import MetricsCsv
 from openbook.tracking.run_folder import RunFolder
 from openbook.training.ranks.sharded_strategy import ShardedGenerator
 from openbook.training.ranks.strategy import Ranks
-from openbook.utils.console import is_quiet
+from openbook.utils.console import is_quiet, say
 from openbook.utils.distributed import RankError, now_in
 from openbook.utils.hardware import accelerator, autocast_dtype
+from openbook.utils.outside import check_installed, check_wandb, wandb_mode
 from openbook.utils.rank_failure import named_on_all_ranks
 from openbook.utils.signals import Stopped
 
@@ -89,24 +91,31 @@ def make_trainer(config: Config, callbacks: list[L.Callback], loggers: list[Logg
     return trainer
 
 
-def wandb_logger(config: Config, run: RunFolder) -> Logger:
-    """The run id is a hash of the run folder, so that a resumed run continues its own curves."""
-    import wandb
-    from lightning.pytorch.loggers import WandbLogger
+def check_loggers(config: Config) -> None:
+    """Whether what shall show the curves is installed, and wandb has a key where it sends them."""
+    check_wandb(config.wandb.mode)
+    if config.trainer.tensorboard:
+        check_installed("trainer.tensorboard", "tensorboard", "openbook[tensorboard]")
 
-    # What wandb would gather of its own accord: the command line, the repository's remote address, an e-mail address.
-    silent = wandb.Settings(x_disable_meta=True, disable_git=True, disable_code=True)
-    identity = hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:12]
-    logger = WandbLogger(
-        project=config.wandb.project,
-        name=f"{config.experiment}/{run.path.name}",
-        id=identity,
-        save_dir=run.path,
-        offline=config.wandb.mode == "offline",
-        settings=silent,
-    )
-    logger.log_hyperparams(flat(config))
-    return logger
+
+def make_loggers(config: Config, run: RunFolder, done: int, resumed: bool) -> list[Logger]:
+    """metrics.csv, and what else shows the curves. done: steps of the checkpoint that a resumed run goes on from."""
+    table = MetricsCsv(run.metrics, done)
+    loggers: list[Logger] = [table]
+    if config.trainer.tensorboard:
+        loggers.append(TensorBoard(run.path, done))
+    mode = wandb_mode(config.wandb.mode)
+    if mode != "disabled":
+        loggers.append(WandbRun(run.path, config, mode, table.rows, resumed))
+    elif config.wandb.mode == "auto":
+        say("wandb is not installed: the curves are in metrics.csv alone")
+    return loggers
+
+
+def wandb_run(trainers: Iterable[L.Trainer]) -> WandbRun | None:
+    """wandb's run among the loggers of a trainer."""
+    found = (logger for one in trainers for logger in one.loggers if isinstance(logger, WandbRun))
+    return next(found, None)
 
 
 def quiet() -> None:

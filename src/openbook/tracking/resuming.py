@@ -19,6 +19,7 @@ CHANGEABLE = (
         "trainer.validate_every",
         "trainer.checkpoint_every",
         "trainer.log_every",
+        "trainer.tensorboard",
         "trainer.keep_checkpoints",
         "trainer.timeout",
     ),

@@ -47,8 +47,18 @@ def check_installed(key: str, package: str, what: str) -> None:
         )
 
 
+def wandb_mode(mode: str) -> str:
+    """offline, online or disabled: auto is offline where wandb is installed."""
+    if mode != "auto":
+        return mode
+    return "disabled" if importlib.util.find_spec("wandb") is None else "offline"
+
+
 def check_wandb(mode: str) -> None:
-    """Whether there is a key for a run that sends its curves; nothing is sent to find out."""
+    """Whether wandb is there if it is asked for, and a key for a run that sends its curves; nothing is sent to find
+    out."""
+    if mode in ("offline", "online"):
+        check_installed("wandb.mode", "wandb", "openbook[wandb]")
     if mode != "online":
         return
     import wandb

@@ -89,6 +89,10 @@ def test_draws_keep_to_their_distributions_and_their_seed(tmp_path: Path) -> Non
             "one probability",
         ),
         ({"run_cap": -1}, "a number of runs"),
+        ({"early_terminate": {"type": "median", "min_iter": 2}}, "ends a trial early"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": 0}}, "ends a trial early"),
+        ({"early_terminate": {"type": "hyperband", "max_iter": 9}}, "ends a trial early"),
+        ({"early_terminate": {"type": "hyperband", "min_iters": 2, "min_iter": 2}}, "ends a trial early"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(tmp_path: Path, more: dict[str, object], said: str) -> None:
@@ -155,16 +159,18 @@ def test_a_sweep_is_trained_tabulated_and_continued(
     assert "2 finished, 0 to train" in capfd.readouterr().out
 
 
-def test_the_file_for_wandb_says_what_its_agents_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", "rag_token", "refresh", "seed=3", "--backend", "wandb", "--runs", str(tmp_path)]
+def test_the_file_for_wandb_says_what_its_agents_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    words = ["sweep", "rag_token", "refresh", "seed=3", "--backend", "wandb", "--runs", str(tmp_path), "--dry-run"]
     assert main(words) == 0
-    target = tmp_path / "rag_token" / "sweeps" / "refresh.yaml"
-    content = yaml.safe_load(target.read_text())
-    tail = ["rag_token", "seed=3", "wandb.mode=online", "${args_no_hyphens}"]
-    assert content["command"] == ["${env}", "openbook", "train", *tail]
+    content = yaml.safe_load(capfd.readouterr().out.split("nothing is sent")[0])
+    tail = [str(tmp_path / "rag_token"), "rag_token", "seed=3", "wandb.mode=online", "${args_no_hyphens}"]
+    assert content["command"] == ["${env}", sys.executable, "-m", "openbook.commands.sweep.trial", *tail]
     shipped = yaml.safe_load((EXPERIMENTS / "sweeps" / "refresh.yaml").read_text())
     assert {key: content[key] for key in shipped} == shipped
-    assert f"wandb sweep --project openbook {target}" in capfd.readouterr().out
+    assert main([*words[:4], "--sweep-id", "abc"]) == 2 and "local sweeps have no id" in capfd.readouterr().err
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -86,6 +86,12 @@ class SweepFile:
         parameters, cap = content.get("parameters"), content.get("run_cap", 0)
         check(not isinstance(parameters, dict) or not parameters, "no parameters", parameters, "key: {values: [...]}")
         check(not isinstance(cap, int) or cap < 0, "a number of runs", cap, "1 or more")
+        check(
+            not _ends_early(content.get("early_terminate")),
+            "no rule by which wandb ends a trial early",
+            content.get("early_terminate"),
+            "early_terminate: {type: hyperband, min_iter: 2}, or max_iter and s; iterations are validations",
+        )
         keys = set(keys_of())
         for key, one in parameters.items() if isinstance(parameters, dict) else ():
             check(
@@ -99,7 +105,7 @@ class SweepFile:
         raise_all(problems)
         assert isinstance(metric, dict) and isinstance(parameters, dict)
         named = (str(metric["name"]), goal == "maximize")
-        early = bool(content.get("early_terminate"))
+        early = content.get("early_terminate") is not None
         return cls(path, name, str(method), named, parameters, cap, early)
 
     def trials(self, count: int = 0, seed: int = 0) -> list[Trial]:
@@ -140,6 +146,21 @@ class SweepFile:
         chosen = {key: one["min"] if "min" in one else _values(one)[0] for key, one in self.parameters.items()}
         return tuple(f"{key}={override_text(value)}" for key, value in chosen.items())
 
+    def corners(self) -> list[Trial]:
+        """Trials that have between them every value and every end of every parameter: all of a grid, else one
+        parameter at a time beside the others' first."""
+        if self.method == "grid":
+            return self.trials()
+        firsts = [word.partition("=") for word in self.first()]
+        found = [self.first()]
+        for number, (key, _, _) in enumerate(firsts):
+            one = self.parameters[key]
+            for value in [one["min"], one["max"]] if "min" in one else _values(one):
+                words = ["".join(word) for word in firsts]
+                words[number] = f"{key}={override_text(value)}"
+                found.append(tuple(words))
+        return list(dict.fromkeys(found))
+
     def configs(self, experiment: str, args: Sequence[str], trials: Sequence[Trial]) -> list[Config]:
         """The configuration of every trial; raises one OpenBookError with all that cannot be trained, or measured."""
         configs, problems, metric = [], dict[str, OpenBookError](), self.metric[0]
@@ -161,6 +182,18 @@ class SweepFile:
                     expected=f"one of {', '.join((*names, 'train/nll'))}",
                 )
         return configs
+
+
+def _ends_early(rule: Any) -> bool:
+    """Whether it is wandb's rule, or none: which trials go on is decided at min_iter, or first at max_iter / eta^s."""
+    if rule is None:
+        return True
+    if not isinstance(rule, dict) or rule.get("type") != "hyperband":
+        return False
+    numbers = {key: value for key, value in rule.items() if key in ("min_iter", "max_iter", "s", "eta")}
+    whole = all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in numbers.values())
+    known = set(rule) <= {"type", "strict", *numbers}
+    return whole and known and ("min_iter" in rule or {"max_iter", "s"} <= set(rule))
 
 
 def _wrong(one: Any, method: str) -> str:

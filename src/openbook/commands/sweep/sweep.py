@@ -4,27 +4,24 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from openbook.commands.comparison.compare import attempt, refuse_failures, train_job
 from openbook.commands.comparison.jobs import Job, find_runs
 from openbook.commands.comparison.request import Request
 from openbook.commands.sweep.request import SweepFile, Trial
+from openbook.commands.sweep.wandb_sweep import wandb_sweep
 from openbook.errors import OpenBookError
 from openbook.reporting.comparison_table import measures
 from openbook.reporting.sweep_report import Tried, print_sweep, write_sweep
 from openbook.tracking.curves import read_metrics
 from openbook.tracking.search.run_search import Runs, total
-from openbook.utils.atomic import write_text
 from openbook.utils.console import duration, say
 
 
 def sweep(parsed: Namespace) -> None:
     """EXPERIMENT SWEEP [key=value ...]: train what is missing of the sweep's trials one after another, then tabulate
     all of them. The same command continues a sweep: finished trials are left alone, an interrupted one is resumed. With
-    the backend wandb nothing is trained: the file for its agents is written and their two commands are printed."""
+    the backend wandb the sweep is one of its server, and this process an agent of it (wandb_sweep.py)."""
     words = [word for word in parsed.words if "=" not in word]
     args = [word for word in parsed.words if "=" in word]
     if len(words) != 2:
@@ -35,10 +32,20 @@ def sweep(parsed: Namespace) -> None:
         raise OpenBookError("not a whole number", where="--count, --seed", got=f"{parsed.count}, {parsed.seed}")
     experiment, file = words[0], SweepFile.read(words[1])
     if parsed.backend == "wandb":
-        _for_wandb(experiment, file, args, Path(parsed.runs))
+        wandb_sweep(
+            experiment,
+            file,
+            args,
+            Path(parsed.runs),
+            sweep=parsed.sweep_id,
+            count=int(parsed.count),
+            dry_run=parsed.dry_run,
+        )
         return
     if parsed.backend != "local":
         raise OpenBookError("unknown backend", where="--backend", got=parsed.backend, expected="local or wandb")
+    if parsed.sweep_id:
+        raise OpenBookError("local sweeps have no id", where="--sweep-id", got=parsed.sweep_id, expected="wandb's")
     trials = file.trials(int(parsed.count), int(parsed.seed))
     configs = file.configs(experiment, args, trials)
     runs = Runs(Path(parsed.runs))
@@ -90,23 +97,3 @@ def _tried(trial: Trial, job: Job, file: SweepFile) -> Tried:
     _, values = read_metrics(run.path / "metrics.csv").get(file.metric[0], ([], []))
     tested = measures(run.evaluation() or {}, run.summary.get("seconds", {}))
     return Tried(settings, values[-1] if values else None, tested, str(run.path))
-
-
-def _for_wandb(experiment: str, file: SweepFile, args: Sequence[str], runs: Path) -> None:
-    """The sweep with the command that its agents run, beside the local ones."""
-    content: dict[str, Any] = yaml.safe_load(file.path.read_text(encoding="utf-8"))
-    (config,) = file.configs(experiment, args, [file.first()])
-    content["program"] = "openbook"
-    content["command"] = [
-        "${env}",
-        "openbook",
-        "train",
-        experiment,
-        *args,
-        "wandb.mode=online",
-        "${args_no_hyphens}",
-    ]
-    target = runs / config.experiment / "sweeps" / f"{file.name}.yaml"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, yaml.safe_dump(content, sort_keys=False))
-    say(f"wandb sweep --project {config.wandb.project} {target}\nwandb agent ID")

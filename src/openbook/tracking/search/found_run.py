@@ -23,7 +23,7 @@ WITHOUT_EFFECT = (
     # where it is computed
     *("trainer.accelerator", "data.workers", "index.device", "index.gpu_temp_memory", "index.keep_vectors"),
     *("trainer.tokens_per_pass", "trainer.checkpointing", "retriever.tokens_per_backward", "trainer.keep_checkpoints"),
-    "trainer.timeout",
+    *("trainer.timeout", "trainer.tensorboard"),
     # how closely it is monitored
     *("trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size"),
     *("evaluate.validation_questions", "evaluate.before_training", "evaluate.bootstrap"),
