@@ -72,6 +72,6 @@ def _draw(found: Mapping[str, Any]) -> None:
         axis.set_xlabel("passages read", fontsize=11)
         axis.set_ylabel("share of the exact gradient", fontsize=11)
         axis.grid(alpha=0.3)
-    axes[0][0].legend(title="bias (dashed: deviation)", fontsize=10)
+    axes[-1][0].legend(title="bias (dashed: deviation)", fontsize=10)
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(PICTURE)
