@@ -31,7 +31,7 @@ from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say, say_result
 from openbook.utils.disk import check_writable
-from openbook.utils.distributed import from_rank_zero
+from openbook.utils.distributed import from_rank_zero, leave_together
 from openbook.utils.hardware import rank_from_environment
 from openbook.utils.rank_failure import solo
 
@@ -95,7 +95,9 @@ def _evaluate(run: RunFolder, config: Config, overrides: Sequence[str], own: Own
             result = {"experiment": config.experiment, "overrides": list(overrides), "before_training": before}
             data = {split: sha for split, sha in prepared.fingerprints.items() if split in ("corpus", "test")}
             _write(target, module, result | {"test": module.summary, "data": data})
-    return Path(from_rank_zero(str(target))) / "summary.json"
+    written = Path(from_rank_zero(str(target))) / "summary.json"
+    leave_together()
+    return written
 
 
 def _next_number(folder: Path) -> Path:

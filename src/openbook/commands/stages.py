@@ -23,7 +23,7 @@ from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say, say_result
-from openbook.utils.distributed import from_rank_zero, now_in
+from openbook.utils.distributed import from_rank_zero, leave_together, now_in
 from openbook.utils.rank_failure import solo
 from openbook.utils.signals import Stopped
 
@@ -118,6 +118,7 @@ class Stages:
         self.clock.lap("train")
         if from_rank_zero(self.checkpointing.received is not None):
             self._write_summary("interrupted")
+            leave_together()
             if trainer.is_global_zero:  # another rank that ends with a code would have this one killed
                 raise Stopped(self.checkpointing.received or 15)
             return run.path
@@ -140,6 +141,7 @@ class Stages:
                 _close(run)
                 if tracked:
                     tracked.report(run.path / "report.html")
+        leave_together()
         return run.path
 
     def _load_best(self) -> None:

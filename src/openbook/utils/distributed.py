@@ -176,6 +176,14 @@ def raise_if_any_rank_failed(error: BaseException | None) -> None:
         raise RankError(f"rank {who} failed", where=where, got=text)
 
 
+def leave_together() -> None:
+    """The last thing that ranks do together. A thread of gloo frees the tensors of its last work some time after the
+    work is done, and aborts the process where Python has gone by then (pytorch/pytorch, pull request 179291); a
+    barrier's work has none."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def in_words(error: BaseException) -> str:
     if isinstance(error, Stopped):
         return f"stopped by {error}"
