@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests.small_system import SmallSystem
 from tests.tiny_models import bart_config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for of_make in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "OPENBOOK_QUIET"):  # of the `make test` that started the tests
+    os.environ.pop(of_make, None)
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
@@ -26,9 +29,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def no_run_of_an_earlier_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run tells the ranks that it starts its folder by this variable, of which the next test shall know nothing."""
-    monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
+def environment_of_an_earlier_test() -> Iterator[None]:
+    """What a run sets for itself and for the processes that it starts ends with its test: the next one would run in
+    its folder, and wandb's own commands would say nothing."""
+    for of_a_run in ("OPENBOOK_RUN_DIR", "WANDB_SILENT"):  # a fixture of the session may have run one
+        os.environ.pop(of_a_run, None)
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)
