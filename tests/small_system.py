@@ -90,9 +90,9 @@ class SmallSystem:
         """The same without waiting."""
         return self._start(["-m", "openbook", command, *words])
 
-    def start_python(self, script: str, cwd: Path | None = None) -> subprocess.Popen[str]:
+    def start_python(self, script: str, cwd: Path | None = None, threads: int = 0) -> subprocess.Popen[str]:
         """A program in a process of its own, with as many threads as this one: sums are split among them."""
-        return self._start(["-c", script], cwd, torch.get_num_threads())
+        return self._start(["-c", script], cwd, threads or torch.get_num_threads())
 
     @staticmethod
     def _start(words: list[str], cwd: Path | None = None, threads: int = 1) -> subprocess.Popen[str]:

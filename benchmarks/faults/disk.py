@@ -92,7 +92,7 @@ def refuse(number: int, folder: Path) -> None:
 def tries(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], None]]]:
     order = [(kind, place) for place in PLACES for kind in KINDS if kind == "full" or place not in GOES_ON]
     order = [order[number] for number in sorted(range(len(order)), key=lambda number: (number % 3, number))]
-    if _mounts(folder):
+    if mounts(folder):
         order.insert(2, ("out of space", "a checkpoint"))
         order.insert(3, ("too small", "the start"))
     for kind, place in islice(order, count):
@@ -172,7 +172,7 @@ def file_system(folder: Path, mebibytes: int) -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def _mounts(folder: Path) -> bool:
+def mounts(folder: Path) -> bool:
     """Whether this user may mount."""
     try:
         with file_system(folder / "mounts", 1):

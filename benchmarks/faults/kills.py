@@ -1,48 +1,132 @@
-"""SIGKILL at any moment, again and again: the run that is resumed ends with the weights, optimizer and curves of the
-one that was left alone."""
+"""SIGKILL at any moment, at numbered points of a refresh, and inside the saves of a checkpoint on another file system:
+the run that is resumed ends with the weights, optimizer, callbacks, index and curves of the one that was left alone."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache, partial
-from itertools import islice, product
+from itertools import chain, cycle, islice, zip_longest
 from pathlib import Path
 
+from benchmarks.faults.disk import file_system, mounts
 from benchmarks.faults.small import small_system
 from tests.commands.test_kills import COMMON, WAYS, killed, same
 
 NAME = "kills"
-QUICK, FULL = 2, 70
+MOMENTS, IN_REFRESH, IN_SAVE = 70, 24, 20  # 20 of the moments with two ranks
+QUICK, FULL = 3, MOMENTS + IN_REFRESH + IN_SAVE
+
+AFTER_STEP = "openbook.refresh.manager.RefreshManager", "after_step"
+SAVE = "openbook.tracking.checkpoint_io.WholeCheckpoints", "save_checkpoint"
+# Of which calls the points are numbered: those of one whole refresh.
+STEPS = {"blocking": (3,), "amortized": (4, 5, 6, 7), "rolling": (3, 4, 5), "hot": (3, 4, 5)}
+PLANT = """
+import os, signal, sys
+from pkgutil import resolve_name
+owner, calls, point = resolve_name({owner!r}), [], 0
+original = getattr(owner, {name!r})
+def met(frame, event, argument):
+    global point
+    point += event in ("call", "c_call")
+    if point == {at}:
+        os.kill(os.getpid(), signal.SIGKILL)
+def counted(*arguments, **named):
+    calls.append(1)
+    if len(calls) in {which!r}:
+        sys.setprofile(met)
+    try:
+        return original(*arguments, **named)
+    finally:
+        sys.setprofile(None)
+setattr(owner, {name!r}, counted)
+from openbook.__main__ import main
+code = main({words!r})
+print("points:", point)
+sys.exit(code)
+"""
 
 
 def tries(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], None]]]:
-    """One kill each, behind another checkpoint and moment."""
-    for number, way in islice(product(range(count), WAYS), count):
-        yield f"{way}, kill {number + 1}", partial(resumed, folder / f"{number}-{way}".replace(" ", "-"), way, number)
+    """One kill each, by turns at a moment, in a refresh, in a save."""
+    ways = cycle([*WAYS, "two ranks"])
+    moments = [
+        (f"{way}, kill {number + 1}", partial(resumed, folder / f"{number}-{_named(way)}", way, number))
+        for number, way in enumerate(islice(ways, MOMENTS))
+    ]
+    refreshes, saves = (
+        [
+            (f"{way}, point {number + 1} of {n} of a {what}", partial(at, folder, way, what, (number + 0.5) / n))
+            for number in range(n)
+            for way in among
+        ]
+        for what, among, n in (("refresh", tuple(STEPS), IN_REFRESH // len(STEPS)), ("save", ("blocking",), IN_SAVE))
+    )
+    turns = chain.from_iterable(zip_longest(moments, refreshes, saves))
+    yield from islice((one for one in turns if one is not None), count)
 
 
 def resumed(folder: Path, way: str, number: int) -> None:
+    """Killed at a moment behind its first checkpoint."""
     folder.mkdir(parents=True)
     system, draw = small_system(folder.parent / "system"), random.Random(f"{way}{number}")
     run = folder / "run"
-    command = ("train", *system.words(run, *COMMON, *WAYS[way], "evaluate.before_training=false"))
-    was_running = killed(system.start(*command), run, draw.uniform(0, 0.6))
+    was_running = killed(system.start(*_words(folder, run, way)), run, draw.uniform(0, 0.6))
     done = system.command("resume", str(run))
     assert done.returncode == 0, done.stdout[-3000:]
     assert was_running, "it had ended before it could be killed"
-    same(straight(folder.parent, way), run)
+    same(straight(folder.parent, way)[0], run)
+
+
+def at(folder: Path, way: str, what: str, share: float) -> None:
+    """Killed at that share of the calls, of Python and C, that a refresh or the third save makes."""
+    own = folder / f"{what}-{way}-{share:.3f}"
+    elsewhere = what == "save" and mounts(folder / "probe")
+    with file_system(own / "disk", 64) if elsewhere else nullcontext(own) as place:
+        place.mkdir(parents=True, exist_ok=True)
+        run = place / "run"
+        whole, points = straight(folder, way)[0], straight(folder, way, what)[1]
+        process = _planted(folder, run, way, what, max(1, round(share * points)))
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == -9, (process.returncode, said[-3000:])
+        done = small_system(folder / "system").command("resume", str(run))
+        assert done.returncode == 0, done.stdout[-3000:]
+        same(whole, run)
+        left = [path for path in run.rglob(".*") if path.name not in (".locks", ".lock")]
+        assert not left, left
 
 
 @cache
-def straight(folder: Path, way: str) -> Path:
-    """The run of that way that nothing happened to."""
-    run = folder / f"straight-{way}".replace(" ", "-") / "run"
+def straight(folder: Path, way: str, counted: str = "") -> tuple[Path, int]:
+    """The run of that way that nothing happened to, and how many points its refresh or save has where one is named."""
+    run = folder / f"straight-{_named(way)}-{counted}" / "run"
     run.parent.mkdir(parents=True)
-    system = small_system(folder / "system")
-    done = system.command("train", *system.words(run, *COMMON, *WAYS[way], "evaluate.before_training=false"))
+    if counted:
+        process = _planted(folder, run, way, counted, 0)
+        said, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, said[-3000:]
+        return run, int(said.rpartition("points:")[2])
+    done = small_system(folder / "system").command(*_words(run.parent, run, way))
     assert done.returncode == 0, done.stdout[-3000:]
-    return run
+    return run, 0
+
+
+def _planted(folder: Path, run: Path, way: str, what: str, point: int):  # type: ignore[no-untyped-def]
+    (owner, name), which = (AFTER_STEP, STEPS[way]) if what == "refresh" else (SAVE, (3,))
+    words = list(_words(folder / "any", run, way))
+    script = PLANT.format(owner=owner, name=name, at=point or -1, which=which, words=words)
+    return small_system(folder / "system").start_python(script, threads=1)
+
+
+def _words(folder: Path, run: Path, way: str) -> tuple[str, ...]:
+    """Of the system that lies beside the folder."""
+    words = small_system(folder.parent / "system").words(run, *COMMON, *WAYS[way], "evaluate.before_training=false")
+    return "train", *words
+
+
+def _named(way: str) -> str:
+    return way.replace(" ", "-")
 
 
 def by_stock_sampler(consumed: int = 5, n: int = 23, batch: int = 4) -> int:

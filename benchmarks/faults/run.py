@@ -19,6 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).parent.parent.parent
 TARGET, PAGE = ROOT / "docs/faults.json", ROOT / "docs/reliability.md"
 OTHERS = ("__init__", "run", "small")  # modules of this folder that plant nothing
@@ -95,6 +97,8 @@ def main() -> int:
     asked = parser.parse_args()
     warnings.filterwarnings("ignore")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "1"  # for tiny models a second one is in the way
+    torch.set_num_threads(1)
     counts = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.is_file() else {}
     faults = counts.get("faults", {})
     chosen = [module for module in modules() if asked.only in ("", module.NAME)]

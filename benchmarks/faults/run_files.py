@@ -1,8 +1,10 @@
 """Damaged files of a run: what is wrong is said in a sentence, and report, answers and resume go on where they can;
-a damaged configuration would train something else, and is refused."""
+a damaged configuration would train something else, and is refused. Damaged arrays of the cache, tokens, texts and
+vectors: named, and made again."""
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -10,10 +12,13 @@ from itertools import islice
 from pathlib import Path
 
 from benchmarks.faults.small import small_system, spoken
+from tests.tracking.test_checkpoint import flipped, zeroed
 
-NAME = "run files"
-QUICK, FULL = 4, 14
+NAME = "run files and cached arrays"
+N_RUN_FILES, N_ARRAYS = 14, 30
+QUICK, FULL = 5, N_RUN_FILES + N_ARRAYS
 STEPS, MORE = 3, 6  # with a validation at either
+SETTINGS = (f"trainer.max_steps={STEPS}", "index.keep_vectors=2")
 
 
 def cut(content: bytes) -> bytes:
@@ -40,10 +45,41 @@ READ_BY = {
 }
 
 
+# By pattern below the cache; how many of the files that match, in their order, are damaged each in both ways.
+ARRAYS = {"corpus-*/*/*": 9, "vectors/*/*/*": 6}
+ARRAY_DAMAGE = {"a flipped bit": flipped, "a zeroed page": zeroed}
+
+
 def tries(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An array after every third file of the run, then the rest of them."""
     order = [(file, how) for how in DAMAGE for file in FILES if (file, how) != ("provenance.jsonl", "empty")]
-    for file, how in islice(order, count):
-        yield f"{file}: {how}", partial(damaged, folder / f"{file}-{how}".replace(" ", "-"), file, how)
+    files = [(f"{one}: {how}", partial(damaged, folder / _named(f"{one}-{how}"), one, how)) for one, how in order]
+    places = [(pattern, number) for pattern, n in ARRAYS.items() for number in range(n)]
+    arrays = [
+        (f"{how} in file {number + 1} of {pattern}", partial(rebuilt, folder, pattern, number, how))
+        for how in ARRAY_DAMAGE
+        for pattern, number in places
+    ]
+    turns = [one for at in range(0, len(files), 3) for one in (*files[at : at + 3], arrays[at // 3])]
+    yield from islice(turns + arrays[len(turns) - len(files) :], count)
+
+
+def rebuilt(folder: Path, pattern: str, number: int, how: str) -> None:
+    """A run that finds the cache so says it, and has the answers of the one that made the cache."""
+    whole, own = trained(folder), folder / _named(f"{pattern}-{number}-{how}".replace("/", "-").replace("*", ""))
+    own.mkdir(parents=True)
+    shutil.copytree(whole.parent / "cache", own / "cache")
+    path = sorted((own / "cache").glob(pattern))[number]
+    content, chance = bytearray(path.read_bytes()), random.Random(f"{pattern}{number}{how}")
+    ARRAY_DAMAGE[how](content, chance, 0, len(content))
+    path.write_bytes(content)
+    code, said = spoken(["train", *small_system(folder / "system").words(own / "run", *SETTINGS)])
+    assert code == 0 and said.count("damaged (") == 1 and str(path.parent) in said, said[-3000:]
+    assert (own / "run/predictions.jsonl").read_bytes() == (whole / "predictions.jsonl").read_bytes()
+
+
+def _named(text: str) -> str:
+    return text.replace(" ", "-")
 
 
 def damaged(folder: Path, file: str, how: str) -> None:
@@ -73,7 +109,7 @@ def damaged(folder: Path, file: str, how: str) -> None:
 def trained(folder: Path) -> Path:
     """A finished run of a few steps."""
     (folder / "whole").mkdir(parents=True)
-    words = small_system(folder / "system").words(folder / "whole" / "run", f"trainer.max_steps={STEPS}")
+    words = small_system(folder / "system").words(folder / "whole" / "run", *SETTINGS)
     code, said = spoken(["train", *words])
     assert code == 0, said[-3000:]
     return folder / "whole" / "run"

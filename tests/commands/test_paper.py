@@ -12,11 +12,13 @@ import pytest
 from openbook.commands.train import train
 from openbook.config.load import list_experiments, load_experiment
 from openbook.setup.prepare import prepare
-from tests.data.readers.samples import lines, rows
+from tests.data.readers.samples import hotpot, lines, musique, rows
 from tests.small_system import SmallSystem, column
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-NAMES = [name for name in list_experiments(Path("nowhere")) if name.startswith("paper/")]
+ALL = list_experiments(Path("nowhere"))
+NAMES = [name for name in ALL if name.startswith("paper/")]
+MULTIHOP = [name for name in ALL if name.startswith("multihop/")]
 QA = [
     ("what is the capital of alpha ?", ["beta", "beta city"]),
     ("what is the capital of gamma ?", ["delta"]),
@@ -88,6 +90,9 @@ def files() -> dict[str, str]:
     found |= {f"{split}_v2.1.json.gz": json.dumps(columns) for split in ("train", "dev")}
     found |= {f"jeopardy-{split}.jsonl": jeopardy for split in ("train", "dev", "test")}
     found |= {name: lines(*claims) for name in ("train.jsonl", "paper_dev.jsonl", "paper_test.jsonl")}
+    hops = {"hotpot_{}_v1.1.json": hotpot(), "hotpot_{}_distractor_v1.json": hotpot()}
+    hops |= {"2wiki-{}.json": hotpot(two_wiki=True), "musique_ans_v1.0_{}.jsonl": musique()}
+    found |= {name.format(split): content for name, content in hops.items() for split in ("train", "dev")}
     return found | {"webquestions-test.qa.csv": table}
 
 
@@ -149,6 +154,19 @@ def test_a_step(
         name.split("/")[1], "exact_match"
     )
     assert 0 <= summary["test"][measured] <= 1
+
+
+@pytest.mark.parametrize("name", MULTIHOP)
+def test_a_step_of_several_hops(
+    name: str, place: Path, small_system: SmallSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All passages that the questions carry are the corpus, and all that are retrieved are read at once."""
+    monkeypatch.chdir(place)
+    path = train(load_experiment(name, [*tiny(small_system), "retriever.n_docs=2"]))
+    summary, config = json.loads((path / "summary.json").read_text()), (path / "config.yaml").read_text()
+    assert summary["steps"] == 1 and "reads: all" in config and "objective: emdr2" in config
+    assert math.isfinite(next(iter(column(path, "train/nll").values())))
+    assert 0 <= summary["test"]["recall_at_1"] <= 1 and summary["index"]["n_passages"] == 4
 
 
 def test_what_is_trained_on(place: Path, small_system: SmallSystem, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
         *columns,
         title=f"{summary.get('experiment', 'run')}: test split, {n_questions} questions",
         box=box.HEAVY_HEAD if console.is_terminal else box.SIMPLE_HEAD,
+        show_edge=console.is_terminal,  # a log has no empty lines
     )
     for row in headline(summary):
         style = {1: "green", 0: "", -1: "red"}[row.better]
@@ -28,7 +29,8 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     whens = ("before_training", "test")
     unseen = {when: dict_of(dict_of(dict_of(summary.get(when)).get("by_phrasing")).get(HELD_OUT)) for when in whens}
     if unseen["test"]:
-        table.add_section()
+        if console.is_terminal:
+            table.add_section()
         for row in headline(unseen):
             if row.label in ("exact match", "recall@1"):
                 table.add_row(f"{row.label}, unseen phrasings", row.before, row.after, row.change)

@@ -82,7 +82,7 @@ def _fault(folder: Path, cache: Path) -> str:
 def new_folder(target: Path, cache: Path, facts: dict[str, str | int]) -> Iterator[Path]:
     """A temporary folder that becomes `target`, with a manifest of these facts and its files, when the block ends well
     and vanishes when it does not. Raises DiskError where it cannot be written."""
-    with replacing_folder(target, complete=lambda folder: is_whole(folder, cache)) as new:
+    with replacing_folder(target, complete=lambda folder: not _fault(folder, cache)) as new:
         yield new
         files = _summed(new)
         manifest = {"layout": LAYOUT, **facts, "files": files}
