@@ -106,9 +106,9 @@ def _run_model(parsed: argparse.Namespace, subject: str, overrides: list[str]) -
 
         config = load_experiment(subject, overrides)
         _check_outside(config)
-    from openbook.setup.trainer import quiet
+    from openbook.commands.libraries import load_libraries
 
-    quiet()
+    load_libraries()
     match command:
         case "train":
             from openbook.commands.train import train

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from openbook.commands.libraries import load_libraries
 from openbook.config.checks import has_index
 from openbook.config.load import load_experiment
 from openbook.config.schema import Config
@@ -83,10 +84,9 @@ def _of_experiment(config: Config, note: Callable[[str, Callable[[], Any]], bool
     note("network", lambda: ports(config))
     if not going:
         return
+    load_libraries()
     from openbook.setup.prepare import prepare
-    from openbook.setup.trainer import quiet
 
-    quiet()
     prepared: Any = None
     module: Any = None
 

@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from openbook.commands.libraries import load_libraries
 from openbook.config.load import FOR_EMBEDDED, list_experiments, load_experiment, to_yaml
 from openbook.config.schema import Config, described_keys
 from openbook.errors import OpenBookError
@@ -41,17 +42,16 @@ def build_data(experiment: str, overrides: Sequence[str]) -> None:
     """Build and validate the data of an experiment: what does not fit, stands twice or leaks, as a table and as
     data.json in run.dir, or else in runs/EXPERIMENT/. No model is loaded."""
     config = load_experiment(experiment, overrides)
+    load_libraries()
     from rich.table import Table
 
     from openbook.data.readers.duplicates import find_duplicates
     from openbook.setup.inputs.joins import Count, answers_nowhere
     from openbook.setup.prepare import prepare
-    from openbook.setup.trainer import quiet
     from openbook.tracking.run_folder import RUNS
     from openbook.utils.atomic import write_json
     from openbook.utils.console import console, progress, say_result
 
-    quiet()
     prepared = prepare(config)
     corpus, files = prepared.parts.corpus, prepared.parts.files
     with progress("looking for duplicates", "passages") as done:
@@ -93,11 +93,10 @@ def convert(source: str, words: Sequence[str], only: str) -> None:
 def plan(experiment: str, overrides: Sequence[str]) -> None:
     """Print what the index needs; OpenBookError where it cannot fit or where there is no index."""
     config = load_experiment(experiment, overrides)
+    load_libraries()
     from openbook.config.checks import has_index, value_of
     from openbook.setup.prepare import prepare
-    from openbook.setup.trainer import quiet
 
-    quiet()
     prepared = prepare(config)
     if not has_index(config):
         key = "objective" if config.objective == "closed_book" else "retriever.kind"
