@@ -15,7 +15,7 @@ from openbook.reporting.comparison_table import measures
 from openbook.reporting.sweep_report import Tried, print_sweep, write_sweep
 from openbook.tracking.curves import read_metrics
 from openbook.tracking.search.run_search import Runs, total
-from openbook.utils.console import duration, say
+from openbook.utils.console import duration, say, say_result
 
 
 def sweep(parsed: Namespace) -> None:
@@ -52,14 +52,15 @@ def sweep(parsed: Namespace) -> None:
     jobs = [Job(experiment, config) for config in configs]
     find_runs(jobs, jobs, runs)
     missing = [number for number, job in enumerate(jobs) if not job.finished]
-    say(f"{len(jobs)} trials of {file.name}, {len(jobs) - len(missing)} finished, {len(missing)} to train")
+    tell = say_result if parsed.dry_run else say
+    tell(f"{len(jobs)} trials of {file.name}, {len(jobs) - len(missing)} finished, {len(missing)} to train")
     if file.early_terminate:
-        say("early_terminate is for wandb's agents: here every trial is trained to its end")
+        tell("early_terminate is for wandb's agents: here every trial is trained to its end")
     for number in missing:
-        say(f"  {' '.join(trials[number])}")
+        tell(f"  {' '.join(trials[number])}")
     if parsed.dry_run:
         expected = total(runs.seconds(jobs[number].config, jobs[number].run) for number in missing)
-        say(f"in total {duration(expected)}; nothing is started: dry run")
+        tell(f"in total {duration(expected)}; nothing is started: dry run")
         return
     problems = _train(experiment, args, trials, jobs, missing, runs)
     folder = runs.root / jobs[0].config.experiment / "sweeps" / file.name
@@ -67,7 +68,7 @@ def sweep(parsed: Namespace) -> None:
     print_sweep(tried, file.metric)
     given = f' ARGS="{" ".join(args)}"' if args else ""
     write_sweep(folder, tried, file.metric, f"make sweep EXP={experiment} SWEEP={words[1]}{given}")
-    say(f"table and plot in {folder}")
+    say_result(f"table and plot in {folder}")
     refuse_failures(problems, f"{len(missing)} trials")
 
 

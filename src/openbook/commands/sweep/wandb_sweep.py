@@ -19,7 +19,7 @@ from openbook.tracking import run_lock
 from openbook.tracking.loggers.identity import SIGNALLED, Identity
 from openbook.tracking.run_folder import read_json
 from openbook.utils.atomic import write_text
-from openbook.utils.console import say
+from openbook.utils.console import say, say_result
 from openbook.utils.outside import check_wandb
 
 KILL_DELAY = "600"  # seconds that a stopped trial has for its checkpoint; wandb would kill it after 30
@@ -38,13 +38,13 @@ def wandb_sweep(
     target = runs / config.experiment / "sweeps" / f"{file.name}.yaml"
     content = content_of(experiment, file, args, runs / config.experiment)
     if dry_run:
-        say(f"{yaml.safe_dump(content, sort_keys=False)}nothing is sent: dry run")
+        say_result(f"{yaml.safe_dump(content, sort_keys=False)}nothing is sent: dry run")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, yaml.safe_dump(content, sort_keys=False))
     path = _path(sweep, config, content) if sweep else _create(content, config)
     name = path.rpartition("/")[2]
-    say(f"sweep {path}; another agent, here or elsewhere: the same command with SWEEP_ID={name} (--sweep-id {name})")
+    say_result(f"sweep {path}; another agent, here or elsewhere: the same command with SWEEP_ID={name} (--sweep-id {name})")
     _resume(runs / config.experiment, name)
     _work(path, count, target.with_suffix(""))
 
