@@ -4,6 +4,7 @@ the run that is resumed ends with the weights, optimizer, callbacks, index and c
 from __future__ import annotations
 
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache, partial
@@ -112,7 +113,7 @@ def straight(folder: Path, way: str, counted: str = "") -> tuple[Path, int]:
     return run, 0
 
 
-def _planted(folder: Path, run: Path, way: str, what: str, point: int):  # type: ignore[no-untyped-def]
+def _planted(folder: Path, run: Path, way: str, what: str, point: int) -> subprocess.Popen[str]:
     (owner, name), which = (AFTER_STEP, STEPS[way]) if what == "refresh" else (SAVE, (3,))
     words = list(_words(folder / "any", run, way))
     script = PLANT.format(owner=owner, name=name, at=point or -1, which=which, words=words)

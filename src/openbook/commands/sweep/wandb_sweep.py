@@ -44,7 +44,8 @@ def wandb_sweep(
     write_text(target, yaml.safe_dump(content, sort_keys=False))
     path = _path(sweep, config, content) if sweep else _create(content, config)
     name = path.rpartition("/")[2]
-    say_result(f"sweep {path}; another agent, here or elsewhere: the same command with SWEEP_ID={name} (--sweep-id {name})")
+    again = f"the same command with SWEEP_ID={name} (--sweep-id {name})"
+    say_result(f"sweep {path}; another agent, here or elsewhere: {again}")
     _resume(runs / config.experiment, name)
     _work(path, count, target.with_suffix(""))
 
