@@ -54,7 +54,11 @@ def planted(place: str, meet: Callable[[], None]) -> Iterator[None]:
         calls.append(1)
         if len(calls) == at:
             meet()
-        return original(*arguments, **named)
+        try:
+            return original(*arguments, **named)
+        finally:
+            if place in GOES_ON:  # whatever is written next is no cache
+                resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
     kept = [mock.patch.object(*one) for one in ((builtins, "open", open), (io, "open", open), (os, "mkdir", os.mkdir))]
     with mock.patch.object(owner, name, met), kept[0], kept[1], kept[2]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -94,9 +95,12 @@ def spoken(words: list[str]) -> tuple[int, str]:
     """Exit code and output of a command in this process."""
     os.environ["OPENBOOK_RUN_DIR"] = ""
     said = io.StringIO()
-    with redirect_stdout(said), redirect_stderr(said):
-        try:
-            code = main(words)
-        except Exception as error:  # what a user would see as a traceback
-            return 1, f"{said.getvalue()}\nTraceback: {error!r}"
-    return code, said.getvalue()
+    logger, told = logging.getLogger("openbook"), logging.StreamHandler(said)
+    logger.addHandler(told)  # whatever else listens to it
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            return main(words), said.getvalue()
+    except Exception as error:  # what a user would see as a traceback
+        return 1, f"{said.getvalue()}\nTraceback: {error!r}"
+    finally:
+        logger.removeHandler(told)
