@@ -26,7 +26,7 @@ PLACES = {
     "reading the data": ("openbook.commands.train.prepare", ""),
     "the report": ("openbook.commands.stages.write_report", "the report"),
     "tokenising": ("openbook.setup.inputs.data.build_corpus", ""),
-    "saving": ("openbook.tracking.checkpoint_io.WholeCheckpoints.save_checkpoint", "saving after step 2"),
+    "saving": ("openbook.tracking.checkpoint_io.WholeCheckpoints.save_checkpoint", "saving after step 0"),
     "encoding": ("openbook.retrieval.corpus_encoder.PassageCoder.passes", ""),
     "comparing indexes": ("openbook.refresh.measure.IndexMeasure.finish", ""),
     "the summary": ("openbook.commands.stages.Stages._summary", "writing summary.json"),
