@@ -36,7 +36,7 @@ def in_order(tried: Sequence[Tried], metric: Metric) -> list[Tried]:
 
 def print_sweep(tried: Sequence[Tried], metric: Metric) -> None:
     header, *lines = _lines(tried, metric)
-    table = Table(*header[:-1], box=SIMPLE, pad_edge=False)
+    table = Table(*header[:-1], box=SIMPLE, pad_edge=False, show_edge=False)
     for line in lines:
         table.add_row(*line[:-1])
     console.print(table, soft_wrap=False)

@@ -173,7 +173,7 @@ def _test(job: Job, number: int, local: Sequence[str]) -> None:
 
 def _print(rows: Sequence[Row], sweep: Mapping[str, Mapping[int, Row]]) -> None:
     for header, *lines in filter(None, (short_table(rows), sweep_table(sweep) if sweep else [])):
-        table = Table(Column(header[0], no_wrap=True), *header[1:], box=SIMPLE, pad_edge=False)
+        table = Table(Column(header[0], no_wrap=True), *header[1:], box=SIMPLE, pad_edge=False, show_edge=False)
         for line in lines:
             table.add_row(*(cell.replace("`", "") for cell in line))
         console.print(table, soft_wrap=False)
