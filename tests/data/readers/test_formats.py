@@ -97,6 +97,10 @@ BAD_PASSAGES: dict[str, tuple[str | bytes, str]] = {
         '{"id": "1", "title": "t", "contents": "x"}\n',
         r"no `text`.*'contents'.*Rename `contents` to `text`\.",
     ),
+    "contents alone": (
+        '{"id": "1", "contents": "x"}\n',
+        r"no `title`.*Rename `contents` to `text`, and add a `title`, which may be empty\.",
+    ),
     "no title": ('{"id": "1", "text": "x"}\n', r"no `title` .*`title` may be an empty string"),
     "typing": ('{"id": 1.5, "title": "t", "text": "x"}\n', r"`id` is not text \(.*:1\): got 1\.5, expected a string"),
 }
@@ -178,6 +182,10 @@ BAD_QUESTIONS = {
         r"no `answers` \(.*q\.jsonl:1\): got the keys 'answer', 'question', expected `question` \(a string\) and "
         r"`answers` \(a list of strings, at least one\) on each line\. .*Rename `answer` to `answers`\. "
         r"Or set data\.columns=answers:answer",
+    ),
+    "objects": (
+        '{"question": "q", "output": [{"answer": "a"}]}\n',
+        r"no `answers`.*`output` holds objects: write what counts of them as `answers`, a list of strings\.",
     ),
     "misspelt": ('{"qestion": "q", "answers": ["a"]}\n', r"no `question`.*Rename `qestion` to `question`\."),
     "none": (QUESTION + '{"question": "q", "answers": []}\n', r"a question has no answer \(.*:2\): .*at least one"),

@@ -56,13 +56,29 @@ def require(fields: Mapping[str, Any], key: str, needs: str) -> Any:
     """The value at a key; where there is none, what the record has instead."""
     if key in fields:
         return fields[key]
-    near = [alias for alias in KNOWN_AS.get(key, ()) if alias in fields] or difflib.get_close_matches(key, fields, 1)
     raise BadLineError(
         f"a line has no `{key}`",
         got=f"the keys {', '.join(map(repr, sorted(fields)))}"[:200],
         expected=needs,
-        action=f"Rename `{near[0]}` to `{key}`. Or set data.columns={key}:{near[0]}." if near else "",
+        action=_way_out(fields, key),
     )
+
+
+def _way_out(fields: Mapping[str, Any], key: str) -> str:
+    """What leads from a record without the key to one that is read."""
+
+    def near(missing: str) -> str:
+        known = [alias for alias in KNOWN_AS.get(missing, ()) if alias in fields]
+        return (known or difflib.get_close_matches(missing, fields, 1) or [""])[0]
+
+    if not (found := near(key)):
+        text = near("text") if key == "title" and "text" not in fields else ""
+        return f"Rename `{text}` to `text`, and add a `title`, which may be empty." if text else ""
+    value = fields[found]
+    if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(one, dict) for one in value)):
+        kind = "a list of strings" if key in ("answers", "positive_ids") else "a string"
+        return f"`{found}` holds objects: write what counts of them as `{key}`, {kind}."
+    return f"Rename `{found}` to `{key}`. Or set data.columns={key}:{found}."
 
 
 def string(value: Any, key: str, *, numbers: bool = False, empty: bool = True) -> str:
