@@ -16,7 +16,7 @@ _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}(\.before)?(\.\w+)?|building)")
 
 def sweep(cache: Path, corpus: Path, locked: bool) -> None:
     """Remove what is old, and what lies in the folder of the one corpus that is being built, where this process alone
-    builds it; there only pieces of tokens are kept, which the build takes up."""
+    builds it; there only pieces of tokens are kept, which the build takes up, until their arrays stand."""
     now, freed = time.time(), 0
     for path in [*cache.glob(".*"), *cache.glob("corpus-*/.*")]:
         if not _TEMPORARY.fullmatch(path.name):
@@ -25,7 +25,8 @@ def sweep(cache: Path, corpus: Path, locked: bool) -> None:
             old = now - path.stat().st_mtime > _OLD
         except OSError:  # its owner was first
             continue
-        own = locked and path.parent == corpus and not path.name.endswith((".building", ".before"))
+        taken_up = path.name.endswith(".building") and not path.with_name(path.name[1:].partition(".")[0]).exists()
+        own = locked and path.parent == corpus and not taken_up and not path.name.endswith(".before")
         if path.name.endswith(".before") and not path.with_name(_target(path.name)).exists():
             continue  # all that there is of what was being replaced
         if old or own:
