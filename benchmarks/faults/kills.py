@@ -73,57 +73,62 @@ def resumed(folder: Path, way: str, number: int) -> None:
     folder.mkdir(parents=True)
     system, draw = small_system(folder.parent / "system"), random.Random(f"{way}{number}")
     run = folder / "run"
-    was_running = killed(system.start(*_words(folder, run, way)), run, draw.uniform(0, 0.6))
+    was_running = killed(system.start("train", *_words(folder.parent, run, way)), run, draw.uniform(0, 0.6))
     done = system.command("resume", str(run))
     assert done.returncode == 0, done.stdout[-3000:]
     assert was_running, "it had ended before it could be killed"
-    same(straight(folder.parent, way)[0], run)
+    same(straight(folder.parent, way), run)
 
 
 def at(folder: Path, way: str, what: str, share: float) -> None:
     """Killed at that share of the calls, of Python and C, that a refresh or the third save makes."""
     own = folder / f"{what}-{way}-{share:.3f}"
-    elsewhere = what == "save" and mounts(folder / "probe")
+    elsewhere = what == "save" and mounts()
     with file_system(own / "disk", 64) if elsewhere else nullcontext(own) as place:
         place.mkdir(parents=True, exist_ok=True)
         run = place / "run"
-        whole, points = straight(folder, way)[0], straight(folder, way, what)[1]
-        process = _planted(folder, run, way, what, max(1, round(share * points)))
+        process = _planted(folder, run, way, what, max(1, round(share * points_of(folder, way, what))))
         said, _ = process.communicate(timeout=240)
         assert process.returncode == -9, (process.returncode, said[-3000:])
         done = small_system(folder / "system").command("resume", str(run))
         assert done.returncode == 0, done.stdout[-3000:]
-        same(whole, run)
+        same(straight(folder, way), run)
         left = [path for path in run.rglob(".*") if path.name not in (".locks", ".lock")]
         assert not left, left
 
 
 @cache
-def straight(folder: Path, way: str, counted: str = "") -> tuple[Path, int]:
-    """The run of that way that nothing happened to, and how many points its refresh or save has where one is named."""
-    run = folder / f"straight-{_named(way)}-{counted}" / "run"
+def straight(folder: Path, way: str) -> Path:
+    """The run of that way that nothing happened to."""
+    run = folder / f"straight-{_named(way)}" / "run"
     run.parent.mkdir(parents=True)
-    if counted:
-        process = _planted(folder, run, way, counted, 0)
-        said, _ = process.communicate(timeout=240)
-        assert process.returncode == 0, said[-3000:]
-        return run, int(said.rpartition("points:")[2])
-    done = small_system(folder / "system").command(*_words(run.parent, run, way))
+    done = small_system(folder / "system").command("train", *_words(folder, run, way))
     assert done.returncode == 0, done.stdout[-3000:]
-    return run, 0
+    return run
+
+
+@cache
+def points_of(folder: Path, way: str, what: str) -> int:
+    """How many calls a refresh or the third save of a run of that way makes."""
+    run = folder / f"counted-{_named(way)}-{what}" / "run"
+    run.parent.mkdir(parents=True)
+    process = _planted(folder, run, way, what, -1)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said[-3000:]
+    return int(said.rpartition("points:")[2])
 
 
 def _planted(folder: Path, run: Path, way: str, what: str, point: int) -> subprocess.Popen[str]:
+    """Started; it kills itself at the point."""
     (owner, name), which = (AFTER_STEP, STEPS[way]) if what == "refresh" else (SAVE, (3,))
-    words = list(_words(folder / "any", run, way))
-    script = PLANT.format(owner=owner, name=name, at=point or -1, which=which, words=words)
+    words = ["train", *_words(folder, run, way)]
+    script = PLANT.format(owner=owner, name=name, at=point, which=which, words=words)
     return small_system(folder / "system").start_python(script, threads=1)
 
 
-def _words(folder: Path, run: Path, way: str) -> tuple[str, ...]:
-    """Of the system that lies beside the folder."""
-    words = small_system(folder.parent / "system").words(run, *COMMON, *WAYS[way], "evaluate.before_training=false")
-    return "train", *words
+def _words(folder: Path, run: Path, way: str) -> list[str]:
+    """Of the system in the folder."""
+    return small_system(folder / "system").words(run, *COMMON, *WAYS[way], "evaluate.before_training=false")
 
 
 def _named(way: str) -> str:

@@ -71,9 +71,10 @@ def _complete(
     texts = folder / "texts"
     has_texts = is_whole(texts, cache)
     missing = {name: one for name, one in asked.items() if not is_whole(folder / f"tokens-{name[:12]}", cache)}
-    if missing or not has_texts or any(folder.glob(".*")):
+    built = has_texts and not missing
+    if not built or any(folder.glob(".*")):
         sweep(cache, folder, locked)
-    if has_texts and not missing:
+    if built:
         return
     size = store_size(passages, list(missing.values()), not has_texts)
     kept = sum(piece.stat().st_size for piece in folder.glob(".tokens-*.building/*"))

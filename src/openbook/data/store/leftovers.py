@@ -25,9 +25,10 @@ def sweep(cache: Path, corpus: Path, locked: bool) -> None:
             old = now - path.stat().st_mtime > _OLD
         except OSError:  # its owner was first
             continue
-        taken_up = path.name.endswith(".building") and not path.with_name(path.name[1:].partition(".")[0]).exists()
+        stands = path.with_name(_target(path.name)).exists()
+        taken_up = path.name.endswith(".building") and not stands
         own = locked and path.parent == corpus and not taken_up and not path.name.endswith(".before")
-        if path.name.endswith(".before") and not path.with_name(_target(path.name)).exists():
+        if path.name.endswith(".before") and not stands:
             continue  # all that there is of what was being replaced
         if old or own:
             freed += sum(one.stat().st_size for one in [path, *path.rglob("*")] if one.is_file())
