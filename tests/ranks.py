@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from openbook.utils.at_exit import end_at_rest
+
 
 def on_ranks(n: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
     """work(rank) of all ranks, by rank. work: a function of a module; what it returns is plain."""
@@ -32,6 +34,7 @@ def on_ranks(n: int, work: Callable[[int], Any], folder: Path) -> list[Any]:
 
 def _rank_main(rank: int, n: int, work: Callable[[int], Any], init: str, queue: Any) -> None:
     torch.set_num_threads(1)
+    end_at_rest()
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=n, timeout=timedelta(seconds=60))
     queue.put((rank, work(rank)))
     dist.barrier()  # a rank that is done first would close the connections under the others' last sum

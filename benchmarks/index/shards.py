@@ -24,6 +24,7 @@ from benchmarks.index import families
 from openbook.index.faiss_factory import use_threads
 from openbook.index.shard_index import IndexOptions, ShardIndex
 from openbook.index.snapshot import Snapshot
+from openbook.utils.at_exit import end_at_rest
 from openbook.utils.distributed import shard
 
 REPEATS = 9
@@ -34,6 +35,7 @@ def search(rank: int, world_size: int, port: int, n: int, folder: str) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     use_threads(1)
+    end_at_rest()
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     vectors = synthetic.embeddings(n, families.DIM)
     asked = families.questions(vectors, families.ASKED)

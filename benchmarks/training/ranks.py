@@ -31,6 +31,7 @@ from openbook.index.faiss_factory import use_threads
 from openbook.index.shard_index import ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.training.rag_module import RagModule
+from openbook.utils.at_exit import end_at_rest
 from openbook.utils.distributed import shard
 
 SIZES, TINY = Step(n_passages=50_000), Step(2_000, 2, 2, encoder=Stack(1, 64, 1), generator=Stack(1, 64, 1))
@@ -53,6 +54,7 @@ def train(rank: int, world_size: int, port: int, sizes: Step, folder: str) -> No
     prepare_machine()
     torch.set_num_threads(1)
     use_threads(1)
+    end_at_rest()
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     mine = shard(sizes.n_passages, rank, world_size)
     index = ShardIndex(sizes.encoder.dim, len(mine))

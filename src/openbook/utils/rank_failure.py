@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from openbook.utils.at_exit import end_at_rest
 from openbook.utils.atomic import write_text
 from openbook.utils.disk import DiskError
 from openbook.utils.distributed import (
@@ -54,6 +55,8 @@ def named_on_all_ranks(expected: int, timeout: float, folder: Path, backend: str
 
     expected: ranks of the run. timeout: seconds that they wait for one another. folder: of the run. backend: gloo or
     nccl, by which they are, or will be, connected."""
+    if expected > 1:
+        end_at_rest()
     note = folder / _FILE
     if rank_from_environment() == 0:
         with suppress(OSError):  # of an earlier attempt
