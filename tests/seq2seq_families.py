@@ -3,6 +3,7 @@ weights, beside a tokenizer that writes texts as the architecture is trained on 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "en_XX", *(f"w{n}" for n in range(30))]
+MARKS = ["<pad>", "<s>", "</s>", "<unk>", "en_XX"]
+WORDS = [*MARKS, *(f"w{n}" for n in range(30))]
 PAD, BOS, EOS, LANGUAGE = 0, 1, 2, 4
 
 _LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
@@ -35,11 +37,12 @@ class Family:
     sizes: dict[str, Any] = field(default_factory=lambda: _BART)
     first: int | None = None
 
-    def made(self, folder: Path, seed: int = 7) -> Path:
+    def made(self, folder: Path, seed: int = 7, words: Sequence[str] = WORDS) -> Path:
+        """words: what it can read and write, MARKS first."""
         torch.manual_seed(seed)
         ids = {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": EOS, "decoder_start_token_id": self.start}
         config = getattr(transformers, f"{self.prefix}Config")(
-            vocab_size=len(WORDS), **self.sizes, **ids, forced_eos_token_id=None
+            vocab_size=len(words), **self.sizes, **ids, forced_eos_token_id=None
         )
         kind = "MTModel" if self.prefix == "Marian" else "ForConditionalGeneration"
         model = getattr(transformers, self.prefix + kind)(config)
@@ -48,7 +51,7 @@ class Family:
                 torch.nn.init.normal_(value, std=0.4)
         model.generation_config.forced_bos_token_id = self.first
         model.save_pretrained(folder)
-        tokenizer(self.template).save_pretrained(folder)
+        tokenizer(self.template, words).save_pretrained(folder)
         return folder
 
 
@@ -68,11 +71,11 @@ FAMILIES = (
 )
 
 
-def tokenizer(template: str) -> PreTrainedTokenizerFast:
+def tokenizer(template: str, words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
     """Words between spaces; `template` says what a text stands in."""
-    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="<unk>"))
+    backend = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    marks = [(word, WORDS.index(word)) for word in ("<s>", "</s>", "en_XX")]
+    marks = [(word, MARKS.index(word)) for word in ("<s>", "</s>", "en_XX")]
     backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=marks)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
