@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from benchmarks.common.processes import ends_of, free_port
 from openbook.callbacks import Throughput
 from openbook.commands.train import resume, train
 from openbook.config.load import load_experiment
@@ -152,15 +152,12 @@ def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> Non
         f"for words in {[list(words) for words in commands]!r}:\n"
         "    os.environ['OPENBOOK_RUN_DIR'] = ''\n    assert main(words) == 0, words\n"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     shared = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",
         "NODE_RANK": "0",
     }
@@ -174,12 +171,8 @@ def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> Non
         )
         for rank in "01"
     ]
-    try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], said[0][-3000:] + said[1][-3000:]
+    ends = ends_of(processes, timeout)
+    assert [code for code, _ in ends] == [0, 0], "\n".join(said[-3000:] for _, said in ends)
 
 
 def column(run: Path, name: str) -> dict[int, float]:

@@ -10,7 +10,8 @@ from functools import partial
 from itertools import islice, product
 from pathlib import Path
 
-from benchmarks.faults.small import ends_of, small_system, start_ranks
+from benchmarks.common.processes import ends_of
+from benchmarks.faults.small import small_system, start_ranks
 
 NAME = "ranks"
 QUICK, FULL = 3, 18

@@ -11,8 +11,9 @@ from functools import partial
 from itertools import islice, product
 from pathlib import Path
 
+from benchmarks.common.processes import ends_of
 from benchmarks.faults.signals import SIGNALS
-from benchmarks.faults.small import ends_of, small_system, start_ranks
+from benchmarks.faults.small import small_system, start_ranks
 from tests.commands.test_signals import PHASES
 
 NAME = "signals on two ranks"

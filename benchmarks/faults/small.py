@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import torch
 from transformers import BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
 
+from benchmarks.common.processes import free_port
 from openbook.__main__ import main
 from tests.small_system import SmallSystem
 from tests.tiny_models import bart_config
@@ -58,13 +58,10 @@ def start_ranks(n: int, words: Sequence[str], planted: str = "", per_node: int =
     """An `openbook` command in n gloo processes, as a cluster starts them. planted: Python that runs first in each,
     with `rank` as its number. per_node: ranks on each node (all of them this machine), as trainer.devices says."""
     per_node = per_node or n
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     script = f"import os, sys\nrank = int(os.environ['RANK'])\n{planted}\n"
     script += f"from openbook.__main__ import main\nsys.exit(main({list(words)!r}))\n"
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": port, "WORLD_SIZE": str(n), "OPENBOOK_RUN_DIR": ""}
+    shared |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "OPENBOOK_RUN_DIR": ""}
     return [
         subprocess.Popen(
             [sys.executable, "-c", script],
@@ -79,16 +76,6 @@ def start_ranks(n: int, words: Sequence[str], planted: str = "", per_node: int =
 
 def _place(rank: int, per_node: int) -> dict[str, str]:
     return {"NODE_RANK": str(rank // per_node), "LOCAL_RANK": str(rank % per_node)}
-
-
-def ends_of(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:
-    """(exit code, output) of each, once all have ended; all are killed where one does not in time."""
-    try:
-        said = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, said, strict=True)]
 
 
 def spoken(words: list[str]) -> tuple[int, str]:

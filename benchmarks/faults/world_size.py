@@ -10,7 +10,8 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from benchmarks.faults.small import ends_of, small_system, start_ranks
+from benchmarks.common.processes import ends_of
+from benchmarks.faults.small import small_system, start_ranks
 from openbook.data.sampler import GlobalBatchSampler
 
 NAME = "another world size"

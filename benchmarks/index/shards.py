@@ -8,7 +8,6 @@ Ranks are gloo processes on this machine with one thread each; all together ask 
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import torch.multiprocessing as mp
 
 from benchmarks.common import synthetic
 from benchmarks.common.figures import Value, finish, median, options
+from benchmarks.common.processes import free_port
 from benchmarks.common.system import now
 from benchmarks.index import families
 from openbook.index.faiss_factory import use_threads
@@ -65,12 +65,6 @@ def figures(n: int) -> dict[str, Value]:
             found[f"shards.search_seconds_per_32.{world_size}"] = max(float(part["seconds"]) for part in parts)
     found["shards.same_rows"] = float((rows[1] == rows[2]).mean())
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def main() -> None:

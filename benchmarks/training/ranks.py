@@ -22,8 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.common import synthetic
 from benchmarks.common.figures import Value, finish, median, options
+from benchmarks.common.processes import free_port
 from benchmarks.common.system import prepare_machine
-from benchmarks.index.shards import free_port
 from benchmarks.training.cost import Stack, Step
 from benchmarks.training.cost_model import ROUNDS, Running
 from openbook.batch import Batch

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.common.processes import ends_of, free_port
 from openbook.utils import at_exit
 
 PAIRS = 12  # without the wait one process of five dies: all of 24 end well once in 200 times
@@ -55,14 +55,12 @@ def test_a_thread_that_never_rests_is_left_after_a_while(monkeypatch: pytest.Mon
 def test_no_rank_dies_of_its_own_end() -> None:
     for _ in range(0, PAIRS, 3):
         processes = [process for _ in range(3) for process in two_ranks()]
-        said = [process.communicate(timeout=120)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0] * 6, said
+        ends = ends_of(processes, 120)
+        assert [code for code, _ in ends] == [0] * 6, ends
 
 
 def two_ranks() -> list[subprocess.Popen[str]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     return [
         subprocess.Popen(
             [sys.executable, "-c", RANK],
