@@ -1,5 +1,6 @@
 """Test, train, test: the stages of a run whose parts are ready, and the summary.json that is complete after each."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,7 @@ from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
+from openbook.training.ranks.strategy import OnceConnected
 from openbook.utils.atomic import write_json
 from openbook.utils.console import console, say, say_result
 from openbook.utils.distributed import from_rank_zero, leave_together, now_in
@@ -94,6 +96,7 @@ class Stages:
     trainer: L.Trainer
     clock: Clock
     checkpointing: Checkpointing
+    connected: OnceConnected
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     improved: dict[str, Any] = field(default_factory=dict)
@@ -105,12 +108,15 @@ class Stages:
         tracked = wandb_run([trainer])
         if resumed:
             self.before = run.read_summary().get("before_training", {})
-        elif config.data.test and config.evaluate.before_training:
-            self.before = self._test("test split before training")
-            with solo("writing what the test found"):
-                if trainer.is_global_zero:
-                    write_json(run.before, per_question(self.module.predictions))
-        self._write_summary("running")
+            # A rank that starts late still reads the run as it was, and must see as the others do that it is to go on.
+            self.connected.then = self._go_on
+        else:
+            if config.data.test and config.evaluate.before_training:
+                self.before = self._test("test split before training")
+                with solo("writing what the test found"):
+                    if trainer.is_global_zero:
+                        write_json(run.before, per_question(self.module.predictions))
+            self._write_summary("running")
         if tracked:
             tracked.tested("baseline", self.before)
 
@@ -143,6 +149,16 @@ class Stages:
                     tracked.report(run.path / "report.html")
         leave_together()
         return run.path
+
+    def _go_on(self) -> None:
+        """From here on the run is changed, and no longer finished."""
+        with solo("setting a damaged summary.json aside"):
+            if self.trainer.is_global_zero and self.run.summary.is_file() and not self.run.read_summary():
+                os.replace(self.run.summary, self.run.summary.with_name("summary.json.damaged"))
+        self._write_summary("running")  # first: a run that is finished would not go on after a kill in between
+        with solo("writing config.yaml"):
+            if self.trainer.is_global_zero:
+                self.run.create(self.prepared.config)
 
     def _load_best(self) -> None:
         """The weights of the best validation, where the test shall use them."""

@@ -28,6 +28,7 @@ from openbook.training.base_module import QuestionModule
 from openbook.training.divergence import NAME as DIVERGED
 from openbook.training.divergence import DivergedError, is_finite
 from openbook.training.rag_module import RagModule
+from openbook.training.ranks.strategy import OnceConnected
 from openbook.utils.atomic import write_json
 from openbook.utils.console import say, say_result
 from openbook.utils.disk import DiskError
@@ -179,17 +180,13 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
     callbacks = _callbacks(config, run, n_passages, clock)
     done = read_checkpoint(run.newest)["global_step"] if resumed else 0
     loggers = make_loggers(config, run, done, resumed)
-    trainer = make_trainer(config, [*callbacks, *own.callbacks, checkpointing], loggers)
+    connected = OnceConnected()
+    trainer = make_trainer(config, [connected, *callbacks, *own.callbacks, checkpointing], loggers)
     trainers.append(trainer)
     how = f"on {prepared.on}, {trainer.precision}, {computing()}"
     say(f"run folder {run.path}; {n_passages:,} passages; {how}")
     clock.lap("setup")
-    if resumed and rank_from_environment() == 0:  # from here on the run is changed, and no longer finished
-        if run.summary.is_file() and not run.read_summary():
-            os.replace(run.summary, run.summary.with_name("summary.json.damaged"))
-        write_json(run.summary, run.read_summary() | {"status": "running"})
-        run.create(config)
-    return Stages(run, prepared, module, trainer, clock, checkpointing)
+    return Stages(run, prepared, module, trainer, clock, checkpointing, connected)
 
 
 def _callbacks(config: Config, run: RunFolder, n_passages: int, clock: Clock) -> list[L.Callback]:
