@@ -17,7 +17,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from benchmarks.common.processes import ends_of, free_port
+from benchmarks.common.processes import ends_of, start_ranks
 from openbook.callbacks import Throughput
 from openbook.commands.train import resume, train
 from openbook.config.load import load_experiment
@@ -152,26 +152,7 @@ def on_two_ranks(commands: Sequence[Sequence[str]], timeout: float = 240) -> Non
         f"for words in {[list(words) for words in commands]!r}:\n"
         "    os.environ['OPENBOOK_RUN_DIR'] = ''\n    assert main(words) == 0, words\n"
     )
-    shared = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-        "NODE_RANK": "0",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in "01"
-    ]
-    ends = ends_of(processes, timeout)
+    ends = ends_of(start_ranks(script, 2), timeout)
     assert [code for code, _ in ends] == [0, 0], "\n".join(said[-3000:] for _, said in ends)
 
 

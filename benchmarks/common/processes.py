@@ -1,8 +1,10 @@
 """Processes of this machine that work together: where they meet, and how they end."""
 
+import os
 import random
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 
 # Below the ports that Linux gives to connections (32768 and up): a connection of another process, or of the ranks
@@ -20,6 +22,25 @@ def free_port() -> int:
                 continue
             return number
     raise OSError("of 100 ports none is free")
+
+
+def start_ranks(script: str, n: int, per_node: int = 0) -> list[subprocess.Popen[str]]:
+    """The Python script in n processes, one thread each, as a cluster starts ranks. per_node: ranks on each node (all
+    of them this machine); 0: one node."""
+    per_node = per_node or n
+    shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "OPENBOOK_RUN_DIR": ""}
+    places = [{"NODE_RANK": str(rank // per_node), "LOCAL_RANK": str(rank % per_node)} for rank in range(n)]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**shared, **place, "RANK": str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank, place in enumerate(places)
+    ]
 
 
 def ends_of(processes: Sequence[subprocess.Popen[str]], timeout: float = 240) -> list[tuple[int, str]]:

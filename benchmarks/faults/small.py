@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
 
-from benchmarks.common.processes import free_port
+from benchmarks.common import processes
 from openbook.__main__ import main
 from tests.small_system import SmallSystem
 from tests.tiny_models import bart_config
@@ -57,25 +56,9 @@ def small_system(folder: Path) -> SmallSystem:
 def start_ranks(n: int, words: Sequence[str], planted: str = "", per_node: int = 0) -> list[subprocess.Popen[str]]:
     """An `openbook` command in n gloo processes, as a cluster starts them. planted: Python that runs first in each,
     with `rank` as its number. per_node: ranks on each node (all of them this machine), as trainer.devices says."""
-    per_node = per_node or n
     script = f"import os, sys\nrank = int(os.environ['RANK'])\n{planted}\n"
     script += f"from openbook.__main__ import main\nsys.exit(main({list(words)!r}))\n"
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n), "OPENBOOK_RUN_DIR": ""}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={**shared, "RANK": str(rank), **_place(rank, per_node)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(n)
-    ]
-
-
-def _place(rank: int, per_node: int) -> dict[str, str]:
-    return {"NODE_RANK": str(rank // per_node), "LOCAL_RANK": str(rank % per_node)}
+    return processes.start_ranks(script, n, per_node)
 
 
 def spoken(words: list[str]) -> tuple[int, str]:

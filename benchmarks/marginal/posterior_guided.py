@@ -27,6 +27,7 @@ from openbook.batch import Batch, Retrieved, to_device
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
 from openbook.objectives.by_name import OBJECTIVES
+from openbook.objectives.marginal import masked_logprobs
 from openbook.retrieval.dense import DenseRetriever
 from openbook.training.rag_module import RagModule
 from openbook.utils.distributed import world_size
@@ -36,7 +37,7 @@ LONGEST = 64  # tokens of question and answer
 
 def answer_logprobs(token_logprobs: Tensor, target_mask: Tensor) -> Tensor:
     """log p(y|x,z) [batch, n_docs]."""
-    return (token_logprobs * target_mask[:, None]).sum(-1)
+    return masked_logprobs(token_logprobs, target_mask).sum(-1)
 
 
 def reading(token_logprobs: Tensor, guide_scores: Tensor, target_mask: Tensor) -> Tensor:

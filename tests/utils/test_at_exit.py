@@ -1,16 +1,13 @@
 """A process that was connected to other ranks ends only when its threads are idle."""
 
 import hashlib
-import os
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.common.processes import ends_of, free_port
+from benchmarks.common.processes import ends_of, start_ranks
 from openbook.utils import at_exit
 
 PAIRS = 12  # without the wait one process of five dies: all of 24 end well once in 200 times
@@ -54,20 +51,6 @@ def test_a_thread_that_never_rests_is_left_after_a_while(monkeypatch: pytest.Mon
 
 def test_no_rank_dies_of_its_own_end() -> None:
     for _ in range(0, PAIRS, 3):
-        processes = [process for _ in range(3) for process in two_ranks()]
+        processes = [process for _ in range(3) for process in start_ranks(RANK, 2)]
         ends = ends_of(processes, 120)
         assert [code for code, _ in ends] == [0] * 6, ends
-
-
-def two_ranks() -> list[subprocess.Popen[str]]:
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK],
-            env={**os.environ, **meeting, "RANK": rank, "OMP_NUM_THREADS": "1"},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in "01"
-    ]
