@@ -1,9 +1,11 @@
 """Put the tables of a comparison or of a knowledge hot-swap into docs/results.md and docs/results.json.
 
     python -m benchmarks.common.docs_results compare EXPERIMENT ... [key=value ...] --seeds "0 1 2"
+    python -m benchmarks.common.docs_results fusion EXPERIMENT ... [key=value ...] --seeds "0 1 2"
     python -m benchmarks.common.docs_results hot-swap RUN
 
-Both take the words of the openbook command that made the results; nothing is trained or evaluated here.
+All take the words of the openbook command that made the results, but that the name of another section than `compare`
+may stand in its place; nothing is trained or evaluated here.
 """
 
 from __future__ import annotations
@@ -41,9 +43,8 @@ def main(words: Sequence[str]) -> int:
             request = Request.of(parsed)
             jobs = jobs_of(request, Runs(request.runs))
             sweep = sweep_of(jobs, request.test_n_docs)
-            written = write_comparison(
-                DOCS, rows_of(jobs), sweep, f"{request.command} DOCS=1", list(list_experiments())
-            )
+            command = request.command + (f" NAME={request.name}" if request.name else "") + " DOCS=1"
+            written = write_comparison(DOCS, rows_of(jobs), sweep, command, list(list_experiments()), request.name)
         elif parsed.command == "hot-swap":
             written = write_hot_swap(DOCS, RunFolder.existing(subject_of(parsed)[0]).path)
         else:
@@ -56,21 +57,26 @@ def main(words: Sequence[str]) -> int:
     return 0
 
 
-def write_comparison(docs: Path, rows: Sequence[Row], sweep: Sweep, command: str, known: Sequence[str]) -> list[Path]:
+def write_comparison(
+    docs: Path, rows: Sequence[Row], sweep: Sweep, command: str, known: Sequence[str], name: str = ""
+) -> list[Path]:
     """Section `compare` of results.md, results.json and images/; returns the page and the JSON file.
 
     known: names of experiments. One command makes the whole table, so results.json loses those that this comparison
-    lacks, as well as an earlier sweep; every other key is kept.
+    lacks, as well as an earlier sweep; every other key is kept. name: of another section, whose figures stand under
+    this key.
     """
     (docs / "images").mkdir(parents=True, exist_ok=True)
-    picture = "![Exact match and recall@1 of every experiment](images/results.png)\n"
+    image = f"results_{name}" if name else "results"
+    picture = f"![Exact match and recall@1 of every experiment](images/{image}.png)\n"
     if sweep:
-        picture += "\n![Metrics against passages read at test](images/results_n_docs.png)\n"
+        picture += f"\n![Metrics against passages read at test](images/{image}_n_docs.png)\n"
     results = {row.experiment: as_json(row) for row in rows} | ({SWEEP: sweep_json(sweep)} if sweep else {})
-    written = publish(docs, "compare", f"{tables(rows, sweep, command)}\n{picture}", results, {*known, SWEEP})
-    plot_rows(rows, docs / "images" / "results.png")
+    figures, gone = ({name: results}, {name}) if name else (results, {*known, SWEEP})
+    written = publish(docs, name or "compare", f"{tables(rows, sweep, command)}\n{picture}", figures, gone)
+    plot_rows(rows, docs / "images" / f"{image}.png")
     if sweep:
-        plot_sweep(sweep, docs / "images" / "results_n_docs.png")
+        plot_sweep(sweep, docs / "images" / f"{image}_n_docs.png")
     return written
 
 

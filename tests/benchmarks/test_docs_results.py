@@ -45,6 +45,18 @@ def test_a_comparison_keeps_what_others_wrote(tmp_path: Path) -> None:
     assert page.read_text() == text
 
 
+def test_a_named_comparison_has_a_section_of_its_own(tmp_path: Path) -> None:
+    write_comparison(tmp_path, [row("rag_token", 0.25)], {}, "make compare A", ["rag_token"])
+    for match in (0.5, 0.75):
+        write_comparison(tmp_path, [row("a/b", match)], {}, "make compare B", ["rag_token", "a/b"], "pairs")
+    text, figures = (tmp_path / "results.md").read_text(), json.loads((tmp_path / "results.json").read_text())
+    assert text.count(BEGIN) == text.count("<!-- pairs: begin -->") == text.count("`make compare B`") == 1
+    assert set(figures) == {"rag_token", "pairs"} and figures["pairs"]["a/b"]["exact_match"]["mean"] == 0.75
+    assert (tmp_path / "images/results.png").is_file() and (tmp_path / "images/results_pairs.png").is_file()
+    write_comparison(tmp_path, [row("bm25", 0.25)], {}, "make compare A", ["bm25", "rag_token"])
+    assert set(json.loads((tmp_path / "results.json").read_text())) == {"bm25", "pairs"}
+
+
 def test_docs_are_begun_and_refused(tmp_path: Path) -> None:
 
     def write() -> None:

@@ -645,8 +645,9 @@ def test_the_small_system_from_training_to_docs(
     one = json.loads((run / "evaluations/1/summary.json").read_text())
     assert "evaluate.n_docs=1" in one["overrides"]
     assert written["n_docs_at_test"]["small"]["1"]["f1"]["mean"] == one["test"]["f1"]
-    assert "<!-- compare: begin -->" in (tmp_path / "docs/results.md").read_text()
-    for picture in ("all/compare/small/plot.png", "all/compare/small/n_docs.png", "docs/images/results_n_docs.png"):
+    assert "<!-- small: begin -->" in (tmp_path / "docs/results.md").read_text()
+    pictures = ("all/compare/small/plot.png", "all/compare/small/n_docs.png", "docs/images/results_small_n_docs.png")
+    for picture in pictures:
         assert imread(tmp_path / picture).shape[1] == 1140
     assert "<svg" in (tmp_path / "all/compare/small/plot.svg").read_text()
 
