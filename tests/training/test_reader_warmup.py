@@ -102,3 +102,27 @@ def test_without_gold_passages_it_says_so(small_data: Path, tmp_path: Path) -> N
     (small_data / "none.jsonl").write_text('{"question": "what ?", "answers": ["x"]}\n')
     with pytest.raises(OpenBookError, match=r"no gold passage.*warmup\.steps=0"):
         warmed(small_data, tmp_path, questions="none.jsonl")
+
+
+def test_a_reader_of_all_passages_reads_every_positive_beside_a_neighbour(small_data: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("minilm")
+    corpus = build_corpus(small_data / "passages.jsonl", {"generator": tokenizer}, tmp_path)
+    ids = [corpus.passage(row).id for row in range(corpus.n_passages)]
+    word = corpus.passage(4).text.split()[0]
+    holding = [row for row in (1, 4) if word in corpus.passage(row).text.split()]
+    path = tmp_path / "pairs.jsonl"
+    pair = {"id": "p", "question": "what ?", "answers": [word], "positive_ids": [ids[1], ids[4]]}
+    one = {"id": "o", "question": "what else ?", "answers": ["x"], "positive_ids": [ids[2]]}
+    path.write_text(json.dumps(pair) + "\n" + json.dumps(one) + "\n", encoding="utf-8")
+    together = GoldPassages(corpus, tokenizer, 64, most=4)
+    gold = together.read(path)
+    assert [one.rows for one in gold] == [(1, 4, 0, 5), (2, 3)]
+    contexts, mask = together.inputs(gold, torch.device("cpu"))
+    assert contexts.shape[:2] == (2, 4) and mask[1].any(-1).tolist() == [True, True, False, False]
+    assert [one.rows for one in GoldPassages(corpus, tokenizer, 64, most=2).read(path)] == [(1, 4), (2, 3)]
+    [alone, _] = GoldPassages(corpus, tokenizer, 64).read(path)
+    assert alone.rows in [(row,) for row in holding] and 4 in holding
+
+
+def test_read_with_others_or_without_the_reader_is_another_one(small_data: Path, tmp_path: Path) -> None:
+    assert warmed(small_data, tmp_path, replace(OPTIONS, passages=3)) != warmed(small_data, tmp_path)

@@ -1,8 +1,9 @@
 """The reader's warm-up: the generator alone learns to read the corpus's text. Short, cached, and disclosed.
 
 A reader that cannot read yet has no opinion which passage helped, so it would teach the retriever nothing. It reads
-the passage that a training question names as positive; where none is named, the best of BM25's that holds an answer
-(weak supervision); and masked spans of the corpus (openbook.data.spans), which need no question at all.
+the passage that a training question names as positive, and a reader of all passages every one that it names and their
+neighbours in the corpus, side by side; where none is named, the best of BM25's that holds an answer (weak supervision);
+and masked spans of the corpus (openbook.data.spans), which need no question at all.
 """
 
 import hashlib
@@ -16,13 +17,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import decoder_inputs, targets
 from openbook.data.readers.checked_lines import file_fingerprint
 from openbook.inference.rag_token import greedy
 from openbook.metrics.matching import exact_match, f1
+from openbook.models.all_passages.reading import FusedContexts
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.training.gold_passages import Gold, GoldPassages
@@ -35,15 +37,15 @@ from openbook.utils.turns import in_turn
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
 NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match")
 
-VERSION = 5  # raise it whenever the same settings give another reader
+VERSION = 6  # raise it whenever the same settings give another reader
 
 
 @dataclass(frozen=True)
 class WarmupOptions:
     """Everything that decides the warmed-up reader, besides its data: steps, questions per step, peak learning rate
     of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer, share of masked spans
-    among the questions, and what becomes of questions over a limit of tokens (None: nothing, as where a longer one was
-    refused before)."""
+    among the questions, what becomes of questions over a limit of tokens (None: nothing, as where a longer one was
+    refused before), and passages of one question that are read at once."""
 
     steps: int
     batch_size: int
@@ -53,6 +55,7 @@ class WarmupOptions:
     max_target_tokens: int
     spans: float = 0.0
     long_questions: tuple[Literal["cut", "drop"], int] | None = None
+    passages: int = 1
 
 
 def warm_up(
@@ -80,7 +83,7 @@ def warm_up(
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not sound(target, "the warmed-up reader"):
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
-            gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions)
+            gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions, options.passages)
             asked = gold.read(questions, weak=True) if options.spans < 1 else []
             read = _mixed(asked, gold.read(spans) if spans else [], options)
             measured = _train(reader, gold, read, options, device, autocast)
@@ -129,7 +132,7 @@ def _train(
     device: torch.device,
     autocast: torch.dtype | None,
 ) -> dict[str, float]:
-    """Cross-entropy of the first answer given its gold passage, mean per target token."""
+    """Cross-entropy of the first answer given its gold passages, mean per target token."""
     started = time.perf_counter()
     new = {name for name, _ in reader.named_parameters() if name.startswith(NEW_PARTS) or name.endswith("run_bonus")}
     groups = [
@@ -138,7 +141,7 @@ def _train(
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = learning_rate_schedule(optimizer, min(20, options.steps // 5), options.steps, 0.0)
-    lengths = passages.contexts.tokens.length(np.array([one.row for one in gold]))
+    lengths = np.array([passages.contexts.tokens.length(np.array(one.rows)).sum() for one in gold])
     loss = torch.zeros(())
     reader.train()
     with progress("warming up the reader", "steps", told=True) as done:
@@ -150,7 +153,8 @@ def _train(
             ids, mask = passages.inputs(some, device)
             inputs = decoder_inputs(labels, reader.decoder_start_token_id, reader.pad_token_id)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                hidden, _ = reader.decode(inputs, reader.encode(ids, mask), mask)
+                together, ids, mask = _together(reader, ids, mask)
+                hidden, _ = reader.decode(inputs, together.encode(ids, mask), mask)
                 logits = reader.logits(hidden[labels >= 0])
             loss = nn.functional.cross_entropy(logits.float(), labels[labels >= 0])
             optimizer.zero_grad()
@@ -160,6 +164,12 @@ def _train(
             schedule.step()
             done(step + 1, options.steps)
     return {"seconds": time.perf_counter() - started, "loss": loss.item(), "steps": options.steps}
+
+
+def _together(reader: MiniLMReader, ids: Tensor, mask: Tensor) -> tuple[FusedContexts, Tensor, Tensor]:
+    """Contexts [n, n passages, context_len], each encoded alone: their reader, and what it reads [n, ...]."""
+    memory = reader.encode(ids.flatten(0, 1), mask.flatten(0, 1))
+    return FusedContexts(reader, memory, len(ids)), ids.flatten(1), mask.flatten(1)
 
 
 def _batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
@@ -188,8 +198,9 @@ def _measure(
         some = gold[start : start + 64]
         ids, mask = passages.inputs(some, device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
+            together, ids, mask = _together(reader, ids, mask)
             decoded = greedy(
-                reader, ids, mask, torch.zeros(len(some), 1, device=device), "closed_book", options.max_target_tokens
+                together, ids, mask, torch.zeros(len(some), 1, device=device), "closed_book", options.max_target_tokens
             )
         for one, tokens in zip(some, decoded.token_ids.tolist(), strict=True):
             tokens = tokens[: tokens.index(reader.eos_token_id)] if reader.eos_token_id in tokens else tokens
