@@ -104,25 +104,34 @@ def test_without_gold_passages_it_says_so(small_data: Path, tmp_path: Path) -> N
         warmed(small_data, tmp_path, questions="none.jsonl")
 
 
-def test_a_reader_of_all_passages_reads_every_positive_beside_a_neighbour(small_data: Path, tmp_path: Path) -> None:
+def test_a_reader_of_all_passages_reads_every_positive_beside_others(small_data: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer("minilm")
     corpus = build_corpus(small_data / "passages.jsonl", {"generator": tokenizer}, tmp_path)
-    ids = [corpus.passage(row).id for row in range(corpus.n_passages)]
+    names = [corpus.passage(row).id for row in range(corpus.n_passages)]
     word = corpus.passage(4).text.split()[0]
-    holding = [row for row in (1, 4) if word in corpus.passage(row).text.split()]
+    asked = [
+        ("what is the colour of tea ?", word, [1, 4]),
+        ("how far is it ?", "x", [2]),
+        ("what is the colour of milk ?", "x", [6]),
+        ("how far is she ?", "x", [len(names) - 1]),
+    ]
     path = tmp_path / "pairs.jsonl"
-    pair = {"id": "p", "question": "what ?", "answers": [word], "positive_ids": [ids[1], ids[4]]}
-    one = {"id": "o", "question": "what else ?", "answers": ["x"], "positive_ids": [ids[2]]}
-    path.write_text(json.dumps(pair) + "\n" + json.dumps(one) + "\n", encoding="utf-8")
-    together = GoldPassages(corpus, tokenizer, 64, most=4)
+    rows = [
+        {"id": question, "question": question, "answers": [answer], "positive_ids": [names[row] for row in positive]}
+        for question, answer, positive in asked
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    together = GoldPassages(corpus, tokenizer, 64, together=True)
     gold = together.read(path)
-    assert [one.rows for one in gold] == [(1, 4, 0, 5), (2, 3)]
+    last = len(names) - 1
+    beside_last = last - 1  # there is none behind it
+    assert [one.rows for one in gold] == [(1, 4, 0, 6), (2, 3, last), (6, 7, 1), (last, beside_last, 2)]
     contexts, mask = together.inputs(gold, torch.device("cpu"))
-    assert contexts.shape[:2] == (2, 4) and mask[1].any(-1).tolist() == [True, True, False, False]
-    assert [one.rows for one in GoldPassages(corpus, tokenizer, 64, most=2).read(path)] == [(1, 4), (2, 3)]
-    [alone, _] = GoldPassages(corpus, tokenizer, 64).read(path)
-    assert alone.rows in [(row,) for row in holding] and 4 in holding
+    assert contexts.shape[:2] == (4, 4) and mask.any(-1).sum(1).tolist() == [4, 3, 3, 3]
+    alone = GoldPassages(corpus, tokenizer, 64).read(path)
+    assert len(alone[0].rows) == 1 and word in corpus.passage(alone[0].rows[0]).text.split()
+    assert [one.rows for one in alone[1:]] == [(2,), (6,), (last,)]
 
 
 def test_read_with_others_or_without_the_reader_is_another_one(small_data: Path, tmp_path: Path) -> None:
-    assert warmed(small_data, tmp_path, replace(OPTIONS, passages=3)) != warmed(small_data, tmp_path)
+    assert warmed(small_data, tmp_path, replace(OPTIONS, together=True)) != warmed(small_data, tmp_path)

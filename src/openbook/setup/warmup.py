@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from openbook.config.data import EMBEDDED, PAIRS, QUESTIONS
+from openbook.config.data import EMBEDDED, QUESTIONS
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
@@ -41,7 +41,7 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         config.data.max_target_tokens,
         warmup.spans,
         None if long == "error" else (long, config.data.max_question_tokens),
-        config.retriever.n_docs if config.generator.reads == "all" else 1,
+        config.generator.reads == "all",
     )
     device = torch.device("cuda" if on == "gpu" else "cpu")
     return warm_up(
@@ -62,8 +62,7 @@ def warmup_files(config: Config) -> tuple[str, str, str]:
     """What warmup.passages, questions and held_out stand for: the run's own files, or those of the embedded book."""
     data, warmup = config.data, config.warmup
     own = (data.corpus, data.train, data.validation)
-    asked = PAIRS if data.train == PAIRS else EMBEDDED
-    corpus, train, validation = (EMBEDDED, asked, asked) if data.is_embedded else own
+    corpus, train, validation = (EMBEDDED,) * 3 if data.is_embedded else own
     return (
         corpus if warmup.passages == AUTO else warmup.passages,
         train if warmup.questions == AUTO else warmup.questions,

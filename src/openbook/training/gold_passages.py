@@ -1,9 +1,11 @@
 """Questions with the passages that answer them, as the small reader's warm-up reads them."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -19,6 +21,9 @@ from openbook.metrics.matching import has_answer
 from openbook.models.all_passages.reading import side_by_side
 from openbook.models.contexts import ContextBuilder
 from openbook.training.dpr_negatives import TrainingPassages
+
+MOST_POSITIVES = 6  # of one question, that are read at once
+POOL = 512  # questions that are compared with each other
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,12 @@ class GoldPassages:
         tokenizer: Any,
         max_context_tokens: int,
         long_questions: tuple[Literal["cut", "drop"], int] | None = None,
-        most: int = 1,
+        together: bool = False,
     ):
-        """long_questions: what becomes of questions of more than so many tokens; None: nothing. most: passages that a
-        question is read with at once. One: where it names several, one which holds an answer. Several: all that it
-        names and, for each, one next to it in the corpus, so that the reader learns to tell them apart."""
-        self.corpus, self.tokenizer, self.long_questions, self.most = corpus, tokenizer, long_questions, most
+        """long_questions: what becomes of questions of more than so many tokens; None: nothing. together: a question is
+        read with all passages that it names and with others, so that the reader learns to tell them apart; otherwise
+        with one, where it names several with one that holds an answer."""
+        self.corpus, self.tokenizer, self.long_questions, self.together = corpus, tokenizer, long_questions, together
         self.contexts = ContextBuilder(corpus.tokens("generator"), special_ids(tokenizer), max_context_tokens)
 
     def read(self, path: Path, weak: bool = False) -> list[Gold]:
@@ -66,24 +71,34 @@ class GoldPassages:
             ) from problem
         examples = [(example, self._rows(example, found)) for example in file]
         ids = token_ids(self.tokenizer, [example.question for example, _ in examples])
-        return [
+        gold = [
             Gold(tuple(question[:longest]), rows, self._readable_first(example.answers, rows))
             for question, (example, rows) in zip(ids, examples, strict=True)
             if rows[0] != MISSING_ROW
         ]
+        return self._with_others(gold) if self.together else gold
 
     def _rows(self, example: Example, found: TrainingPassages) -> tuple[int, ...]:
         known = found.known_positives(example)
-        one = found.positive_of(example)
-        if self.most > 1 and one != MISSING_ROW:
-            rows = known or [one]
-            return tuple(dict.fromkeys([*rows, *map(self._beside, rows)]))[: self.most]
+        if len(known) > 1 and self.together:
+            return tuple(known[:MOST_POSITIVES])
         holding = [row for row in known if has_answer(self.corpus.passage(row).text, example.answers)]
-        return (holding[0] if 0 < len(holding) < len(known) else one,)
+        return (holding[0] if 0 < len(holding) < len(known) else found.positive_of(example),)
 
-    def _beside(self, row: int) -> int:
-        """A passage next to this one in the corpus, which is mostly of the same document."""
-        return row + 1 if row % 2 == 0 and row + 1 < self.corpus.n_passages else max(row - 1, 0)
+    def _with_others(self, gold: list[Gold]) -> list[Gold]:
+        """Each question also with a neighbour of its first passage in the corpus, mostly of the same document, and with
+        the first passage of the question most like it, in words, of a pool: most often about another document."""
+        order = np.random.default_rng(0).permutation(len(gold))
+        read = list(gold)
+        for start in range(0, len(order), POOL):
+            pool = [gold[place] for place in order[start : start + POOL]]
+            rows = np.array([one.rows[0] for one in pool])
+            alike = np.where(rows[:, None] == rows, -1.0, _likeness([one.question for one in pool]))
+            for place, one, nearest in zip(order[start:], pool, alike.argmax(1), strict=False):
+                first = one.rows[0]
+                beside = first + 1 if first % 2 == 0 and first + 1 < self.corpus.n_passages else max(first - 1, 0)
+                read[place] = replace(one, rows=tuple(dict.fromkeys((*one.rows, beside, int(rows[nearest])))))
+        return read
 
     def _readable_first(self, answers: tuple[str, ...], rows: tuple[int, ...]) -> tuple[str, ...]:
         """The answers, one that stands in the passages before the others: the reader copies."""
@@ -98,3 +113,13 @@ class GoldPassages:
         rows = pad_sequence([torch.tensor(one.rows) for one in gold], True, MISSING_ROW)
         ids, mask = side_by_side(self.contexts, [one.question for one in gold], rows)
         return to_device(ids.view(*rows.shape, -1), device), to_device(mask.view(*rows.shape, -1), device)
+
+
+def _likeness(questions: Sequence[Sequence[int]]) -> np.ndarray:
+    """[n, n]: the cosine of the questions' sets of tokens."""
+    known = {token: place for place, token in enumerate(sorted({token for one in questions for token in one}))}
+    sets = np.zeros((len(questions), len(known)), dtype=np.float32)
+    for number, one in enumerate(questions):
+        sets[number, [known[token] for token in one]] = 1
+    sets /= np.linalg.norm(sets, axis=1, keepdims=True).clip(min=1)
+    return sets @ sets.T

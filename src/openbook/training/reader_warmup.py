@@ -1,8 +1,8 @@
 """The reader's warm-up: the generator alone learns to read the corpus's text. Short, cached, and disclosed.
 
 A reader that cannot read yet has no opinion which passage helped, so it would teach the retriever nothing. It reads
-the passage that a training question names as positive, and a reader of all passages every one that it names and their
-neighbours in the corpus, side by side; where none is named, the best of BM25's that holds an answer (weak supervision);
+the passage that a training question names as positive, and a reader of all passages every one that it names beside
+others that it must tell them from; where none is named, the best of BM25's that holds an answer (weak supervision);
 and masked spans of the corpus (openbook.data.spans), which need no question at all.
 """
 
@@ -45,7 +45,8 @@ class WarmupOptions:
     """Everything that decides the warmed-up reader, besides its data: steps, questions per step, peak learning rate
     of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer, share of masked spans
     among the questions, what becomes of questions over a limit of tokens (None: nothing, as where a longer one was
-    refused before), and passages of one question that are read at once."""
+    refused before), and whether a question is read with several
+    passages at once."""
 
     steps: int
     batch_size: int
@@ -55,7 +56,7 @@ class WarmupOptions:
     max_target_tokens: int
     spans: float = 0.0
     long_questions: tuple[Literal["cut", "drop"], int] | None = None
-    passages: int = 1
+    together: bool = False
 
 
 def warm_up(
@@ -83,7 +84,7 @@ def warm_up(
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not sound(target, "the warmed-up reader"):
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
-            gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions, options.passages)
+            gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions, options.together)
             asked = gold.read(questions, weak=True) if options.spans < 1 else []
             read = _mixed(asked, gold.read(spans) if spans else [], options)
             measured = _train(reader, gold, read, options, device, autocast)
