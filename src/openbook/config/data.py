@@ -12,8 +12,6 @@ EMBEDDED = "factbook"
 # answers or with the book's own.
 CHANGED, ORIGINAL_FACTS = "factbook_changed", "factbook_original_facts"
 
-# Questions about two countries of the embedded book at once, which two passages answer together.
-PAIRS = "factbook_pairs"
 
 # The passages that the question files carry (DPR's, SQuAD's, HotpotQA's, ...), as data.corpus.
 QUESTIONS = "questions"
@@ -24,9 +22,9 @@ SPANS = "spans"
 # What the keys of `data` take that is no file.
 BUILT_IN = {
     "corpus": (EMBEDDED, CHANGED, QUESTIONS),
-    "train": (EMBEDDED, PAIRS, SPANS),
-    "validation": (EMBEDDED, PAIRS, SPANS),
-    "test": (EMBEDDED, PAIRS, CHANGED, ORIGINAL_FACTS, SPANS),
+    "train": (EMBEDDED, SPANS),
+    "validation": (EMBEDDED, SPANS),
+    "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS, SPANS),
 }
 
 
@@ -75,9 +73,8 @@ class DataConfig:
     )
     train: str = unit(
         EMBEDDED,
-        "questions: a file in any format of docs/data.md, a BEIR folder, or hf:NAME[@CONFIG][:SPLIT]; "
-        "'factbook_pairs': of the embedded book those that two passages answer together; 'spans': masked spans of the "
-        "corpus; of both, validation and test have their own",
+        "questions: a file in any format of docs/data.md, a BEIR folder, or hf:NAME[@CONFIG][:SPLIT]; 'spans': masked "
+        "spans of the corpus, of which validation and test have their own",
     )
     validation: str = unit(EMBEDDED, "file of questions evaluated during training; empty: none")
     test: str = unit(

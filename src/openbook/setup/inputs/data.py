@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.config.checks import has_index
-from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, PAIRS, QUESTIONS, SPANS, FactbookConfig, SpansConfig
+from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, QUESTIONS, SPANS, FactbookConfig, SpansConfig
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
@@ -14,7 +14,6 @@ from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.encoder_inputs import EncoderFormat, encoder_format
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
-from openbook.data.factbook.pairs import PairFiles, build_pairs
 from openbook.data.inputs import SpecialIds, token_ids
 from openbook.data.languages import set_languages
 from openbook.data.prompts import Prompt
@@ -95,14 +94,6 @@ def edition(words: FactbookConfig, folder: str) -> EditionFiles:
 
 
 @cache
-def pairs(words: FactbookConfig, folder: str) -> PairFiles:
-    """Questions about two countries of the embedded data at once, likewise."""
-    book = factbook(words, folder)
-    with in_turn(folder, "factbook"):
-        return build_pairs(book, say)
-
-
-@cache
 def spans(
     passages: Path, options: SpansConfig, folder: str, models: tuple[str, ...], most_tokens: int, prefix: str
 ) -> SpanFiles:
@@ -160,9 +151,6 @@ def named_file(config: Config, key: str, name: str) -> Path | None:
     if name == EMBEDDED:
         book = factbook(data.factbook, data.cache)
         return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]
-    if name == PAIRS:
-        two = pairs(data.factbook, data.cache)
-        return {"train": two.train, "validation": two.validation, "test": two.test}[key]
     other = edition(data.factbook, data.cache)
     if key == "corpus":
         return other.passages
