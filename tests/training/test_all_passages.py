@@ -19,7 +19,7 @@ from openbook.config.training import OptimConfig
 from openbook.data.corpus_build import build_corpus
 from openbook.data.inputs import special_ids
 from openbook.inference.rag_token import rag_token_beams
-from openbook.models.all_passages.reading import FusedContexts, read_together, side_by_side
+from openbook.models.all_passages.reading import FusedContexts, read_all, read_together, side_by_side
 from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.decoder_only.prompting import prompt_of
@@ -248,6 +248,8 @@ def test_alone_is_what_the_reader_of_one_passage_says(system: System) -> None:
     here = (ROWS >= 0)[:, :, None] & system.batch.target_mask[:, None]
     torch.testing.assert_close(readings.alone[here], plain[here], atol=1e-9, rtol=0)
     assert not readings.alone.requires_grad and readings.together.requires_grad
+    every = read_all(system.generator, system.batch, ROWS, system.contexts)
+    assert torch.equal(every, readings.together[:, 0]) and every.requires_grad
 
 
 def test_one_passage_is_the_reader_of_one_passage_bit_for_bit(system: System) -> None:

@@ -107,10 +107,13 @@ class GoldPassages:
         text = "\n".join(self.corpus.passage(row).text for row in rows)
         return tuple(sorted(answers, key=lambda answer: not has_answer(text, [answer])))
 
-    def inputs(self, gold: list[Gold], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ids and mask of the contexts [len(gold), n passages, context_len]; a question with fewer than the others has
-        empty ones."""
-        rows = pad_sequence([torch.tensor(one.rows) for one in gold], True, MISSING_ROW)
+    def rows(self, gold: Sequence[Gold]) -> Tensor:
+        """[len(gold), n passages], MISSING_ROW where a question has fewer than the others."""
+        return pad_sequence([torch.tensor(one.rows) for one in gold], True, MISSING_ROW)
+
+    def inputs(self, gold: Sequence[Gold], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Ids and mask of the contexts [len(gold), n passages, context_len], empty where there is no passage."""
+        rows = self.rows(gold)
         ids, mask = side_by_side(self.contexts, [one.question for one in gold], rows)
         return to_device(ids.view(*rows.shape, -1), device), to_device(mask.view(*rows.shape, -1), device)
 

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from openbook.batch import to_device
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import decoder_inputs, targets
 from openbook.data.readers.checked_lines import file_fingerprint
 from openbook.inference.rag_token import greedy
 from openbook.metrics.matching import exact_match, f1
-from openbook.models.all_passages.reading import FusedContexts
+from openbook.models.all_passages.reading import Asked, FusedContexts, read_all
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.training.gold_passages import Gold, GoldPassages
@@ -151,11 +152,8 @@ def _train(
         ):
             some = [gold[number] for number in chosen]
             labels = targets(passages.tokenizer, [one.answers[0] for one in some], options.max_target_tokens).to(device)
-            ids, mask = passages.inputs(some, device)
-            inputs = decoder_inputs(labels, reader.decoder_start_token_id, reader.pad_token_id)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                together, ids, mask = _together(reader, ids, mask)
-                hidden, _ = reader.decode(inputs, together.encode(ids, mask), mask)
+                hidden = _hidden(reader, passages, some, labels)
                 logits = reader.logits(hidden[labels >= 0])
             loss = nn.functional.cross_entropy(logits.float(), labels[labels >= 0])
             optimizer.zero_grad()
@@ -165,6 +163,17 @@ def _train(
             schedule.step()
             done(step + 1, options.steps)
     return {"seconds": time.perf_counter() - started, "loss": loss.item(), "steps": options.steps}
+
+
+def _hidden(reader: MiniLMReader, passages: GoldPassages, gold: list[Gold], labels: Tensor) -> Tensor:
+    """Decoder states [len(gold), target_len, dim] of the labels, read from the questions' passages."""
+    rows = passages.rows(gold)
+    if rows.shape[1] > 1:
+        return read_all(reader, Asked([one.question for one in gold], labels), rows, passages.contexts)
+    ids, mask = passages.contexts([one.question for one in gold], rows)
+    ids, mask = to_device(ids, labels.device), to_device(mask, labels.device)
+    inputs = decoder_inputs(labels, reader.decoder_start_token_id, reader.pad_token_id)
+    return reader.decode(inputs, reader.encode(ids, mask), mask)[0]
 
 
 def _together(reader: MiniLMReader, ids: Tensor, mask: Tensor) -> tuple[FusedContexts, Tensor, Tensor]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from openbook.batch import MISSING_ROW, Batch, to_device
+from openbook.batch import IGNORED_LABEL, MISSING_ROW, Batch, to_device
 from openbook.data.inputs import decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.models.all_passages.cross_mass import watched
@@ -42,9 +42,16 @@ class Readings(NamedTuple):
     attention: Tensor | None
 
 
+class Asked(NamedTuple):
+    """What is read of a Batch, where there is none."""
+
+    context_questions: Sequence[Sequence[int]]
+    labels: Tensor
+
+
 def read_together(
     generator: Generator,
-    batch: Batch,
+    batch: Batch | Asked,
     rows: Tensor,
     contexts: ContextBuilder,
     *,
@@ -56,8 +63,7 @@ def read_together(
 
     leave_one_out, attention: whether `without` and `attention` are wanted. One passage has no others: `without` then
     reads the passage itself. attention: of generators with cross-attention (models/all_passages/cross_mass.py)."""
-    n_docs = rows.shape[1]
-    together = [[int(number) for number in own[present]] for own, present in _present(rows)]
+    n_docs, together = rows.shape[1], _groups(rows)
     owner = [group for group in together for _ in range(n_docs)]
     without = [[one for one in group if one != number] or [number] for number, group in enumerate(owner)]
 
@@ -65,8 +71,7 @@ def read_together(
         return states.view(len(rows), -1, *states.shape[1:])
 
     def run() -> Readings:
-        kind = _Joined if isinstance(generator, DecoderOnlyGenerator) else _Fused
-        read = kind(generator, batch, rows, contexts)
+        read = _reader(generator, batch, rows, contexts)
         states = shaped(read(together))
         with torch.no_grad():
             return Readings(
@@ -77,6 +82,11 @@ def read_together(
             )
 
     return with_weights_cast(cast(nn.Module, generator), run, but=generator.head_weight)
+
+
+def read_all(generator: Generator, batch: Batch | Asked, rows: Tensor, contexts: ContextBuilder) -> Tensor:
+    """Decoder states [batch, target_len, dim] of the targets read from all passages, as `read_together` has them."""
+    return _reader(generator, batch, rows, contexts)(_groups(rows))
 
 
 def side_by_side(contexts: ContextBuilder, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,11 +118,11 @@ class FusedContexts:
 class _Reader:
     """The contexts of a batch, read in groups: hidden [n_groups, target_len, dim] of each group's question's target."""
 
-    def __init__(self, generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder):
+    def __init__(self, generator: Generator, batch: Batch | Asked, rows: Tensor, contexts: ContextBuilder):
         self.generator, self.contexts, self.n_docs = generator, contexts, rows.shape[1]
         self.device = batch.labels.device
         self.inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
-        self.targets = batch.target_mask
+        self.targets = batch.labels != IGNORED_LABEL
 
     def _passes(self, lengths: np.ndarray) -> list[np.ndarray]:
         return cheapest_passes(lengths, self.contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(self.device.type, 0))
@@ -128,7 +138,7 @@ class _Reader:
 class _Fused(_Reader):
     """Of an encoder-decoder. The states of all contexts lie one behind the other, without padding."""
 
-    def __init__(self, generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder):
+    def __init__(self, generator: Generator, batch: Batch | Asked, rows: Tensor, contexts: ContextBuilder):
         super().__init__(generator, batch, rows, contexts)
         ids, mask = contexts(batch.context_questions, rows)
         self.lengths = mask.sum(-1).numpy()
@@ -187,7 +197,7 @@ class _Fused(_Reader):
 class _Joined(_Reader):
     """Of a decoder-only model: every group is a prompt of its own."""
 
-    def __init__(self, generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder):
+    def __init__(self, generator: Generator, batch: Batch | Asked, rows: Tensor, contexts: ContextBuilder):
         super().__init__(generator, batch, rows, contexts)
         self.questions, self.rows = batch.context_questions, rows.flatten()
 
@@ -208,6 +218,15 @@ class _Joined(_Reader):
 
     def attention(self, groups: Groups) -> Tensor:
         raise NotImplementedError  # no cross-attention
+
+
+def _reader(generator: Generator, *read: Any) -> _Fused | _Joined:
+    return (_Joined if isinstance(generator, DecoderOnlyGenerator) else _Fused)(generator, *read)
+
+
+def _groups(rows: Tensor) -> list[list[int]]:
+    """Of each question the numbers of the contexts that are read together."""
+    return [[int(number) for number in own[present]] for own, present in _present(rows)]
 
 
 def _present(rows: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
