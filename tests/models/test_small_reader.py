@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from openbook.errors import OpenBookError
 from openbook.models.small_reader.detokenize import detokenize
-from openbook.models.small_reader.layers import HIDDEN, ReaderConfig, likeness, runs_after
+from openbook.models.small_reader.layers import HIDDEN, Memory, ReaderConfig, likeness, runs_after, said_elsewhere
 from openbook.models.small_reader.model import MiniLMReader
 
 PAD, START, END = 1, 2, 3
@@ -122,12 +123,54 @@ def test_runs_count_what_was_just_written(reader: MiniLMReader) -> None:
     assert runs.tolist() == expected
 
 
+def side_by_side(reader: MiniLMReader, ids: Tensor, mask: Tensor) -> tuple[Memory, Tensor]:
+    """All contexts as those of one question."""
+    memory = reader.encode(ids, mask)
+    return Memory(*(part.reshape(1, -1, *part.shape[2:]) for part in memory)), mask.reshape(1, -1)
+
+
+def test_tokens_of_another_passage_are_told(reader: MiniLMReader) -> None:
+    first = [START, 51, END, 51, 52, 52, END]
+    second = [START, 51, END, 53, 51, END, 0]
+    ids, mask = contexts(first, second[:-1])
+    memory, together = side_by_side(reader, ids, mask)
+    told = said_elsewhere(memory, together, SMALL)[0].tolist()
+    assert [place for place, one in enumerate(told) if one] == [3, len(first) + 4]
+    assert not said_elsewhere(reader.encode(ids, mask), mask, SMALL).any(), "rows are different questions"
+    hidden = mask.clone()
+    hidden[1] = False
+    assert not said_elsewhere(memory, hidden.reshape(1, -1), SMALL).any()
+
+
+def test_what_is_said_elsewhere_decides_what_is_copied_and_is_learnt(reader: MiniLMReader) -> None:
+    ids, mask = contexts([START, 51, END, 52, 53, END], [START, 51, END, 52, 54, END])
+    memory, together = side_by_side(reader, ids, mask)
+    reader.elsewhere.requires_grad_(True)
+    alone = reader.decode(TARGETS[:1], reader.encode(ids[:1], mask[:1]), mask[:1])[0]
+    before = reader.decode(TARGETS[:1], memory, together)[0]
+    before.sum().backward()
+    assert reader.elsewhere.grad is not None and reader.elsewhere.grad.abs().sum() > 0
+    with torch.no_grad():
+        reader.elsewhere.normal_()
+    assert not torch.allclose(reader.decode(TARGETS[:1], memory, together)[0], before)
+    assert torch.equal(reader.decode(TARGETS[:1], reader.encode(ids[:1], mask[:1]), mask[:1])[0], alone)
+
+
+def test_a_reader_saved_before_there_was_elsewhere_loads(reader: MiniLMReader, tmp_path: Path) -> None:
+    reader.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["elsewhere"]
+    save_file(weights, tmp_path / "model.safetensors")
+    assert MiniLMReader.from_pretrained(tmp_path).elsewhere.abs().sum() == 0
+    reader.load_state_dict(weights)
+
+
 def test_everything_that_is_a_parameter_learns_and_the_words_do_not(reader: MiniLMReader) -> None:
     ids, mask = TWO
     hidden, _ = reader.decode(TARGETS, reader.encode(ids, mask), mask)
     reader.logits(hidden).logsumexp(-1).sum().backward()
     without = [name for name, part in reader.named_parameters() if part.grad is None or part.grad.abs().sum() == 0]
-    assert without == []
+    assert without == ["elsewhere"], "which says something of several passages only"
     assert not reader.head_weight.requires_grad and not reader.word_embeddings.requires_grad
 
 

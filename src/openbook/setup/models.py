@@ -24,6 +24,7 @@ from openbook.models.generator import Generator
 from openbook.models.probe import freeze_unreached, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
+from openbook.models.small_reader.model import MiniLMReader
 from openbook.objectives.by_name import LIKELIHOOD_OF
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
@@ -79,6 +80,8 @@ def rag_module(
         freeze_unreached(generator, "generator.model")
     if config.generator.reads == "all":
         check_reader_of_all(config, generator, parts)
+        if isinstance(generator, MiniLMReader):
+            generator.elsewhere.requires_grad_(True)
     if config.generator.weights == "bf16":
         in_bf16(generator)
     contexts = ContextBuilder(

@@ -36,9 +36,12 @@ from openbook.utils.files.signed import sign, sound
 from openbook.utils.turns import in_turn
 
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
-NEW_PARTS = ("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match")
+NEW_PARTS = (
+    *("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match"),
+    "elsewhere",
+)
 
-VERSION = 6  # raise it whenever the same settings give another reader
+VERSION = 7  # raise it whenever the same settings give another reader
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ def warm_up(
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not sound(target, "the warmed-up reader"):
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
+            reader.elsewhere.requires_grad_(options.together)
             gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions, options.together)
             asked = gold.read(questions, weak=True) if options.spans < 1 else []
             read = _mixed(asked, gold.read(spans) if spans else [], options)
@@ -136,9 +140,10 @@ def _train(
 ) -> dict[str, float]:
     """Cross-entropy of the first answer given its gold passages, mean per target token."""
     started = time.perf_counter()
-    new = {name for name, _ in reader.named_parameters() if name.startswith(NEW_PARTS) or name.endswith("run_bonus")}
+    learning = [(name, value) for name, value in reader.named_parameters() if value.requires_grad]
+    new = {name for name, _ in learning if name.startswith(NEW_PARTS) or name.endswith("run_bonus")}
     groups = [
-        {"params": [value for name, value in reader.named_parameters() if (name in new) == is_new], "lr": lr}
+        {"params": [value for name, value in learning if (name in new) == is_new], "lr": lr}
         for is_new, lr in ((False, options.lr), (True, 2 * options.lr))
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -185,6 +185,19 @@ def padding_bias(mask: Tensor) -> Tensor:
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask.bool(), HIDDEN)
 
 
+def said_elsewhere(memory: Memory, mask: Tensor, config: ReaderConfig) -> Tensor:
+    """[n, context_len] bool: tokens of a passage that another passage of the same row holds too. memory and mask
+    [n, context_len] are of one or more contexts side by side, each with a start token of its own."""
+    ids = memory.ids
+    counts = memory.in_passage.bool() & mask.bool() & (ids != config.end_id)
+    passage = (ids == config.start_id).cumsum(1)
+    none = ids.shape[1] + 1
+    words = ids.new_zeros(len(ids), config.vocab)
+    first = (words + none).scatter_reduce(1, ids, torch.where(counts, passage, none), "amin")
+    last = words.scatter_reduce(1, ids, torch.where(counts, passage, 0), "amax")
+    return counts & (first.gather(1, ids) < last.gather(1, ids))
+
+
 def runs_after(written: Tensor, ids: Tensor, in_passage: Tensor, run: Tensor) -> Tensor:
     """[n, target_len, context_len]: at [t, j], how many of the tokens written up to t stand right before place j.
 
@@ -225,3 +238,8 @@ def read_folder(folder: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], d
         raise OpenBookError(
             "damaged reader files", where=folder, got=error, action="Copy the folder again from where it came."
         ) from error
+
+
+def without_elsewhere(reader: nn.Module, weights: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Readers saved before there was `elsewhere` are told nothing by it."""
+    weights.setdefault(f"{prefix}elsewhere", torch.zeros_like(cast("Tensor", reader.elsewhere)))

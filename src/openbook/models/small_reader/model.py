@@ -1,6 +1,6 @@
 """The small generator: an encoder-decoder made of packaged MiniLM weights that copies short answers out of a passage.
 
-Four things make it learn within minutes on a CPU, where random cross-attention learns next to nothing:
+Five things make it learn within minutes on a CPU, where random cross-attention learns next to nothing:
 
 1. Encoder and decoder layers, their self-attention and feed-forward parts, start as MiniLM's; the values and outputs
    of cross-attention start as the identity, its queries and keys as the self-attention's.
@@ -10,6 +10,7 @@ Four things make it learn within minutes on a CPU, where random cross-attention 
 3. Each passage token is told whether, and how nearly, the question says it too.
 4. The last attention reads token embeddings, and the head scores against the same embeddings, frozen: to look at a
    token is to write it.
+5. Of passages read at once, each token is told whether another one says it too.
 
 The output stays one softmax over the vocabulary, logits = hidden @ head_weight.T + head_bias, with no mixture of
 probabilities: a fused loss may rely on it. Axes: n contexts, context_len, target_len, heads, dim, vocab (see batch.py).
@@ -61,6 +62,8 @@ class MiniLMReader(nn.Module):
         self.copy_query, self.copy_key = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
         self.copy_bonus = nn.Parameter(torch.tensor(parts.RUN_BONUS))
         self.start_weight = nn.Parameter(torch.ones(()))
+        self.elsewhere = nn.Parameter(torch.zeros(config.dim), requires_grad=False)  # learnt by readers of all passages
+        self.register_load_state_dict_pre_hook(parts.without_elsewhere)
         self.own_words = nn.Linear(config.dim, config.dim, bias=False)  # writes without copying
         self.bias = nn.Parameter(torch.zeros(config.vocab))
 
@@ -126,7 +129,7 @@ class MiniLMReader(nn.Module):
         states = self._embed(decoder_input_ids, torch.zeros_like(decoder_input_ids), past, "an answer")
         written = torch.arange(past, past + target_len, device=run.device)[:, None]  # answer tokens at each position
         causal = parts.HIDDEN * (torch.arange(past + target_len, device=run.device) > written)
-        kept: list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]] = []
+        kept = list[tuple[Tensor, Tensor, tuple[Tensor, Tensor]]]()
         for number, layer in enumerate(cast("Iterable[Layer]", self.decoder)):
             keys, values = layer.attention.remember(states)
             if cache is None:
@@ -139,11 +142,13 @@ class MiniLMReader(nn.Module):
             kept.append((keys, values, cross))
 
         copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
+        if cache is None:
+            told = parts.said_elsewhere(memory, context_mask, self.config)[..., None] * self.elsewhere
+            copy_keys = copy_keys + told.to(copy_keys.dtype)
         query = self.copy_query(states).view(n, -1, self.config.dim)
         scores = (query @ copy_keys.transpose(1, 2)).float().view_as(run) * self.config.dim**-0.5
         start = scores[:, 0] if cache is None else cache.start
-        # Where the whole answer so far was copied from one place, that place's score as a start still counts: of two
-        # fields that begin alike, the one that was asked for goes on.
+        # Where the whole answer so far was copied from one place, that place's score as a start still counts.
         origin = torch.arange(run.shape[2], device=run.device) - written
         from_start = (run == written) & (written > 0)
         # embedding and gather, not indexing, whose gradient adds up in another order at every run
