@@ -1,11 +1,10 @@
 """Put the tables of a comparison or of a knowledge hot-swap into docs/results.md and docs/results.json.
 
     python -m benchmarks.common.docs_results compare EXPERIMENT ... [key=value ...] --seeds "0 1 2"
-    python -m benchmarks.common.docs_results fusion EXPERIMENT ... [key=value ...] --seeds "0 1 2"
     python -m benchmarks.common.docs_results hot-swap RUN
 
-All take the words of the openbook command that made the results, but that the name of another section than `compare`
-may stand in its place; nothing is trained or evaluated here.
+Both take the words of the openbook command that made the results; nothing is trained or evaluated here. A comparison
+with --name NAME has a section, a picture and a key of its own.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def test_tokens_of_another_passage_are_told(reader: MiniLMReader) -> None:
 def test_what_is_said_elsewhere_decides_what_is_copied_and_is_learnt(reader: MiniLMReader) -> None:
     ids, mask = contexts([START, 51, END, 52, 53, END], [START, 51, END, 52, 54, END])
     memory, together = side_by_side(reader, ids, mask)
-    reader.elsewhere.requires_grad_(True)
+    reader.read_all()
     alone = reader.decode(TARGETS[:1], reader.encode(ids[:1], mask[:1]), mask[:1])[0]
     before = reader.decode(TARGETS[:1], memory, together)[0]
     before.sum().backward()

@@ -103,8 +103,10 @@ def system(
         generator = Seq2SeqGenerator(T5ForConditionalGeneration(t5_config(len(tokenizer), layers=2, d_kv=5)))
     elif kind == "small reader":
         special = special_ids(tokenizer)
-        config = ReaderConfig((0, 1), (0,), len(tokenizer), 28, 7, 31, 90, pad_id=special.pad, end_id=special.end)
+        ids = {"pad_id": special.pad, "start_id": special.start, "end_id": special.end}
+        config = ReaderConfig((0, 1), (0,), len(tokenizer), 28, 7, 31, 90, **ids)
         generator = MiniLMReader(config)
+        generator.read_all()
         generator.config = config
         for part in (*generator.parameters(), generator.word_embeddings, generator.head):
             part.data.add_(torch.randn_like(part) * 0.3)

@@ -81,7 +81,7 @@ def rag_module(
     if config.generator.reads == "all":
         check_reader_of_all(config, generator, parts)
         if isinstance(generator, MiniLMReader):
-            generator.elsewhere.requires_grad_(True)
+            generator.read_all()
     if config.generator.weights == "bf16":
         in_bf16(generator)
     contexts = ContextBuilder(

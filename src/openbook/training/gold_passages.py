@@ -69,7 +69,7 @@ class GoldPassages:
                 action="Set warmup.spans=1 to read masked spans of the corpus alone, or warmup.steps=0 to do without a "
                 "warm-up.",
             ) from problem
-        examples = [(example, self._rows(example, found)) for example in file]
+        examples = [(example, self._read_with(example, found)) for example in file]
         ids = token_ids(self.tokenizer, [example.question for example, _ in examples])
         gold = [
             Gold(tuple(question[:longest]), rows, self._readable_first(example.answers, rows))
@@ -78,9 +78,11 @@ class GoldPassages:
         ]
         return self._with_others(gold) if self.together else gold
 
-    def _rows(self, example: Example, found: TrainingPassages) -> tuple[int, ...]:
+    def _read_with(self, example: Example, found: TrainingPassages) -> tuple[int, ...]:
         known = found.known_positives(example)
-        if len(known) > 1 and self.together:
+        if len(known) < 2:
+            return (found.positive_of(example),)
+        if self.together:
             return tuple(known[:MOST_POSITIVES])
         holding = [row for row in known if has_answer(self.corpus.passage(row).text, example.answers)]
         return (holding[0] if 0 < len(holding) < len(known) else found.positive_of(example),)
@@ -91,10 +93,11 @@ class GoldPassages:
         order = np.random.default_rng(0).permutation(len(gold))
         read = list(gold)
         for start in range(0, len(order), POOL):
-            pool = [gold[place] for place in order[start : start + POOL]]
+            places = order[start : start + POOL]
+            pool = [gold[place] for place in places]
             rows = np.array([one.rows[0] for one in pool])
             alike = np.where(rows[:, None] == rows, -1.0, _likeness([one.question for one in pool]))
-            for place, one, nearest in zip(order[start:], pool, alike.argmax(1), strict=False):
+            for place, one, nearest in zip(places, pool, alike.argmax(1), strict=True):
                 first = one.rows[0]
                 beside = first + 1 if first % 2 == 0 and first + 1 < self.corpus.n_passages else max(first - 1, 0)
                 read[place] = replace(one, rows=tuple(dict.fromkeys((*one.rows, beside, int(rows[nearest])))))

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import to_device
 from openbook.data.corpus import Corpus
 from openbook.data.inputs import decoder_inputs, targets
 from openbook.data.readers.checked_lines import file_fingerprint
@@ -37,7 +36,14 @@ from openbook.utils.turns import in_turn
 
 # The reader's parts that MiniLM does not have, by the names their parameters' names begin or end with.
 NEW_PARTS = (
-    *("copy_query", "copy_key", "copy_bonus", "start_weight", "own_words", "bias", "run_bonus", "question_match"),
+    "copy_query",
+    "copy_key",
+    "copy_bonus",
+    "start_weight",
+    "own_words",
+    "bias",
+    "run_bonus",
+    "question_match",
     "elsewhere",
 )
 
@@ -49,8 +55,7 @@ class WarmupOptions:
     """Everything that decides the warmed-up reader, besides its data: steps, questions per step, peak learning rate
     of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer, share of masked spans
     among the questions, what becomes of questions over a limit of tokens (None: nothing, as where a longer one was
-    refused before), and whether a question is read with several
-    passages at once."""
+    refused before), and whether a question is read with several passages at once."""
 
     steps: int
     batch_size: int
@@ -88,7 +93,7 @@ def warm_up(
     with in_turn(cache, target.name):  # of several ranks on a node the first makes it
         if not sound(target, "the warmed-up reader"):
             reader = MiniLMReader.from_minilm(folder, seed=options.seed).to(device)
-            reader.elsewhere.requires_grad_(options.together)
+            reader.read_all(options.together)
             gold = GoldPassages(corpus, tokenizer, options.max_context_tokens, options.long_questions, options.together)
             asked = gold.read(questions, weak=True) if options.spans < 1 else []
             read = _mixed(asked, gold.read(spans) if spans else [], options)
@@ -148,7 +153,8 @@ def _train(
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = learning_rate_schedule(optimizer, min(20, options.steps // 5), options.steps, 0.0)
-    lengths = np.array([passages.contexts.tokens.length(np.array(one.rows)).sum() for one in gold])
+    lengths = passages.contexts.tokens.length(np.array([row for one in gold for row in one.rows]))
+    lengths = np.add.reduceat(lengths, np.cumsum([0, *(len(one.rows) for one in gold[:-1])]))
     loss = torch.zeros(())
     reader.train()
     with progress("warming up the reader", "steps", told=True) as done:
@@ -172,19 +178,21 @@ def _train(
 
 def _hidden(reader: MiniLMReader, passages: GoldPassages, gold: list[Gold], labels: Tensor) -> Tensor:
     """Decoder states [len(gold), target_len, dim] of the labels, read from the questions' passages."""
-    rows = passages.rows(gold)
-    if rows.shape[1] > 1:
-        return read_all(reader, Asked([one.question for one in gold], labels), rows, passages.contexts)
-    ids, mask = passages.contexts([one.question for one in gold], rows)
-    ids, mask = to_device(ids, labels.device), to_device(mask, labels.device)
+    if reader.reads_all:
+        asked = Asked([one.question for one in gold], labels)
+        return read_all(reader, asked, passages.rows(gold), passages.contexts)
+    together, ids, mask = _encoded(reader, passages, gold, labels.device)
     inputs = decoder_inputs(labels, reader.decoder_start_token_id, reader.pad_token_id)
-    return reader.decode(inputs, reader.encode(ids, mask), mask)[0]
+    return together.decode(inputs, together.encode(ids, mask), mask)[0]
 
 
-def _together(reader: MiniLMReader, ids: Tensor, mask: Tensor) -> tuple[FusedContexts, Tensor, Tensor]:
-    """Contexts [n, n passages, context_len], each encoded alone: their reader, and what it reads [n, ...]."""
+def _encoded(
+    reader: MiniLMReader, passages: GoldPassages, gold: list[Gold], device: torch.device
+) -> tuple[FusedContexts, Tensor, Tensor]:
+    """A reader that has encoded the questions' contexts, and the ids and mask of what it reads [len(gold), length]."""
+    ids, mask = passages.inputs(gold, device)
     memory = reader.encode(ids.flatten(0, 1), mask.flatten(0, 1))
-    return FusedContexts(reader, memory, len(ids)), ids.flatten(1), mask.flatten(1)
+    return FusedContexts(reader, memory, len(gold)), ids.flatten(1), mask.flatten(1)
 
 
 def _batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
@@ -211,9 +219,8 @@ def _measure(
     exact = overlap = 0.0
     for start in range(0, len(gold), 64):
         some = gold[start : start + 64]
-        ids, mask = passages.inputs(some, device)
         with torch.autocast(device.type, autocast, enabled=autocast is not None):
-            together, ids, mask = _together(reader, ids, mask)
+            together, ids, mask = _encoded(reader, passages, some, device)
             decoded = greedy(
                 together, ids, mask, torch.zeros(len(some), 1, device=device), "closed_book", options.max_target_tokens
             )

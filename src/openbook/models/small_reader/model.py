@@ -47,10 +47,13 @@ class MiniLMReader(nn.Module):
     def __init__(self, config: ReaderConfig):
         super().__init__()
         self.config = config
-        self.checkpointing = False
+        self.checkpointing = self.reads_all = False
         self.first_token_id: int | None = None
-        self.decoder_start_token_id, self.eos_token_id = config.start_id, config.end_id
-        self.pad_token_id = config.pad_id
+        self.decoder_start_token_id, self.eos_token_id, self.pad_token_id = (
+            config.start_id,
+            config.end_id,
+            config.pad_id,
+        )
         self.register_buffer("word_embeddings", torch.zeros(config.vocab, config.dim))
         self.register_buffer("head", torch.zeros(config.vocab, config.dim))
         self.positions = nn.Embedding(config.max_positions, config.dim)
@@ -62,10 +65,15 @@ class MiniLMReader(nn.Module):
         self.copy_query, self.copy_key = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
         self.copy_bonus = nn.Parameter(torch.tensor(parts.RUN_BONUS))
         self.start_weight = nn.Parameter(torch.ones(()))
-        self.elsewhere = nn.Parameter(torch.zeros(config.dim), requires_grad=False)  # learnt by readers of all passages
+        self.elsewhere = nn.Parameter(torch.zeros(config.dim), requires_grad=False)
         self.register_load_state_dict_pre_hook(parts.without_elsewhere)
         self.own_words = nn.Linear(config.dim, config.dim, bias=False)  # writes without copying
         self.bias = nn.Parameter(torch.zeros(config.vocab))
+
+    def read_all(self, whether: bool = True) -> None:
+        """Passages are read together: tokens are told what is said elsewhere, and that is learnt."""
+        self.reads_all = whether
+        self.elsewhere.requires_grad_(whether)
 
     @property
     def head_weight(self) -> Tensor:
@@ -142,7 +150,7 @@ class MiniLMReader(nn.Module):
             kept.append((keys, values, cross))
 
         copy_keys = self.copy_key(memory.states) if cache is None else cache.copy_keys
-        if cache is None:
+        if cache is None and self.reads_all:
             told = parts.said_elsewhere(memory, context_mask, self.config)[..., None] * self.elsewhere
             copy_keys = copy_keys + told.to(copy_keys.dtype)
         query = self.copy_query(states).view(n, -1, self.config.dim)
@@ -241,9 +249,6 @@ class MiniLMReader(nn.Module):
         try:
             reader.load_state_dict(weights)
         except RuntimeError as error:
-            raise OpenBookError(
-                "the reader's weights do not fit its config.json",
-                where=folder,
-                got=str(error).splitlines()[1].strip(),
-            ) from error
+            got = str(error).splitlines()[1].strip()
+            raise OpenBookError("the reader's weights do not fit its config.json", where=folder, got=got) from error
         return reader
