@@ -47,13 +47,10 @@ class MiniLMReader(nn.Module):
     def __init__(self, config: ReaderConfig):
         super().__init__()
         self.config = config
-        self.checkpointing = self.reads_all = False
         self.first_token_id: int | None = None
-        self.decoder_start_token_id, self.eos_token_id, self.pad_token_id = (
-            config.start_id,
-            config.end_id,
-            config.pad_id,
-        )
+        self.checkpointing = self.reads_all = False
+        self.decoder_start_token_id, self.eos_token_id = config.start_id, config.end_id
+        self.pad_token_id = config.pad_id
         self.register_buffer("word_embeddings", torch.zeros(config.vocab, config.dim))
         self.register_buffer("head", torch.zeros(config.vocab, config.dim))
         self.positions = nn.Embedding(config.max_positions, config.dim)
@@ -63,8 +60,7 @@ class MiniLMReader(nn.Module):
         self.decoder = nn.ModuleList(Layer(config, decoder=True) for _ in config.decoder_layers)
         self.question_match = nn.Parameter(torch.zeros(2, config.dim))
         self.copy_query, self.copy_key = nn.Linear(config.dim, config.dim), nn.Linear(config.dim, config.dim)
-        self.copy_bonus = nn.Parameter(torch.tensor(parts.RUN_BONUS))
-        self.start_weight = nn.Parameter(torch.ones(()))
+        self.copy_bonus, self.start_weight = nn.Parameter(torch.tensor(parts.RUN_BONUS)), nn.Parameter(torch.ones(()))
         self.elsewhere = nn.Parameter(torch.zeros(config.dim), requires_grad=False)
         self.register_load_state_dict_pre_hook(parts.without_elsewhere)
         self.own_words = nn.Linear(config.dim, config.dim, bias=False)  # writes without copying
@@ -156,7 +152,7 @@ class MiniLMReader(nn.Module):
         query = self.copy_query(states).view(n, -1, self.config.dim)
         scores = (query @ copy_keys.transpose(1, 2)).float().view_as(run) * self.config.dim**-0.5
         start = scores[:, 0] if cache is None else cache.start
-        # Where the whole answer so far was copied from one place, that place's score as a start still counts.
+        # Where all so far was copied from one place, that place's score as a start still counts.
         origin = torch.arange(run.shape[2], device=run.device) - written
         from_start = (run == written) & (written > 0)
         # embedding and gather, not indexing, whose gradient adds up in another order at every run
