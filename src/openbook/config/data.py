@@ -12,6 +12,8 @@ EMBEDDED = "factbook"
 # answers or with the book's own.
 CHANGED, ORIGINAL_FACTS = "factbook_changed", "factbook_original_facts"
 
+# Questions about three countries of the embedded book, which only passages read together answer.
+TRIOS = "factbook_trios"
 
 # The passages that the question files carry (DPR's, SQuAD's, HotpotQA's, ...), as data.corpus.
 QUESTIONS = "questions"
@@ -22,9 +24,9 @@ SPANS = "spans"
 # What the keys of `data` take that is no file.
 BUILT_IN = {
     "corpus": (EMBEDDED, CHANGED, QUESTIONS),
-    "train": (EMBEDDED, SPANS),
-    "validation": (EMBEDDED, SPANS),
-    "test": (EMBEDDED, CHANGED, ORIGINAL_FACTS, SPANS),
+    "train": (EMBEDDED, TRIOS, SPANS),
+    "validation": (EMBEDDED, TRIOS, SPANS),
+    "test": (EMBEDDED, TRIOS, CHANGED, ORIGINAL_FACTS, SPANS),
 }
 
 
@@ -73,8 +75,9 @@ class DataConfig:
     )
     train: str = unit(
         EMBEDDED,
-        "questions: a file in any format of docs/data.md, a BEIR folder, or hf:NAME[@CONFIG][:SPLIT]; 'spans': masked "
-        "spans of the corpus, of which validation and test have their own",
+        "questions: a file in any format of docs/data.md, a BEIR folder, or hf:NAME[@CONFIG][:SPLIT]; "
+        "'factbook_trios': of the embedded book those that only passages read together answer; 'spans': masked spans "
+        "of the corpus; of both, validation and test have their own",
     )
     validation: str = unit(EMBEDDED, "file of questions evaluated during training; empty: none")
     test: str = unit(

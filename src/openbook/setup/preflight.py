@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from openbook.config.checks import encoder_keys, generator_keys, has_index, longest_answer, value_of
-from openbook.config.data import BUILT_IN, EMBEDDED, SPANS
+from openbook.config.data import BUILT_IN, EMBEDDED, SPANS, TRIOS
 from openbook.config.retrieval import IN_PLACE
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
@@ -91,7 +91,7 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
 
 
 def _check_file(key: str, name: str) -> None:
-    built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED, SPANS))
+    built_in = BUILT_IN.get(SWAP_FILES.get(key, key.removeprefix("data.")), (EMBEDDED, TRIOS, SPANS))
     if name in (*built_in, "") or (key in WARMUP_FILES and name == AUTO):
         return
     if not exists(name):

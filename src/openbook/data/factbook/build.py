@@ -157,14 +157,8 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> tuple[Fi
     """The rows of every file, by file name without its ending, and what is in them."""
     fields = sorted({unit.field for country in countries for unit in country.units})
     raise_all([_unknown("left_out", name, fields) for name in options.left_out if name not in fields])
-    cut = Cut(options.sections, options.left_out, options.passage_words, options.field_words, options.field_parts)
-    passages: list[dict[str, Any]] = []
-    facts: list[Fact] = []
     dropped: Counter[str] = Counter()
-    for country in countries:
-        cuts = {f"{country.code}-{number:03d}": made for number, made in enumerate(cut_passages(country, cut))}
-        passages += [{"id": id_, "title": country.title, "text": made.text} for id_, made in cuts.items()]
-        facts += read_facts(country, relations(), cuts, dropped)
+    passages, facts = facts_of(countries, options, dropped)
     facts_read = len(facts) + dropped.total()
     facts, majority = thin(facts, options.max_answer_share, options.seed, dropped)
     split_of = split_countries(facts, options.validation_fraction, options.test_fraction, options.seed)
@@ -194,6 +188,20 @@ def _compose(options: FactbookOptions, countries: Sequence[Country]) -> tuple[Fi
         },
     }
     return {"passages": passages, **rows}, counts
+
+
+def facts_of(
+    countries: Sequence[Country], options: FactbookOptions, dropped: Counter[str]
+) -> tuple[list[dict[str, Any]], list[Fact]]:
+    """The passages as rows of their file, and all facts that they can answer; what is dropped is counted by reason."""
+    cut = Cut(options.sections, options.left_out, options.passage_words, options.field_words, options.field_parts)
+    passages: list[dict[str, Any]] = []
+    facts: list[Fact] = []
+    for country in countries:
+        cuts = {f"{country.code}-{number:03d}": made for number, made in enumerate(cut_passages(country, cut))}
+        passages += [{"id": id_, "title": country.title, "text": made.text} for id_, made in cuts.items()]
+        facts += read_facts(country, relations(), cuts, dropped)
+    return passages, facts
 
 
 def built_once(

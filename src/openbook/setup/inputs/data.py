@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openbook.config.checks import has_index
-from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, QUESTIONS, SPANS, FactbookConfig, SpansConfig
+from openbook.config.data import BUILT_IN, CHANGED, EMBEDDED, QUESTIONS, SPANS, TRIOS, FactbookConfig, SpansConfig
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
@@ -14,6 +14,7 @@ from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.encoder_inputs import EncoderFormat, encoder_format
 from openbook.data.factbook.build import MAIN_SECTIONS, WHOLE_BOOK, FactbookFiles, FactbookOptions, build_factbook
 from openbook.data.factbook.edition import EditionFiles, build_edition
+from openbook.data.factbook.trios import TrioFiles, build_trios
 from openbook.data.inputs import SpecialIds, token_ids
 from openbook.data.languages import set_languages
 from openbook.data.prompts import Prompt
@@ -94,6 +95,14 @@ def edition(words: FactbookConfig, folder: str) -> EditionFiles:
 
 
 @cache
+def trios(words: FactbookConfig, folder: str) -> TrioFiles:
+    """Questions about three countries of the embedded data, likewise."""
+    book = factbook(words, folder)
+    with in_turn(folder, "factbook"):
+        return build_trios(book, say)
+
+
+@cache
 def spans(
     passages: Path, options: SpansConfig, folder: str, models: tuple[str, ...], most_tokens: int, prefix: str
 ) -> SpanFiles:
@@ -151,6 +160,9 @@ def named_file(config: Config, key: str, name: str) -> Path | None:
     if name == EMBEDDED:
         book = factbook(data.factbook, data.cache)
         return {"corpus": book.passages, "train": book.train, "validation": book.validation, "test": book.test}[key]
+    if name == TRIOS:
+        three = trios(data.factbook, data.cache)
+        return {"train": three.train, "validation": three.validation, "test": three.test}[key]
     other = edition(data.factbook, data.cache)
     if key == "corpus":
         return other.passages
