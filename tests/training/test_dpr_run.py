@@ -211,21 +211,26 @@ def test_a_started_run_resumes_and_is_evaluated_without_its_source(small_system:
     assert json.loads(evaluate(str(resumed), []).read_text())["test"]["n_questions"] == 7
 
 
+@pytest.mark.parametrize("experiment", ["dpr", "trios/retriever"])  # the second could also be a name on the hub
 def test_an_experiment_stands_for_its_newest_finished_run_of_the_seed(
-    small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_system: SmallSystem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    experiment: str,
 ) -> None:
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
 
     def fabricate(name: str, seed: int, status: str, age: int) -> None:
-        folder = tmp_path / "runs" / "dpr" / name
+        folder = tmp_path / "runs" / experiment / name
         (folder / "checkpoints").mkdir(parents=True)
         WholeCheckpoints().save_checkpoint({"global_step": 1}, folder / "checkpoints" / "last.ckpt")
-        (folder / "config.yaml").write_text(f"experiment: dpr\nseed: {seed}\nobjective: dpr\n", encoding="utf-8")
+        (folder / "config.yaml").write_text(f"experiment: {experiment}\nseed: {seed}\nobjective: dpr\n", encoding="utf-8")
         (folder / "summary.json").write_text(json.dumps({"status": status, "seed": seed}), encoding="utf-8")
         os.utime(folder / "config.yaml", (time.time() - age,) * 2)
 
     def chosen(seed: int) -> str:
-        config = small_system.config(tmp_path / "run", "retriever.start_from=dpr", f"seed={seed}")
+        config = small_system.config(tmp_path / "run", f"retriever.start_from={experiment}", f"seed={seed}")
         return Path(resolve_start(config).retriever.start_from).name
 
     fabricate("old", 0, "finished", 50)
@@ -236,7 +241,7 @@ def test_an_experiment_stands_for_its_newest_finished_run_of_the_seed(
     assert [chosen(seed) for seed in range(3)] == ["new", "other seed", "newest"]
     assert "warning" not in capsys.readouterr().out
     assert chosen(3) == "newest"
-    assert "no finished run of dpr has seed 3: starting from" in capsys.readouterr().out
+    assert f"no finished run of {experiment} has seed 3: starting from" in capsys.readouterr().out
 
 
 def test_what_cannot_be_started_from_is_refused(

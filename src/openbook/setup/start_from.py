@@ -80,7 +80,7 @@ def resolve_start(config: Config) -> Config:
 def is_model(name: str) -> bool:
     """Whether a name is a model's folder or hub name, and no run or experiment."""
     path = Path(name)
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").is_file() or name in known_experiments():
         return False
     return Path(model_folder(name), "config.json").is_file() or (is_hub_name(name) and not path.exists())
 
