@@ -132,10 +132,13 @@ def test_experiments_in_folders_are_named_by_their_place(tmp_path: Path) -> None
     (tmp_path / "mine/_common.yaml").write_text("extends: rag_token\nseed: 8\n")
     (tmp_path / "mine/deep/one.yaml").write_text("extends: mine/_common\nshows: x\n")
     (tmp_path / "mine/two.yaml").write_text("extends: _common\n")
-    assert {"mine/deep/one", "mine/two"} == {name for name in list_experiments(tmp_path) if name.startswith("mine")}
+    (tmp_path / "mine/tiny.yaml").write_text("extends: tiny\n")  # never itself
+    mine = {name for name in list_experiments(tmp_path) if name.startswith("mine")}
+    assert mine == {"mine/deep/one", "mine/two", "mine/tiny"}
     one = load_experiment("mine/deep/one", (), tmp_path)
     assert (one.experiment, one.seed, one.retriever.train_word_embeddings) == ("mine/deep/one", 8, False)
     assert load_experiment("mine/two", (), tmp_path).seed == 8
+    assert load_experiment("mine/tiny", (), tmp_path).trainer.max_steps == 4
     assert load_experiment(str(tmp_path / "mine/two.yaml"), (), tmp_path).experiment == "mine/two"
     assert load_experiment(str(tmp_path / "mine/two.yaml")).experiment == "two", "elsewhere a file has its own name"
     with pytest.raises(OpenBookError, match=r"Did you mean mine/deep/one\?"):

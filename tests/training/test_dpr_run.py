@@ -225,7 +225,8 @@ def test_an_experiment_stands_for_its_newest_finished_run_of_the_seed(
         folder = tmp_path / "runs" / experiment / name
         (folder / "checkpoints").mkdir(parents=True)
         WholeCheckpoints().save_checkpoint({"global_step": 1}, folder / "checkpoints" / "last.ckpt")
-        (folder / "config.yaml").write_text(f"experiment: {experiment}\nseed: {seed}\nobjective: dpr\n", encoding="utf-8")
+        config = f"experiment: {experiment}\nseed: {seed}\nobjective: dpr\n"
+        (folder / "config.yaml").write_text(config, encoding="utf-8")
         (folder / "summary.json").write_text(json.dumps({"status": status, "seed": seed}), encoding="utf-8")
         os.utime(folder / "config.yaml", (time.time() - age,) * 2)
 

@@ -125,12 +125,13 @@ def _name_of(path: Path, *roots: Path) -> str:
     return whole.relative_to(root).with_suffix("").as_posix()
 
 
-def _path_of(experiment: str, folder: Path, beside: Path | None = None) -> Path:
-    """The file of an experiment. beside: a folder in which it is looked for first, that of a file which extends it."""
-    places = [*([beside] if beside else []), folder, _packaged()]
+def _path_of(experiment: str, folder: Path, by: Path | None = None) -> Path:
+    """The file of an experiment. by: a file that extends it, beside which it is looked for first; never that file."""
+    places = [*([by.parent] if by else []), folder, _packaged()]
     named = experiment.endswith((".yaml", ".yml"))
     files = [Path(experiment)] if named else [place / f"{experiment}.yaml" for place in places]
-    path = next((file for file in files if file.is_file()), files[-1] if named else folder / f"{experiment}.yaml")
+    none = files[-1] if named else folder / f"{experiment}.yaml"
+    path = next((file for file in files if file.is_file() and file != by), none)
     if not path.is_file():
         known = list(known_experiments(folder))
         near = difflib.get_close_matches(experiment, known, 1)
@@ -158,7 +159,7 @@ def _chain(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         content = _mapping(following)
         parent = content.pop("extends", None)
         chain.append((following.name, content))
-        following = _path_of(str(parent), folder, following.parent) if parent else None
+        following = _path_of(str(parent), folder, following) if parent else None
     return reversed(chain)
 
 
