@@ -80,9 +80,10 @@ def resolve_start(config: Config) -> Config:
 def is_model(name: str) -> bool:
     """Whether a name is a model's folder or hub name, and no run or experiment."""
     path = Path(name)
-    if (path / "config.yaml").is_file() or name in known_experiments():
+    if (path / "config.yaml").is_file():
         return False
-    return Path(model_folder(name), "config.json").is_file() or (is_hub_name(name) and not path.exists())
+    on_hub = is_hub_name(name) and not path.exists() and name not in known_experiments()
+    return on_hub or Path(model_folder(name), "config.json").is_file()
 
 
 def run_to_start_from(name: str, seed: int, key: str) -> tuple[RunFolder, Config]:
