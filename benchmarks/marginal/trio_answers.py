@@ -10,12 +10,11 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from openbook.data.factbook.build import FactbookOptions, facts_of
-from openbook.data.factbook.text import book_files, find_book, read_country
+from openbook.data.factbook.build import known_facts
 from openbook.metrics.matching import exact_match
+from openbook.setup.inputs.data import factbook
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.json_lines import read_json_lines
 
@@ -26,21 +25,20 @@ def main(words: Sequence[str]) -> int:
     if not words:
         print("python -m benchmarks.marginal.trio_answers RUN ...")
         return 2
-    answers, passages = known_values()
     print("| run | questions | its own value | the value of the two | found | its own value, of those found |")
     print("|---|---|---|---|---|---|")
     for word in words:
         run = RunFolder.existing(word)
-        told = shares(read_json_lines(Path(run.path) / "predictions.jsonl")[0], answers, passages)
+        data = run.load_config([], training=False).data
+        facts = {fact.id: fact for fact in known_facts(factbook(data.factbook, data.cache))}
+        told = shares(
+            read_json_lines(run.path / "predictions.jsonl")[0],
+            {name: fact.answers for name, fact in facts.items()},
+            {name: fact.positive_ids for name, fact in facts.items()},
+        )
         cells = [f"{told[key]:.3f}" for key in ("alone", "shared", "found", "alone_of_found")]
         print(f"| {word} | {told['questions']:.0f} | {' | '.join(cells)} |")
     return 0
-
-
-def known_values() -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Answers and passages of every fact of the book as it is cut by default, by `CODE-relation`."""
-    _, facts = facts_of([read_country(path) for path in book_files(find_book())], FactbookOptions(), Counter())
-    return {fact.id: fact.answers for fact in facts}, {fact.id: fact.positive_ids for fact in facts}
 
 
 def shares(
@@ -48,8 +46,8 @@ def shares(
     answers: Mapping[str, Sequence[str]],
     passages: Mapping[str, Sequence[str]],
 ) -> dict[str, float]:
-    """Shares of the questions; `alone_of_found` of those that were found. A question's id has the two countries' codes
-    before the one's."""
+    """Shares of the questions; `alone_of_found` of those that were found. answers and passages are by `CODE-relation`;
+    a question's id has the two countries' codes before the one's."""
     kinds, found, right = Counter[str](), 0, 0
     for one in predictions:
         *codes, relation = one["id"].split("-")

@@ -204,6 +204,14 @@ def facts_of(
     return passages, facts
 
 
+def known_facts(book: FactbookFiles) -> list[Fact]:
+    """All facts that the passages of a built book can answer, whether it asks about them or not."""
+    stated = book.counts["options"].items()
+    options: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in stated}
+    countries = [read_country(path) for path in book_files(find_book())]
+    return facts_of(countries, FactbookOptions(**options), Counter())[1]
+
+
 def built_once(
     folder: Path,
     make: Callable[[], tuple[Files, dict[str, Any]]],

@@ -9,7 +9,7 @@ the other, so whoever always prefers one of them is right half of the time. Hotp
 comparisons of passages on Wikipedia.
 """
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,9 +20,8 @@ from typing import Any
 
 import yaml
 
-from openbook.data.factbook.build import FactbookFiles, FactbookOptions, Files, built_once, facts_of
+from openbook.data.factbook.build import FactbookFiles, Files, built_once, known_facts
 from openbook.data.factbook.facts import SPLITS, Fact, hashed, occurs
-from openbook.data.factbook.text import book_files, find_book, read_country
 from openbook.utils.json_lines import read_json_lines
 
 VERSION = 1  # raise it whenever the same book gives other bytes
@@ -60,17 +59,13 @@ def build_trios(book: FactbookFiles, progress: Callable[[str], None] | None = No
     folder = book.folder.with_name(f"factbook-trios-{hashed(f'{VERSION} {book.folder.name}')[:12]}")
 
     def make() -> tuple[Files, dict[str, Any]]:
-        stated = book.counts["options"].items()
-        options: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in stated}
-        countries = [read_country(path) for path in book_files(find_book())]
-        _, facts = facts_of(countries, FactbookOptions(**options), Counter())
         split_of = {
             str(row["id"]).partition("-")[0]: split
             for split in SPLITS
             for row in read_json_lines(getattr(book, split))[0]
         }
         texts = {str(row["id"]): str(row["text"]) for row in read_json_lines(book.passages)[0]}
-        return trios(facts, texts, split_of, trio_words())
+        return trios(known_facts(book), texts, split_of, trio_words())
 
     counts = built_once(folder, make, "questions about three countries", say)
     say(describe(counts))
