@@ -61,6 +61,18 @@ def test_the_loss_is_that_of_the_equation(small_system: SmallSystem, tmp_path: P
     assert float(loss) == pytest.approx(sum(each) / 3, rel=1e-4)
 
 
+def test_every_choice_competes_whatever_its_place(small_system: SmallSystem, tmp_path: Path) -> None:
+    """A shorter choice is filled up beside a longer one, and its last passage is the first row of the batch; as its
+    own gold passage it is masked for its question."""
+    longest = {"positive_ids": ["p12", "p7", "p9", "p10"]}
+    log = logged(small_system, tmp_path, longest, {"positive_ids": ["p8", "p5"]}, {"positive_ids": ["p5"]})
+    prepared = prepare(small_system.config(tmp_path / "run", *ORDERED, log))
+    module: Any = prepared.module()
+    module.eval()
+    batch = prepared.questions.batch_of([prepared.questions.questions["train"][number] for number in range(3)])
+    assert module.likelihood(batch)[0].isfinite().all()
+
+
 def test_what_was_worth_more_becomes_likelier(small_system: SmallSystem, tmp_path: Path) -> None:
     """Two logs of the same choices, rewarded in one and punished in the other."""
     found = {}

@@ -52,7 +52,7 @@ class DprModule(QuestionModule):
         self.trail.read(self.global_step + 1, batch, nll=nll)
         sums = torch.stack([(nll.detach() * weight).sum(), (hits * weight).sum(), weight.sum()])
         total, n_hits, questions = self.sums_of_step(sums)
-        if math.isnan(total):
+        if not math.isfinite(total):
             raise self.diverged()
         if questions:
             self.log("train/nll", total / questions, rank_zero_only=True)

@@ -74,7 +74,7 @@ class RewardedModule(DprModule):
             columns[place, : len(some)] = torch.searchsorted(rows, torch.tensor(some, dtype=rows.dtype))
         there = columns >= 0
         competes = self.passages.competing(batch.examples, rows.tolist())
-        competes |= torch.zeros_like(competes).scatter(1, columns.clamp(min=0), there)
+        competes[there.nonzero()[:, 0], columns[there]] = True
         columns = to_device(columns, device)
         first, embedded = columns[:, 0].clamp(min=0), self.retriever.encode_among_ranks(rows)
         scores = dpr_scores(question_emb, embedded, first, to_device(competes, device), self.retriever.temperature)
