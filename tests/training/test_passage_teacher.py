@@ -101,6 +101,26 @@ def test_an_answer_of_many_tokens_counts_no_more_than_a_positive_passage(system:
     torch.testing.assert_close(module.teacher._gated(handed), expected)
 
 
+def test_a_pass_of_several_counts_no_more_than_one(
+    system: tuple[RagModule, Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning divides the loss of a pass by the number of passes, and the loss is scaled up for it."""
+    module, batch = system
+    assert module.teacher is not None
+    teacher, found = module.teacher, []
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    # So little that it binds: the answers here are of a token or two.
+    monkeypatch.setattr(teacher, "weigh", lambda weight: PassageTeacher.weigh(teacher, weight / 100))
+    for passes in (1, 4):
+        monkeypatch.setattr(RagModule, "accumulate", passes)
+        monkeypatch.setattr(RagModule, "loss_scale", lambda module, _: float(module.accumulate))
+        teacher.load([1.0, 1.0])
+        module.zero_grad()
+        (module.training_step(batch, 0)["loss"] / passes).backward()
+        found.append(torch.cat([p.grad.flatten() for p in module.retriever.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-7)
+
+
 def test_agreement_by_hand() -> None:
     teacher = PassageTeacher(None)  # type: ignore[arg-type]
     assert (teacher.agreement, teacher.gate) == (0.5, 0.0)

@@ -103,7 +103,7 @@ class PassageTeacher:
         return doc_scores, Lesson(torch.where(known, nll, 0.0), known, relevant, other & ~relevant)
 
     def weigh(self, loss_weight: Tensor) -> None:
-        """What each question of the pass counts in the loss [batch], before its backward."""
+        """What each question of the pass counts in what its backward starts from [batch]."""
         self._most = 2 * loss_weight.detach()[:, None]
 
     def _gated(self, gradient: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class RagModule(QuestionModule):
         read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
         loss = read.loss
         if self.teacher is not None and lesson is not None:
-            self.teacher.weigh(loss_weight)
+            self.teacher.weigh(loss_weight / self.accumulate)  # Lightning divides before the backward
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
             loss = loss + (lesson.nll * loss_weight).sum()
             self._log_teacher(self.teacher, lesson.nll.detach(), batch.weight * lesson.known)
