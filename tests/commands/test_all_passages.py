@@ -11,12 +11,20 @@ import pytest
 import torch
 
 from openbook.commands.evaluate import evaluate
+from openbook.commands.exchange.export import export
 from openbook.commands.train import train
+from openbook.commands.trained.ask import _tested
+from openbook.commands.trained.serve import load
 from openbook.config.rules.combinations import TEACHERS
 from openbook.errors import OpenBookError
+from openbook.exchange.settings import read_settings
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
+from openbook.serving.current import Source
+from openbook.serving.served import HowToAnswer
 from openbook.tracking.checkpoint import read_checkpoint
+from openbook.tracking.run_folder import RunFolder
+from tests.commands.test_exchange import AS_RAG
 from tests.decoder_only import causal_folder
 from tests.small_system import SmallSystem, column, on_two_ranks, whole_and_resumed
 from tests.training.test_accumulate import same_gradients
@@ -67,6 +75,38 @@ def test_the_generator_alone_learns_beside_frozen_encoders(small_system: SmallSy
     train(small_system.config(tmp_path / "run", ALL, "objective=generator_only", *frozen, "trainer.max_steps=12"))
     nll = list(column(tmp_path / "run", "train/nll").values())
     assert sum(nll[-3:]) < 0.8 * sum(nll[:3])
+
+
+def test_a_run_is_asked_drawn_from_and_exported_as_what_it_is(small_system: SmallSystem, tmp_path: Path) -> None:
+    """An encoder-decoder and encoders that could be transformers' RAG, but for what the generator reads."""
+    words = [ALL, "objective=attention_distillation", *AS_RAG, "decode.sample=true", "trainer.max_steps=1"]
+    run = train(small_system.config(tmp_path / "run", *words, "evaluate.before_training=false", "data.validation="))
+    out = export(run, tmp_path / "out")
+    assert "`rag`: the generator reads all passages at once" in (out / "README.md").read_text()
+    assert not (out / "config.json").exists() and (out / "generator/config.json").is_file()
+    assert read_settings(out)["generator.reads"] == "all"
+    served = load(Source(str(run)))
+    drawn = [json.loads(line)["prediction"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in (small_system.data / "test.jsonl").read_text().splitlines()]
+    asked = served.answer([one["question"] for one in questions], ids=[one["id"] for one in questions])
+    assert [one.prediction for one in asked] == drawn
+    for objective in ("rag_token", "rag_sequence"):
+        with pytest.raises(OpenBookError, match=r"reads all passages at once and has no marginal over them"):
+            served.answer(["who ?"], HowToAnswer(objective))  # type: ignore[arg-type]
+    assert _tested(RunFolder(run).load_config([], training=False))["objective"] == "all_passages"
+
+
+def test_a_question_without_passages_has_no_likelihood(small_system: SmallSystem, tmp_path: Path) -> None:
+    frozen = [f"retriever.train_{side}_encoder=false" for side in ("question", "passage")]
+    test = tmp_path / "test.jsonl"
+    lines = (small_system.data / "test.jsonl").read_text().splitlines()
+    strange = json.loads(lines[0]) | {"id": "strange", "question": "who ?"}
+    test.write_text("\n".join([*lines[1:4], json.dumps(strange)]) + "\n")
+    words = [ALL, "objective=generator_only", "retriever.kind=bm25", *frozen, f"data.test={test}", "data.validation="]
+    run = train(small_system.config(tmp_path / "run", *words, "trainer.max_steps=1", "evaluate.before_training=false"))
+    found = {one["id"]: one for one in map(json.loads, (run / "predictions.jsonl").read_text().splitlines())}
+    assert found["strange"]["passages"] == [] and found["strange"]["gold_logprob"] is None
+    assert all(one["gold_logprob"] < 0 for name, one in found.items() if name != "strange")
 
 
 def test_two_ranks_train_as_one(small_system: SmallSystem, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
+from openbook.models.pretrained import DROPOUTS, drops_out, set_dropout
 from openbook.models.seq2seq import Seq2SeqGenerator, load_generator
 from openbook.models.small_reader.layers import Memory, ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
@@ -252,6 +253,28 @@ def test_alone_is_what_the_reader_of_one_passage_says(system: System) -> None:
     assert not readings.alone.requires_grad and readings.together.requires_grad
     every = read_all(system.generator, system.batch, ROWS, system.contexts)
     assert torch.equal(every, readings.together[:, 0]) and every.requires_grad
+
+
+def test_opinions_are_those_of_the_whole_generator(system: System) -> None:
+    if system.kind == "small reader":
+        pytest.skip("has no dropout")
+    generator = copy.deepcopy(system.generator)
+    set_dropout(generator.model.config, 0.5)
+    for part in generator.modules():  # what they have read off the configuration when they were made
+        for name in ("p", *DROPOUTS):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.5)
+    assert not drops_out(generator)
+    kept = list(generator.train().modules())[-1].eval()
+    assert drops_out(generator)
+    found = read_together(generator, system.batch, ROWS, system.contexts, leave_one_out=True)
+    plain = read_together(system.generator, system.batch, ROWS, system.contexts, leave_one_out=True)
+    mask = system.batch.target_mask[:, None].expand(*ROWS.shape, -1)
+    assert found.without is not None and plain.without is not None
+    torch.testing.assert_close(found.alone[mask], plain.alone[mask], atol=1e-9, rtol=0)
+    torch.testing.assert_close(found.without[mask], plain.without[mask], atol=1e-9, rtol=0)
+    assert not torch.allclose(found.together, plain.together)
+    assert generator.training and not kept.training and sum(part.training for part in generator.modules()) > 10
 
 
 def test_one_passage_is_the_reader_of_one_passage_bit_for_bit(system: System) -> None:

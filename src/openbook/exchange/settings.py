@@ -15,7 +15,7 @@ FILE = "openbook.json"
 SETTINGS = (
     *("data.max_question_tokens", "data.max_passage_tokens", "data.max_context_tokens", "data.max_target_tokens"),
     *("data.long_questions", "retriever.question_prefix", "retriever.passage_prefix", "retriever.passage_layout"),
-    *("retriever.rerank", "generator.prompt", "generator.question"),
+    *("retriever.rerank", "generator.prompt", "generator.question", "generator.reads"),
     *("generator.source_language", "generator.target_language", "decode."),
     *("evaluate.n_docs", "evaluate.task", "evaluate.labels", "evaluate.regex_answers", "evaluate.identical_ids"),
 )

@@ -27,7 +27,7 @@ from openbook.models.all_passages.reading import FusedContexts, side_by_side
 from openbook.models.contexts import ContextBuilder, null_documents
 from openbook.models.generator import Generator
 from openbook.objectives.by_name import OBJECTIVES
-from openbook.objectives.marginal import doc_logprobs, posterior, token_posterior
+from openbook.objectives.marginal import all_passages_nll, doc_logprobs, posterior, token_posterior
 from openbook.retrieval.base import Retriever
 
 
@@ -127,7 +127,7 @@ class Answering:
         how, prior, reads = self.decode, doc_logprobs(doc_scores), self.likelihood
         limits, ngram = (how.max_tokens, how.min_tokens, how.length_penalty, how.n_best), how.no_repeat_ngram
         if how.sample or (reads == "rag_sequence" and how.rag_sequence == "greedy"):
-            objective: Any = reads
+            objective: Any = "closed_book" if reads == "all_passages" else reads  # one context
             if how.sample:
                 decoded = sample(
                     generator,
@@ -227,6 +227,6 @@ def _stacked(targets: Sequence[Sequence[Tensor]]) -> Tensor:
 def _nll(reads: str, token_logprobs: Tensor, doc_scores: Tensor, labels: Tensor) -> Tensor:
     """-log p(y|x) [batch, n_targets] of every target."""
     mask = labels != IGNORED_LABEL
-    nll_of = OBJECTIVES["closed_book" if reads == "all_passages" else reads]
+    nll_of = all_passages_nll if reads == "all_passages" else OBJECTIVES[reads]
     parts = [nll_of(token_logprobs[:, :, n], doc_scores, mask[:, n]) for n in range(labels.shape[1])]
     return torch.stack(parts, 1)

@@ -27,7 +27,7 @@ from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder, standalone, write_modules
 from openbook.models.linear import Linear, new_projection, read_dense, write_dense
 from openbook.models.lora import merged
-from openbook.models.pretrained import DROPOUTS, OFFSET_POSITIONS, load_weights, loading, model_folder, set_dropout
+from openbook.models.pretrained import OFFSET_POSITIONS, drops_out, load_weights, loading, model_folder, set_dropout
 
 
 class TextEncoder(nn.Module):
@@ -80,11 +80,7 @@ class TextEncoder(nn.Module):
     @property
     def has_dropout(self) -> bool:
         """Whether dropout is at work: then embeddings are fit for learning and for nothing else."""
-        if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in self.modules()):
-            return True
-        # Llama's kin have no such layer: attention reads the rate from a number.
-        rates = (getattr(getattr(self.model, "config", None), name, 0) for name in DROPOUTS)
-        return self.training and any(float(rate or 0) > 0 for rate in rates)
+        return drops_out(self)
 
     def freeze_word_embeddings(self) -> None:
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""

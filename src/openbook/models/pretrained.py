@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -33,6 +34,15 @@ DROPOUTS = """dropout dropout_rate attention_dropout activation_dropout hidden_d
 def set_dropout(config: Any, dropout: float) -> None:
     """One probability of dropout in all layers that the configuration names one for."""
     config.update({name: dropout for name in DROPOUTS if hasattr(config, name)})
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether dropout is at work in a model, or in the one that it holds as `model`."""
+    if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in model.modules()):
+        return True
+    # Llama's kin and BART's have no such layer: they read the rate from a number.
+    config = getattr(getattr(model, "model", model), "config", None)
+    return model.training and any(float(getattr(config, name, 0) or 0) > 0 for name in DROPOUTS)
 
 
 def model_folder(name: str) -> str:

@@ -27,6 +27,11 @@ LIKELIHOOD_OF: dict[str, Reading] = {
 }
 
 
+def likelihood_of(objective: str, reads: str) -> Reading:
+    """The same, whether the generator reads one passage at a time or all of them (generator.reads)."""
+    return "all_passages" if reads == "all" else LIKELIHOOD_OF[objective]
+
+
 OBJECTIVES: dict[str, Loss] = {
     "rag_token": rag_token_nll,
     "rag_sequence": rag_sequence_nll,

@@ -69,6 +69,13 @@ def closed_book_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Ten
     return -masked_logprobs(token_logprobs, target_mask).sum((1, 2))
 
 
+def all_passages_nll(token_logprobs: Tensor, doc_scores: Tensor, target_mask: Tensor) -> Tensor:
+    """-log p(y | x, z_1 .. z_K) of a reader of all passages: token_logprobs [batch, 1, target_len]; of doc_scores only
+    whether there is any passage."""
+    nll = closed_book_nll(token_logprobs, doc_scores[:, :1], target_mask)
+    return torch.where((doc_scores != -torch.inf).any(1), nll, torch.inf)
+
+
 def doc_logprobs(doc_scores: Tensor) -> Tensor:
     """log p(z_k|x) [batch, n_docs], normalised over the n_docs retrieved only; -inf stays -inf.
 

@@ -114,6 +114,13 @@ class Served:
             raise OpenBookError(
                 "this run reads no passages", got="objective closed_book", action="Leave objective and n_docs out."
             )
+        if tested.likelihood == "all_passages" and how.objective:
+            raise OpenBookError(
+                "this run's generator reads all passages at once and has no marginal over them",
+                where="objective",
+                got=how.objective,
+                expected="none",
+            )
         likelihood: Objective = how.objective or tested.likelihood  # type: ignore[assignment]
         if how.decoding and likelihood != "rag_sequence":
             raise OpenBookError(

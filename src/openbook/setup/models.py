@@ -25,7 +25,7 @@ from openbook.models.probe import freeze_unreached, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.objectives.by_name import LIKELIHOOD_OF
+from openbook.objectives.by_name import likelihood_of
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.bm25 import BM25Index, BM25Retriever, passage_texts
@@ -121,7 +121,7 @@ def answering(config: Config, parts: Parts, generator: Generator, contexts: Cont
         corpus=parts.corpus,
         targets=lambda texts: labelled(parts.generator_tokenizer, texts, config.data.max_target_tokens),
         detokenize=detokenizer(config, parts),
-        likelihood="all_passages" if config.generator.reads == "all" else LIKELIHOOD_OF[config.objective],
+        likelihood=likelihood_of(config.objective, config.generator.reads),
         n_docs=evaluation.n_docs or config.retriever.n_docs,
         decode=replace(config.decode, max_tokens=max_tokens),
         task=evaluation.task,

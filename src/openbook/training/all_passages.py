@@ -22,7 +22,7 @@ from openbook.batch import MISSING_ROW, Batch
 from openbook.models.all_passages.reading import Readings, read_together
 from openbook.objectives.distillation import distilled, expected_likelihood
 from openbook.objectives.fused import FusedLoss
-from openbook.objectives.marginal import closed_book_nll, masked_logprobs
+from openbook.objectives.marginal import all_passages_nll, closed_book_nll, masked_logprobs
 from openbook.training.rag_module import RagModule, Read
 
 
@@ -53,8 +53,9 @@ class AllPassagesModule(RagModule):
         taught = self._taught(opinion, doc_scores)
         learns = (loss_weight != 0) & taught.isfinite()
         loss = every.loss + (torch.where(learns, taught, 0.0) * loss_weight).sum()
-        nll = closed_book_nll(every.token_logprobs, doc_scores[:, :1], batch.target_mask)
-        return Read(loss, every.nll + taught.detach(), nll, alone)
+        nll = all_passages_nll(every.token_logprobs, doc_scores, batch.target_mask)
+        minimised = torch.where(nll.isinf(), nll, every.nll + taught.detach())  # without a passage there is neither
+        return Read(loss, minimised, nll, alone)
 
     def _through_head(self, hidden: Tensor, batch: Batch, present: Tensor, loss_weight: Tensor) -> FusedLoss:
         """Hidden states [batch, n, target_len, dim] through the head. Only those read from all passages, n = 1, have a

@@ -25,7 +25,6 @@ from openbook.exchange.push import push, reserve
 from openbook.exchange.rag import CLASSES, RagParts, differing_contexts, read_config, why_no_rag, write_rag
 from openbook.exchange.settings import write_settings
 from openbook.inference.evidence import best_passages
-from openbook.objectives.by_name import LIKELIHOOD_OF
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.prepare import Prepared
 from openbook.tracking.run_folder import RunFolder, read_json
@@ -133,7 +132,7 @@ def _write_rag(module: RagModule, prepared: Prepared, written: Written, rows: np
         generator=module.generator,
         question_tokenizer=parts.question_tokenizer,
         generator_tokenizer=parts.generator_tokenizer,
-        likelihood=LIKELIHOOD_OF[config.objective],
+        likelihood=module.answering.likelihood,
         template=config.generator.prompt,
         question_prefix=parts.question_format.prefix,
         temperature=retriever.temperature,

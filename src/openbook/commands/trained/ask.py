@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from openbook.commands.trained.serve import load, settings_of
 from openbook.config.data import CHANGED, EMBEDDED, QUESTIONS
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.objectives.by_name import LIKELIHOOD_OF
+from openbook.objectives.by_name import likelihood_of
 from openbook.serving.batcher import Batcher
 from openbook.serving.current import Current, described
 from openbook.serving.server import bound_socket, is_loopback, run_server, url_of
@@ -70,16 +71,20 @@ def show_page(run: str, overrides: Sequence[str], corpora: Sequence[str]) -> Non
 
     by_name = {name: Current(load, source.with_corpus(name)) for name in names}
     say(described(by_name[config.data.corpus].served()))
-    tested = {
-        "run": source.run,
-        "objective": LIKELIHOOD_OF[config.objective],
+    tested = {"run": source.run, **_tested(config)}
+    with closing(Batcher(config.serve.batch_size, config.serve.max_waiting)) as batcher:
+        app = create_page(by_name, tested, batcher, config.serve)
+        run_server(app, bound, config.serve, "", told=f"ask at {url_of(bound)}; Ctrl-C ends it")
+
+
+def _tested(config: Config) -> dict[str, Any]:
+    """By what the run was tested."""
+    return {
+        "objective": likelihood_of(config.objective, config.generator.reads),
         "n_docs": config.evaluate.n_docs or config.retriever.n_docs,
         "beams": config.decode.beams,
         "decoding": config.decode.rag_sequence,
     }
-    with closing(Batcher(config.serve.batch_size, config.serve.max_waiting)) as batcher:
-        app = create_page(by_name, tested, batcher, config.serve)
-        run_server(app, bound, config.serve, "", told=f"ask at {url_of(bound)}; Ctrl-C ends it")
 
 
 def _check_answers(config: Config) -> None:

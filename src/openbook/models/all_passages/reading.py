@@ -21,6 +21,7 @@ from openbook.batch import IGNORED_LABEL, MISSING_ROW, Batch, to_device
 from openbook.data.inputs import decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.models.all_passages.cross_mass import watched
+from openbook.models.all_passages.undropped import without_dropout
 from openbook.models.cast_weights import with_weights_cast
 from openbook.models.contexts import ContextBuilder
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
@@ -32,9 +33,9 @@ Groups = Sequence[Sequence[int]]  # Numbers of contexts, each group of one quest
 class Readings(NamedTuple):
     """Decoder states of a batch's targets: together [batch, 1, target_len, dim], with gradient.
 
-    Without gradient: alone [batch, n_docs, target_len, dim], read from each passage by itself; without, of the same
-    shape, from all passages but one; attention [batch, n_docs], what cross-attention reads of each passage, a mean over
-    heads, layers and target tokens."""
+    Without gradient and without dropout: alone [batch, n_docs, target_len, dim], read from each passage by itself;
+    without, of the same shape, from all passages but one; attention [batch, n_docs], what cross-attention reads of each
+    passage, a mean over heads, layers and target tokens."""
 
     together: Tensor
     alone: Tensor
@@ -58,8 +59,8 @@ def read_together(
     leave_one_out: bool = False,
     attention: bool = False,
 ) -> Readings:
-    """rows [batch, n_docs] on the CPU, MISSING_ROW where there is no passage. Every context is encoded once; groups of
-    them are gathered without the padding between them, and go through the decoder in passes of like length.
+    """rows [batch, n_docs] on the CPU, MISSING_ROW where there is no passage. Every context is encoded once, with
+    dropout twice; groups of contexts are gathered without padding and decoded in passes of like length.
 
     leave_one_out, attention: whether `without` and `attention` are wanted. One passage has no others: `without` then
     reads the passage itself. attention: of generators with cross-attention (models/all_passages/cross_mass.py)."""
@@ -73,7 +74,8 @@ def read_together(
     def run() -> Readings:
         read = _reader(generator, batch, rows, contexts)
         states = shaped(read(together))
-        with torch.no_grad():
+        with torch.no_grad(), without_dropout(cast(nn.Module, generator)) as dropped:
+            read = _reader(generator, batch, rows, contexts) if dropped else read
             return Readings(
                 states,
                 shaped(read([[number] for number in range(rows.numel())])),
@@ -96,8 +98,7 @@ def side_by_side(contexts: ContextBuilder, questions: Sequence[Sequence[int]], r
         return contexts.together(questions, rows)
     ids, mask = contexts(questions, rows)
     mask = mask.view(*rows.shape, -1)
-    for number, (_, present) in enumerate(_present(rows)):
-        mask[number] &= torch.from_numpy(present)[:, None]
+    mask &= torch.from_numpy(np.stack([present for _, present in _present(rows)]))[:, :, None]
     return ids.view(len(rows), -1), mask.view(len(rows), -1)
 
 
