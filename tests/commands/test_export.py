@@ -11,11 +11,12 @@ import torch
 
 from openbook.__main__ import main
 from openbook.commands.exchange.export import export
+from openbook.commands.index_add import index_add
 from openbook.commands.train import train
 from openbook.models.seq2seq import load_generator
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder
-from tests.commands.test_exchange import predictions
+from tests.commands.test_exchange import AS_RAG, predictions
 from tests.small_system import SmallSystem
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,3 +68,18 @@ def test_adapters_alone_or_merged(small_system: SmallSystem, tmp_path: Path) -> 
         torch.testing.assert_close(merged(input_ids=ids, decoder_input_ids=ids).logits, theirs, atol=1e-5, rtol=1e-4)
     assert (theirs - before).abs().max() > 1e-3
     assert any(".lora_" in name for name in read_checkpoint(run.last)["state_dict"])
+
+
+def test_line_ends_of_a_prompt_and_passages_that_were_added(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompt = r"generator.prompt={title}\n: {passage}\n, {question}"
+    run = train(small_system.config(tmp_path / "run", *AS_RAG, prompt, *SHORT))
+    (tmp_path / "more.jsonl").write_text(json.dumps({"id": "new", "title": "psi", "text": "the river of alpha"}) + "\n")
+    assert index_add(str(run), [str(tmp_path / "more.jsonl")])
+    out = export(run, tmp_path / "out")
+    config, card = json.loads((out / "config.json").read_text()), (out / "README.md").read_text()
+    assert (config["title_sep"], config["doc_sep"]) == ("\n: ", "\n, ")
+    assert "contexts of 7 test questions as the run reads them" in card
+    assert "new" in (out / "index/ids.txt").read_text().splitlines()
+    assert "38 passages" in card and "the metrics are of fewer" in card and "the metrics are" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from openbook.commands.exchange.export import export
 from openbook.commands.exchange.imports import import_folder
 from openbook.errors import OpenBookError
 from openbook.exchange.rag import CLASSES
+from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import RunFolder
 from tests.commands.test_exchange import alone, predictions
 from tests.exchange.test_pickled import pickled
@@ -80,6 +82,9 @@ def test_a_rag_of_transformers(objective: str, small_system: SmallSystem, tmp_pa
     assert (config.objective, config.retriever.n_docs, config.data.max_context_tokens) == (objective, 3, 77)
     assert config.generator.prompt == "the {title} . {passage} : {question}"
     ours = predictions(evaluate(tmp_path / "run").parent)
+    start = [f"{part}.start_from={tmp_path / 'run'}" for part in ("retriever", "generator")]
+    more = ["trainer.max_steps=1", f"data.train={small_system.data / 'train.jsonl'}", "data.validation=", *start]
+    assert main(["train", objective, f"run.dir={tmp_path / 'on'}", *words, *more, "wandb.mode=disabled"]) == 0
     out = export(tmp_path / "run", tmp_path / "out")
     again = CLASSES[objective].from_pretrained(out)
     wanted, found = model.state_dict(), again.state_dict()
@@ -89,6 +94,10 @@ def test_a_rag_of_transformers(objective: str, small_system: SmallSystem, tmp_pa
         theirs = alone(small_system, out, False, tmp_path / "out.json", "RagSequenceForGeneration")
         for one in theirs:
             assert one["loss"] == pytest.approx(-ours[one["id"]]["gold_logprob"], abs=1e-5)
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_what_is_missing_or_too_much_is_refused(small_system: SmallSystem, tmp_path: Path) -> None:
@@ -108,6 +117,19 @@ def test_what_is_missing_or_too_much_is_refused(small_system: SmallSystem, tmp_p
         with pytest.raises(OpenBookError, match=said):
             import_folder(str(old), tmp_path / "run", passage_encoder=str(tmp_path / "ctx"))
         assert not (tmp_path / "run/config.yaml").exists()
+    rag, encoder = str(tmp_path / "rag"), str(tmp_path / "ctx")
+    with pytest.raises(OpenBookError, match=r"unknown key.*data\.corpsu.*data\.corpus"):
+        import_folder(rag, tmp_path / "run", ["data.corpsu=x"], passage_encoder=encoder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WholeCheckpoints, "save_checkpoint", no_space)
+        with pytest.raises(OpenBookError, match="the disk is full"):
+            import_folder(rag, tmp_path / "run", passage_encoder=encoder)
+    assert not (tmp_path / "run").exists() and not list(tmp_path.glob(".run*"))
+    (tmp_path / "mine/models").mkdir(parents=True)
+    (tmp_path / "mine/models/weights").write_text("precious")
+    with pytest.raises(OpenBookError, match="the folder to import to has something in it"):
+        import_folder(rag, tmp_path / "mine", passage_encoder=encoder)
+    assert (tmp_path / "mine/models/weights").read_text() == "precious"
     content = json.loads((tmp_path / "rag/config.json").read_text())
     (tmp_path / "rag/config.json").write_text(json.dumps(content | {"architectures": ["RagModel"]}))
     with pytest.raises(OpenBookError, match="does not say how it marginalises"):
@@ -115,7 +137,9 @@ def test_what_is_missing_or_too_much_is_refused(small_system: SmallSystem, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["encoder", "generator"])
-def test_pickled_weights_of_any_model(kind: str, small_system: SmallSystem, tmp_path: Path) -> None:
+def test_pickled_weights_of_any_model(
+    kind: str, small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = pickled(getattr(small_system, kind), tmp_path / "old")
     assert main(["import", str(source), str(tmp_path / "new")]) == 0
     assert (tmp_path / "new/model.safetensors").is_file() and not (tmp_path / "new/pytorch_model.bin").exists()
@@ -123,6 +147,13 @@ def test_pickled_weights_of_any_model(kind: str, small_system: SmallSystem, tmp_
         import_folder(str(source), tmp_path / "other", ["seed=1"])
     with pytest.raises(OpenBookError, match="the folder to import to has something in it"):
         import_folder(str(source), tmp_path / "new")
+    facts = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(facts | {"model_type": "of-tomorrow"}))
+    with pytest.raises(OpenBookError, match=r"the model's configuration cannot be loaded .*of-tomorrow"):
+        import_folder(str(source), tmp_path / "other")
+    monkeypatch.chdir((tmp_path / "here").mkdir() or tmp_path / "here")
+    with pytest.raises(OpenBookError, match="the folder to import to is the one that this runs in"):
+        import_folder(str(source), ".")
     shutil.rmtree(source)
     with pytest.raises(OpenBookError, match="no such folder"):
         import_folder(str(source), tmp_path / "other")

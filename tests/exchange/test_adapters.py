@@ -78,6 +78,28 @@ def test_what_peft_writes_is_read(base: Path, rslora: bool, tmp_path: Path) -> N
     torch.testing.assert_close(logits(plain.model), logits(theirs), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"lora_bias": True}, "lora_bias"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights 'olora'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),
+        ({"use_dora": True}, "use_dora"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"rank_pattern": {"q_proj": 1}}, "rank_pattern"),
+    ],
+)
+def test_what_changes_more_than_the_product_is_refused(
+    setting: dict[str, Any], said: str, generator_folder: Path, tmp_path: Path
+) -> None:
+    plain = load_generator(str(generator_folder), 0.0, 0)
+    asked: Any = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], **setting)
+    peft.get_peft_model(copy.deepcopy(plain.model), asked).save_pretrained(tmp_path)
+    with pytest.raises(OpenBookError, match=f"of a kind that is not read here .*got LORA with {said}"):
+        load_adapters(plain.model, LoraConfig(), str(tmp_path), KEY)
+
+
 def test_adapters_of_another_kind_scale_or_model_are_refused(generator_folder: Path, tmp_path: Path) -> None:
     settings = LoraConfig(rank=3, targets="q_proj")
     trained = generator_of(generator_folder, settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -67,6 +68,15 @@ def test_an_index_of_a_gpu_comes_as_one_of_the_cpu(dtype: torch.dtype) -> None:
     ours, our_rows = storage.search(torch.from_numpy(queries), TOP_K)
     np.testing.assert_array_equal(rows[places], our_rows)
     np.testing.assert_allclose(scores, ours, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["p3\n", "p\u20283", "\np3"])
+def test_an_id_that_is_no_line_is_refused(name: str, corpus: Corpus, tmp_path: Path) -> None:
+    passage, index = corpus.passage, filled("Flat", vectors_and_queries()[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "passage", lambda row: replace(passage(row), id=name) if row == 3 else passage(row))
+        with pytest.raises(OpenBookError, match=r"a passage id is no single line \(data\.corpus\)"):
+            write_index(index, corpus, tmp_path)
 
 
 def test_an_index_of_other_passages_is_refused(corpus: Corpus, tmp_path: Path) -> None:

@@ -76,6 +76,32 @@ def test_a_pickle_that_does_more_is_refused_and_does_not_run(tmp_path: Path) -> 
     torch.save({"weight": torch.ones(2), "step": 3}, tmp_path / "pytorch_model.bin")
     with pytest.raises(OpenBookError, match=r"not a state_dict of tensors .*got step"):
         read_pickled(tmp_path / "pytorch_model.bin")
+    torch.save({"weight": torch.ones(2).to_sparse()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(OpenBookError, match=r"a tensor that safetensors cannot hold .*got weight, sparse"):
+        read_pickled(tmp_path / "pytorch_model.bin")
     torch.save([torch.ones(2)], tmp_path / "pytorch_model.bin")
     with pytest.raises(OpenBookError, match=r"not a state_dict of tensors .*got list"):
         read_pickled(tmp_path / "pytorch_model.bin")
+
+
+def test_damaged_files_are_one_error_that_advises_nothing_unsafe(generator_folder: Path, tmp_path: Path) -> None:
+    whole = (pickled(generator_folder, tmp_path / "old") / "pytorch_model.bin").read_bytes()
+    path = tmp_path / "pytorch_model.bin"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    for content, said in (
+        (whole[: len(whole) // 2], "damaged, or cannot be read"),
+        (whole[:3000], "damaged, or cannot be read"),
+        (pointer, r"not a file of pickled weights .*\d+ bytes .*`git lfs pull`"),
+        (bytes(400), "not a file of pickled weights"),
+        (b"", "not a file of pickled weights"),
+        (pickle.dumps(Harm()), "without executing"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(OpenBookError, match=said) as caught:
+            read_pickled(path)
+        assert "weights_only" not in str(caught.value)
+    (tmp_path / "old/pytorch_model.bin").unlink()
+    for index in ('{"metadata": {}}', "{", "[]", '{"weight_map": []}'):
+        (tmp_path / "old/pytorch_model.bin.index.json").write_text(index)
+        with pytest.raises(OpenBookError, match=r"not an index of weights in several files .*index\.json"):
+            converted(tmp_path / "old", tmp_path / "new")

@@ -52,7 +52,8 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append((self.path, []))
         missing = "/refused" in self.path
-        self._answer({"error": "no such repository"} if missing else {"id": "me/model"}, 404 if missing else 200)
+        there = {"id": "me/model", "private": "/seen/" not in self.path}
+        self._answer({"error": "no such repository"} if missing else there, 404 if missing else 200)
 
     def _answer(self, content: dict[str, Any], code: int = 200) -> None:
         body = json.dumps(content).encode()
@@ -110,6 +111,15 @@ def test_a_hub_that_refuses(hub: tuple[str, list[tuple[str, Any]]], tmp_path: Pa
     done = pushed(tmp_path / "out", "refused/model", "private", hub[0])
     assert done.returncode != 0
     assert "the hub does not take it (--push refused/model)" in done.stderr and "`hf auth login` logs in" in done.stderr
+
+
+def test_a_repository_that_everybody_sees(hub: tuple[str, list[tuple[str, Any]]], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/README.md").write_text("# a card\n")
+    done = pushed(tmp_path / "out", "seen/model", "private", hub[0])
+    assert done.returncode != 0 and "the repository is public, and would show" in done.stderr
+    assert not any("/commit/" in path for path, _ in hub[1])
+    assert pushed(tmp_path / "out", "seen/model", "public", hub[0]).returncode == 0
 
 
 def test_offline_it_is_said_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from openbook.commands.evaluate import load_trained
 from openbook.commands.train import train
 from openbook.config.models import GeneratorConfig, LoraConfig
 from openbook.config.schema import Config
@@ -18,7 +19,8 @@ from openbook.exchange.adapters import save_adapters
 from openbook.models.encoders import load_encoder
 from openbook.models.lora import add_adapters
 from openbook.models.seq2seq import load_generator
-from openbook.setup.start_from import resolve_start
+from openbook.setup.prepare import prepare
+from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.start_generator import resolve_generator, start_generator
 from openbook.tracking.checkpoint_io import WholeCheckpoints, read_checkpoint
 from openbook.tracking.run_folder import RunFolder
@@ -100,6 +102,44 @@ def test_a_folder_of_adapters_names_its_model(small_system: SmallSystem, tmp_pat
     mine = generator_of(config)
     start_generator(config, mine)
     torch.testing.assert_close(logits(mine), logits(theirs), atol=1e-5, rtol=1e-5)
+
+
+def test_a_base_of_another_machine_is_the_model_that_is_named(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("peft")
+    lora, folder = LoraConfig(rank=2, targets="q_proj"), tmp_path / "peft"
+    theirs = load_generator(str(small_system.generator), 0.0, 0, GeneratorConfig(lora=lora))
+    save_adapters(theirs.model, lora, "/content/drive/bart", folder, "SEQ_2_SEQ_LM")
+    config = resolve_generator(small_system.config(tmp_path / "run", f"generator.start_from={folder}"))
+    assert config.generator.model == str(small_system.generator)
+    start = resolve_start(small_system.config(tmp_path / "run", f"retriever.start_from={folder}"))
+    assert start.retriever.passage_encoder == str(small_system.encoder)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("were trained over /content/drive/bart, which is not here:") == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_encoders_of_a_run_are_taken_and_its_adapters_merged(small_system: SmallSystem, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    lora = ["retriever.lora.rank=2", "retriever.lora.targets=query", "optim.lr=0.05", "trainer.max_steps=2"]
+    short = ["data.validation=", "data.test=", "generator.model=minilm", "warmup.steps=0"]
+    source = RunFolder(train(small_system.config(tmp_path / "source", *lora, *short)))
+    theirs: Any = load_trained(source, source.load_config([], training=False))[0]
+    unnamed = ["retriever.question_encoder=minilm", "retriever.passage_encoder=minilm"]
+    start = f"retriever.start_from={source.path}"
+    config = resolve_start(small_system.config(tmp_path / "run", *short, *unnamed, start))
+    assert config.retriever.question_encoder == str(small_system.encoder)
+    mine: Any = prepare(config).module()
+    rows = torch.arange(5)
+    before = mine.retriever.eval().passages.encode(rows)
+    start_encoders(config, mine.retriever)
+    after, wanted = mine.retriever.passages.encode(rows), theirs.retriever.eval().passages.encode(rows)
+    assert (before - wanted).abs().max() > 1e-3
+    torch.testing.assert_close(after, wanted, atol=1e-5, rtol=1e-4)
+    plain = made_run(small_system, tmp_path / "plain")[0]
+    with pytest.raises(OpenBookError, match=r"cannot lie on weights .*openbook export .*plain OUT`, and retriever\.st"):
+        resolve_start(small_system.config(tmp_path / "run", f"retriever.start_from={plain}", *lora[:1]))
 
 
 def test_what_cannot_be_started_from(small_system: SmallSystem, tmp_path: Path) -> None:

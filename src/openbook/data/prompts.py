@@ -153,11 +153,16 @@ class Prompt:
         return self.words if self.encoded else (*self.words[:-1], self.words[-1][:-1])
 
 
+def with_line_ends(template: str) -> str:
+    """The two signs \\n are a line's end, as a shell hands it over."""
+    return template.replace("\\n", "\n")
+
+
 def read_template(template: str, needed: Sequence[str]) -> tuple[list[str], list[str], frozenset[str]]:
-    """(words between the fields, fields, fields with a space before them) of a template; the two signs \\n are a line's
-    end, as a shell hands it over. OpenBookError on one that cannot be a prompt. needed: fields that must be in it."""
+    """(words between the fields, fields, fields with a space before them) of a template. OpenBookError on one that
+    cannot be a prompt. needed: fields that must be in it."""
     words, fields, spaced, at = list[str](), list[str](), set[str](), 0
-    template = template.replace("\\n", "\n")
+    template = with_line_ends(template)
     for found in _FIELD.finditer(template):
         space, field = found.groups()
         words.append(template[at : found.start()])

@@ -13,12 +13,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from openbook.config.models import LoraConfig
+from openbook.config.models import MINILM, LoraConfig
 from openbook.errors import OpenBookError
 from openbook.models.lora import ALL, has_adapters
+from openbook.utils.console import say
+from openbook.utils.outside import is_hub_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _BEFORE, _NAME = "base_model.model.", ".default"  # what peft puts around the names of layers
+
+
+# Keys of adapter_config.json that do not change what W + scale B A is; any other that says something is refused, for
+# peft knows ever more of them.
+_PLAIN = frozenset(
+    """peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules
+    exclude_modules lora_alpha lora_dropout fan_in_fan_out bias use_rslora layers_to_transform layers_pattern
+    init_lora_weights eva_config megatron_core qalora_group_size runtime_config ensure_weight_tying""".split()
+)
+# How A and B began where W was left alone; pissa, olora and their like take from W what they put into A and B.
+_STARTS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 def is_adapter_folder(name: str) -> bool:
@@ -35,8 +48,10 @@ def read_adapter_config(folder: str, key: str) -> dict[str, Any]:
     except ValueError as error:
         raise OpenBookError("damaged JSON", where=path, got=error, action="Copy the file again.") from error
     kind = str(config.get("peft_type"))
-    extras = [one for one in ("use_dora", "modules_to_save", "rank_pattern", "alpha_pattern") if config.get(one)]
+    extras = [one for one, value in config.items() if value and one not in _PLAIN]
     extras += ["bias"] if config.get("bias", "none") != "none" else []
+    start = config.get("init_lora_weights", True)
+    extras += [f"init_lora_weights {start!r}"] if start not in _STARTS else []
     if kind != "LORA" or extras:
         raise OpenBookError(
             "adapters of a kind that is not read here",
@@ -53,6 +68,16 @@ def read_adapter_config(folder: str, key: str) -> dict[str, Any]:
             action=f"`openbook import {folder} OUT` converts adapter_model.bin.",
         )
     return config
+
+
+def base_of(folder: str, key: str, named: str) -> str:
+    """The model under a folder's adapters, "" where it states none. named: in the configuration; it is taken where the
+    folder states a path of another machine."""
+    base = str(read_adapter_config(folder, key).get("base_model_name_or_path") or "")
+    if base and named not in (MINILM, base) and not (is_hub_name(base) or Path(base).exists()):
+        say(f"warning: the adapters of {folder} were trained over {base}, which is not here: {named} is taken for it")
+        return named
+    return base
 
 
 def save_adapters(model: Any, settings: LoraConfig, base: str, folder: Path, task: str | None) -> None:
@@ -117,6 +142,9 @@ def _into_adapters(model: Any, settings: LoraConfig, theirs: dict[str, Tensor], 
 
 def _into_weights(model: Any, theirs: dict[str, Tensor], scale: float, where: str) -> None:
     """W + scale B A, all of it checked before anything is added."""
+    others = [name for name in sorted(theirs) if not name.endswith((".lora_A.weight", ".lora_B.weight"))]
+    if others:
+        raise OpenBookError("weights beside the adapters", where=where, got=others[0], expected="lora_A and lora_B")
     layers = {name.rsplit(".lora_", 1)[0] for name in theirs}
     parts = dict(model.named_modules())
     changes: list[tuple[Tensor, Tensor]] = []

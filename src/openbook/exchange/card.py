@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from openbook.config.schema import Config
+from openbook.data.corpus import Corpus
 from openbook.exchange.models import Written
 
 MEASURED = {
@@ -47,12 +48,12 @@ print([ids[number] for number in numbers[0]])
 @dataclass(frozen=True)
 class Facts:
     """What a card states beside the configuration. name: of the run; summary, environment: the content of its
-    summary.json and environment.json; n_passages: of the index, 0 without one. notes: what a reader must know."""
+    summary.json and environment.json; corpus: that it answers from. notes: what a reader must know."""
 
     name: str
     summary: Mapping[str, Any]
     environment: Mapping[str, Any]
-    n_passages: int
+    corpus: Corpus
     written: Written
     notes: Sequence[str]
 
@@ -104,11 +105,12 @@ def _training(config: Config, facts: Facts) -> str:
 
 def _data(config: Config, facts: Facts) -> str:
     questions, known = facts.summary.get("questions", {}), facts.summary.get("data", {})
+    known = known | {"corpus": facts.corpus.fingerprint}  # of a run that passages were added to, a later one
     rows = []
     for split in ("corpus", "train", "validation", "test"):
         name = getattr(config.data, split)
-        if name and (split in known or split == "corpus"):
-            n = f"{facts.n_passages:,} passages" if split == "corpus" else f"{questions.get(split, 0):,} questions"
+        if name and split in known:
+            n = f"{len(facts.corpus):,} passages" if split == "corpus" else f"{questions.get(split, 0):,} questions"
             rows.append((split, Path(name).name, n, known.get(split, "")[:12]))
     return "## Data\n\n" + _table(("", "file", "size", "sha256"), rows)
 

@@ -36,8 +36,8 @@ def write_index(index: ShardIndex, corpus: Corpus, folder: Path) -> np.ndarray:
     ):
         for row in rows.tolist():
             one = corpus.passage(row)
-            if len(one.id.splitlines()) > 1:
-                raise OpenBookError("a passage id has a line break in it", where="data.corpus", got=repr(one.id))
+            if one.id.splitlines() != [one.id]:
+                raise OpenBookError("a passage id is no single line", where="data.corpus", got=repr(one.id))
             ids.write(one.id + "\n")
             text = {"id": one.id, "title": one.title, "text": one.text}
             passages.write(json.dumps(text, ensure_ascii=False) + "\n")

@@ -16,8 +16,16 @@ def reserve(name: str, public: bool = False) -> None:
         raise OpenBookError("HF_HUB_OFFLINE is set: nothing can be pushed", where="--push", action="Unset it.")
     try:
         HfApi().create_repo(name, private=not public, exist_ok=True, repo_type="model")
+        seen = not public and not HfApi().model_info(name).private  # one that is there stays as it is
     except Exception as error:  # of many kinds: no network, no login, a name that is not ours
         raise _refused(name, error) from error
+    if seen:
+        raise OpenBookError(
+            "the repository is public, and would show the models and the corpus to everybody",
+            where=f"--push {name}",
+            expected="a private repository",
+            action="--public says that they may be seen; or name another repository.",
+        )
 
 
 def push(folder: Path, name: str, message: str) -> str:

@@ -14,7 +14,6 @@ import transformers
 from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoTokenizer,
     DPRContextEncoder,
@@ -27,7 +26,15 @@ from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder, standalone, write_modules
 from openbook.models.linear import Linear, new_projection, read_dense, write_dense
 from openbook.models.lora import merged
-from openbook.models.pretrained import OFFSET_POSITIONS, drops_out, load_weights, loading, model_folder, set_dropout
+from openbook.models.pretrained import (
+    OFFSET_POSITIONS,
+    drops_out,
+    load_weights,
+    loading,
+    model_config,
+    model_folder,
+    set_dropout,
+)
 
 
 class TextEncoder(nn.Module):
@@ -157,7 +164,7 @@ def load_encoder(
     normalisation that is what DPR computes.
     """
     stated = read_folder(folder)
-    config = AutoConfig.from_pretrained(model_folder(folder), trust_remote_code=False)
+    config = model_config(folder, "retriever")
     set_dropout(config, dropout)
     config.use_cache = False  # a decoder would keep keys and values for tokens that never come
     head = []

@@ -138,9 +138,9 @@ def model_facts(name: str) -> dict[str, Any]:
     return _read_json(path) if path.is_file() else {}
 
 
-def model_config(name: str) -> Any:
-    """A model's configuration by transformers; of a hub name it is loaded."""
-    with loading("model's configuration", name, "generator.model"):
+def model_config(name: str, key: str = "generator.model") -> Any:
+    """A model's configuration by transformers; of a hub name it is loaded. key: that names the model."""
+    with loading("model's configuration", name, key):
         return AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from openbook.config.models import MINILM, GeneratorConfig
 from openbook.errors import OpenBookError
@@ -14,7 +14,7 @@ from openbook.models.attention import absorbing_pays, cache_over, cross_attentio
 from openbook.models.decoder_only.known_by import is_decoder_only
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.lora import add_adapters, merged, quantization
-from openbook.models.pretrained import load_weights, model_facts, model_folder, set_dropout
+from openbook.models.pretrained import load_weights, model_config, model_facts, model_folder, set_dropout
 from openbook.models.small_reader.model import MiniLMReader
 
 # Context tokens, padding included, that go through the encoder at once when nothing is trained: enough for full speed
@@ -141,7 +141,7 @@ def load_generator(
             got=f"{path} of type {written.get('model_type')}, architectures {written.get('architectures')}",
             expected="an encoder-decoder (BART, T5) or a causal language model (Llama, Qwen) with its head",
         )
-    config = AutoConfig.from_pretrained(model_folder(name), trust_remote_code=False)
+    config = model_config(name)
     set_dropout(config, dropout)
     # M2M100's default leaves out whole layers at random, whose gradients several ranks would wait for.
     config.update({name: 0.0 for name in ("encoder_layerdrop", "decoder_layerdrop") if hasattr(config, name)})

@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor
 
 from openbook.config.load import known_experiments
-from openbook.config.models import MINILM
+from openbook.config.models import MINILM, LoraConfig
 from openbook.config.schema import Config
 from openbook.data.corpus_build import tokens_fingerprint
 from openbook.data.encoder_inputs import encoder_format
 from openbook.errors import OpenBookError
-from openbook.exchange.adapters import is_adapter_folder, load_adapters, read_adapter_config
-from openbook.models.encoders import load_tokenizer
+from openbook.exchange.adapters import base_of, is_adapter_folder, load_adapters
+from openbook.models.encoders import load_encoder, load_tokenizer
+from openbook.models.lora import add_adapters, merged
 from openbook.models.pretrained import model_folder
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.encoders import follow_folders, sides
@@ -39,7 +40,7 @@ def resolve_start(config: Config) -> Config:
     if not name or config.objective == "closed_book":
         return config
     if is_adapter_folder(name):
-        base = str(read_adapter_config(name, KEY).get("base_model_name_or_path") or config.retriever.question_encoder)
+        base = base_of(name, KEY, config.retriever.question_encoder) or config.retriever.question_encoder
         return _with_encoders(config, (base, base), name)
     if all((Path(name) / side / "config.json").is_file() for side in SIDES):  # an export, whatever else is in it
         return _with_encoders(config, (str(Path(name) / SIDES[0]), str(Path(name) / SIDES[1])), "")
@@ -54,7 +55,9 @@ def resolve_start(config: Config) -> Config:
             got=f"{source.path}, {kind}",
             expected="a run that has trained encoders",
         )
+    config = _with_theirs(config, theirs, source)
     mine = config.retriever
+    refuse_new_adapters(mine.lora, theirs.retriever.lora, "retriever", source, "retriever.start_from=OUT")
     for my_side, their_side in zip(sides(config), sides(theirs), strict=True):
         for key in ("pooling", "normalize", "dim", "prefix"):
             here, there = getattr(my_side, key), getattr(their_side, key)
@@ -101,6 +104,30 @@ def run_to_start_from(name: str, seed: int, key: str) -> tuple[RunFolder, Config
             action=f"`make resume RUN={source.path}` trains it.",
         )
     return source, theirs
+
+
+def refuse_new_adapters(mine: LoraConfig, theirs: LoraConfig, part: str, source: RunFolder, action: str) -> None:
+    """OpenBookError for adapters over what a run without any has trained. action: the settings that have them over its
+    export."""
+    if mine.rank and not theirs.rank:
+        raise OpenBookError(
+            "new adapters cannot lie on weights that only a checkpoint holds",
+            where=f"{part}.lora.rank",
+            got=mine.rank,
+            expected="0",
+            action=f"`openbook export {source.path} OUT`, and {action}.",
+        )
+
+
+def _with_theirs(config: Config, theirs: Config, source: RunFolder) -> Config:
+    """The configuration with the encoders of the run where it names none."""
+    mine: dict[str, Any] = {side: getattr(config.retriever, side) for side in SIDES}
+    there = {side: getattr(theirs.retriever, side) for side in SIDES}
+    taken = {side: name for side, name in there.items() if mine[side] == MINILM != name}
+    if taken:
+        told = (f"retriever.{side} = {name}" for side, name in taken.items())
+        say("\n  ".join([f"as in {source.path}, from which the encoders start:", *told]))
+    return replace(config, retriever=replace(config.retriever, **taken))
 
 
 def _with_encoders(config: Config, folders: tuple[str, str], start_from: str) -> Config:
@@ -174,16 +201,29 @@ def start_encoders(config: Config, retriever: DenseRetriever) -> None:
         say(f"encoders start from the adapters of {name}")
         return
     source = RunFolder(Path(config.retriever.start_from))
-    content = read_checkpoint(source.weights(source.load_config([], training=False)))
-    for side in SIDES:
+    theirs = source.load_config([], training=False)
+    content = read_checkpoint(source.weights(theirs))
+    for at, side in enumerate(SIDES):
         prefix = f"retriever.{side}."
         weights = {
             name.removeprefix(prefix): value for name, value in content["state_dict"].items() if name.startswith(prefix)
         }
         encoder = getattr(retriever, side)
+        if not config.retriever.lora.rank and any(".lora_" in name for name in weights):
+            weights = _without_adapters(theirs, at, weights)
         check_shapes(encoder.state_dict(), weights, side, f"{KEY}: {source.path}", f"retriever.{side}")
         encoder.load_state_dict(weights)
     say(f"encoders start from {source.path}, step {content['global_step']}")
+
+
+def _without_adapters(theirs: Config, at: int, adapters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a run's encoder with adapters, these added. at: 0 for the question encoder, 1 for the other."""
+    side, width = sides(theirs)[at], theirs.retriever.projection
+    encoder = load_encoder(side.name, None, None, 0.0, dim=side.dim, projection=width, dense=not side.as_before)
+    add_adapters(encoder.model, theirs.retriever.lora, "retriever.lora", theirs.seed)
+    encoder.load_state_dict(adapters)
+    encoder.model = merged(encoder.model)
+    return encoder.state_dict()
 
 
 def check_shapes(mine: dict[str, Tensor], theirs: dict[str, Tensor], part: str, where: str, key: str) -> None:

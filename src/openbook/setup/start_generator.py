@@ -7,10 +7,10 @@ from typing import Any
 from openbook.config.models import MINILM, GeneratorConfig
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.exchange.adapters import is_adapter_folder, load_adapters, read_adapter_config
+from openbook.exchange.adapters import base_of, is_adapter_folder, load_adapters
 from openbook.models.lora import merged
 from openbook.models.seq2seq import load_generator
-from openbook.setup.start_from import check_shapes, is_model, run_to_start_from
+from openbook.setup.start_from import check_shapes, is_model, refuse_new_adapters, run_to_start_from
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.console import say
@@ -32,22 +32,14 @@ def resolve_generator(config: Config) -> Config:
         return config
     config = replace(config, warmup=replace(config.warmup, steps=0))
     if is_adapter_folder(name):
-        base = str(read_adapter_config(name, KEY).get("base_model_name_or_path") or "")
-        return _with(config, model=_one_model(mine.model, base, name))
+        return _with(config, model=_one_model(mine.model, base_of(name, KEY, mine.model), name))
     if is_model(name):
         return _with(config, model=_one_model(mine.model, name, name), start_from="")
     source, theirs = run_to_start_from(name, config.seed, KEY)
     if theirs.objective == "dpr":
         raise OpenBookError("there is no generator to start from", where=KEY, got=f"{source.path}, objective dpr")
     other = theirs.generator
-    if mine.lora.rank and not other.lora.rank:
-        raise OpenBookError(
-            "new adapters cannot lie on weights that only a checkpoint holds",
-            where="generator.lora.rank",
-            got=mine.lora.rank,
-            expected="0",
-            action=f"`openbook export {source.path} OUT`, and generator.model=OUT/generator.",
-        )
+    refuse_new_adapters(mine.lora, other.lora, "generator", source, "generator.model=OUT/generator")
     taken = {key: getattr(other, key) for key, opened in READS.items() if getattr(mine, key) == opened}
     if mine.model == MINILM != other.model:
         taken["model"] = other.model

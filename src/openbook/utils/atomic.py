@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from openbook.errors import OpenBookError
 from openbook.utils.disk import writing
 
 
@@ -61,6 +62,20 @@ def replacing_folder(path: str | Path, complete: Callable[[Path], bool] = Path.e
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():
             shutil.rmtree(before, ignore_errors=True)
+
+
+def new_folder(path: str | Path, what: str) -> Path:
+    """The absolute path of a folder to write to, in which nothing is yet. OpenBookError on one with something in it and
+    on the one that this process is in, which cannot be replaced. what: it is for, "export to"."""
+    path = Path(path).absolute()
+    here = path.resolve() in (Path.cwd(), *Path.cwd().parents)
+    if here or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise OpenBookError(
+            f"the folder to {what} " + ("is the one that this runs in" if here else "has something in it"),
+            where=path,
+            expected="a new or an empty folder",
+        )
+    return path
 
 
 def _create(path: Path) -> None:

@@ -10,6 +10,7 @@ from openbook.commands.evaluate import load_trained
 from openbook.config.schema import Config
 from openbook.data.collate import PlannedExamples
 from openbook.data.inputs import decoded
+from openbook.data.prompts import with_line_ends
 from openbook.errors import OpenBookError
 from openbook.exchange.card import Facts, model_card
 from openbook.exchange.index_files import has_datasets, write_dataset, write_index
@@ -27,9 +28,10 @@ from openbook.exchange.settings import write_settings
 from openbook.inference.evidence import best_passages
 from openbook.retrieval.dense import DenseRetriever
 from openbook.setup.prepare import Prepared
+from openbook.tracking.added_passages import answering_overrides, newest
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.training.rag_module import RagModule
-from openbook.utils.atomic import replacing_folder, write_text
+from openbook.utils.atomic import new_folder, replacing_folder, write_text
 from openbook.utils.console import say, say_result
 
 COMPARED = 64  # questions whose contexts are compared with those of RagRetriever
@@ -45,12 +47,8 @@ def export(
     OWNER/NAME of a hub's repository that the folder is pushed to, private unless public. Raises OpenBookError for a run
     without a checkpoint, and for a folder with something in it.
     """
-    source, target = RunFolder.existing(str(run)), Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OpenBookError(
-            "the folder to export to has something in it", where=target, expected="a new or an empty folder"
-        )
-    config = source.load_config([], training=False)
+    source, target = RunFolder.existing(str(run)), new_folder(folder, "export to")
+    config = source.load_config(answering_overrides(source.path), training=False)
     if adapters and not config.generator.lora.rank:
         raise OpenBookError("the run has no adapters", where="--adapters", got="generator.lora.rank 0")
     if name:
@@ -66,12 +64,14 @@ def export(
         _write_generator(module, config, prepared, written, adapters)
         if isinstance(module, RagModule) and rows is not None and not adapters:
             notes = _write_rag(module, prepared, written, rows)
+        if newest(source.path):
+            notes.append("passages were added after training (`openbook index add`): the metrics are of fewer")
         write_settings(config, new)
         facts = Facts(
             f"{config.experiment}, {source.path.name}",
             source.read_summary(),
             read_json(source.path / "environment.json"),
-            len(prepared.parts.corpus),
+            prepared.parts.corpus,
             written,
             notes,
         )
@@ -133,7 +133,7 @@ def _write_rag(module: RagModule, prepared: Prepared, written: Written, rows: np
         question_tokenizer=parts.question_tokenizer,
         generator_tokenizer=parts.generator_tokenizer,
         likelihood=module.answering.likelihood,
-        template=config.generator.prompt,
+        template=with_line_ends(config.generator.prompt),
         question_prefix=parts.question_format.prefix,
         temperature=retriever.temperature,
         n_docs=module.answering.n_docs,

@@ -13,7 +13,7 @@ from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.exchange.adapters import is_adapter_folder, read_adapter_config
 from openbook.exchange.pickled import converted, is_pickled
-from openbook.exchange.rag import objective_of, read_rag, read_tokenizers, template_of
+from openbook.exchange.rag import objective_of, read_config, read_rag, read_tokenizers, template_of
 from openbook.exchange.settings import read_settings
 from openbook.models.encoders import load_encoder
 from openbook.models.pretrained import check_model_folder, loading, model_facts
@@ -21,11 +21,11 @@ from openbook.models.seq2seq import load_generator
 from openbook.setup.encoders import dimensions_differ, sides
 from openbook.tracking.checkpoint_io import WholeCheckpoints
 from openbook.tracking.run_folder import SHARED, RunFolder
-from openbook.utils.atomic import replacing_folder, write_json
+from openbook.utils.atomic import new_folder, replacing_folder, write_json
 from openbook.utils.console import say, say_result
 from openbook.utils.outside import check_hub, is_hub_name
 
-KEY = "import"
+KEY, MODELS = "import", "models"
 IMPORTED = "imported"  # the status of such a run, which has no optimizer's state to resume from
 # Where an export has the passage encoder, of which a RAG knows only the embeddings.
 PASSAGE_ENCODERS = ("passage_encoder", "dpr/passage_encoder")
@@ -51,7 +51,7 @@ def import_folder(source: str, target: str | Path, overrides: Sequence[str] = ()
             got=passage_encoder or overrides[0],
             expected=f"none: {source} is no RAG and becomes a model folder",
         )
-    with replacing_folder(_empty(Path(target)), complete=lambda _: False) as new:
+    with replacing_folder(new_folder(target, "import to"), complete=lambda _: False) as new:
         _copy(folder, new)
         _check_loads(new)
     say_result(f"imported {source} as the model folder {target}")
@@ -69,12 +69,6 @@ def local(name: str) -> Path:
     check_hub(name, KEY)
     with loading("files", name, KEY):
         return Path(snapshot_download(name, ignore_patterns=["*.py", "*.h5", "*.msgpack", "*.onnx", "*.ot"]))
-
-
-def _empty(target: Path) -> Path:
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise OpenBookError("the folder to import to has something in it", where=target, expected="a new folder")
-    return target
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -98,19 +92,19 @@ def _check_loads(folder: Path) -> None:
 
 def _import_rag(source: str, folder: Path, target: Path, overrides: Sequence[str], passage_encoder: str) -> Path:
     passages = _passage_encoder(folder, passage_encoder)
-    run = RunFolder(target).claim()
+    place = new_folder(target, "import to")
+    config = _config(folder, target / MODELS, overrides)  # what is wrong with overrides shows before weights are read
     try:
-        with replacing_folder(target / "models", complete=lambda _: False) as new:
-            rag = _write_models(folder, passages, new)
-        config = _config(folder, rag, target / "models", overrides)
-        weights = _weights(config)
-        run.create(config)
-        content = {"state_dict": weights, "global_step": 0, "callbacks": {}}
-        WholeCheckpoints().save_checkpoint(content, run.last)
-        facts = {"experiment": config.experiment, "status": IMPORTED, "steps": 0, "seed": config.seed}
-        write_json(run.summary, facts | {"imported_from": Path(source).name, "n_docs": config.retriever.n_docs})
+        with replacing_folder(place, complete=lambda _: False) as new:
+            run = RunFolder(new)
+            run.create(config)
+            _write_models(folder, passages, new / MODELS)
+            weights = _weights(_config(folder, new / MODELS, overrides, quiet=True))
+            content = {"state_dict": weights, "global_step": 0, "callbacks": {}}
+            WholeCheckpoints().save_checkpoint(content, run.last)
+            facts = {"experiment": config.experiment, "status": IMPORTED, "steps": 0, "seed": config.seed}
+            write_json(run.summary, facts | {"imported_from": Path(source).name, "n_docs": config.retriever.n_docs})
     finally:
-        run.release()
         os.environ.pop(SHARED, None)
     say_result(
         f"imported {source} as {target}: {len(weights)} tensors, every one placed\n  objective {config.objective}, "
@@ -136,8 +130,9 @@ def _passage_encoder(folder: Path, named: str) -> Path:
     return found
 
 
-def _write_models(folder: Path, passages: Path, target: Path) -> Any:
-    """The three models as folders, all of safetensors; returns the RAG."""
+def _write_models(folder: Path, passages: Path, target: Path) -> None:
+    """The three models as folders, all of safetensors."""
+    target.mkdir()
     with TemporaryDirectory(dir=target) as safe:
         if is_pickled(folder) and not (folder / "model.safetensors").is_file():
             _copy(folder, Path(safe))
@@ -156,14 +151,14 @@ def _write_models(folder: Path, passages: Path, target: Path) -> Any:
     _copy(passages, target / "passage_encoder")
     for name in ("question_encoder", "passage_encoder", "generator"):
         check_model_folder(str(target / name), KEY)
-    return rag
 
 
-def _config(folder: Path, rag: Any, models: Path, overrides: Sequence[str]) -> Config:
-    """Defaults, what the RAG's config.json says, what an export says beside it, the user's own."""
-    said = rag.config
+def _config(folder: Path, models: Path, overrides: Sequence[str], quiet: bool = False) -> Config:
+    """Defaults, what the RAG's config.json says, what an export says beside it, the user's own. models: their folder,
+    which need not be there yet."""
+    said = read_config(folder)
     for name in ("exclude_bos_score", "label_smoothing"):
-        if getattr(said, name, None):
+        if getattr(said, name, None) and not quiet:
             say(f"warning: the RAG's {name} = {getattr(said, name)} is not taken over: it changes the loss only")
     settings = {
         "objective": objective_of(said, folder),
