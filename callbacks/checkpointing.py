@@ -22,7 +22,7 @@ class Checkpointing(L.Callback):
     training in order after the optimizer step under way; and `best.ckpt` after each validation whose `monitor` (a sum
     of metrics where it names several, joined by +) is higher than ever before. With patience, training ends after so
     many validations in a row without a new best. Before the first step there is a validation too: what training is to
-    improve on may itself be the best.
+    improve on may itself be the best; and after the last one, whatever the interval: what it trained shall not be lost.
 
     Curves are written before the checkpoint, the row of its step included, and a validation that is due at its step is
     waited for, or where a signal does not leave the time, made good when the run is resumed: a run that was killed and
@@ -53,7 +53,7 @@ class Checkpointing(L.Callback):
         self.validated = -1  # the step of the last validation
         self.best: float | None = None
         self.best_step = self.since_best = 0
-        self._saved = self._seen = 0
+        self._saved = self._seen = self._last = 0
         self._before: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,15 +65,11 @@ class Checkpointing(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = self._seen = trainer.global_step
+        self._last = trainer.max_steps
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         if self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
-            epoch_loop = trainer.fit_loop.epoch_loop
-            trainer.validating = True
-            ahead = int(not trainer.global_step)  # Lightning would log one of no step as one of the first
-            epoch_loop._batches_that_stepped -= ahead
-            epoch_loop.val_loop.run()
-            epoch_loop._batches_that_stepped += ahead
-            trainer.training = True
+            # Lightning would log one of no step as one of the first.
+            self._validate(trainer, int(not trainer.global_step))
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         now_in(f"training, step {trainer.global_step + 1}")
@@ -119,6 +115,8 @@ class Checkpointing(L.Callback):
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.received is None and self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
+            self._validate(trainer, 1)
         self._restore_handlers()
         if trainer.global_step != self._saved:
             self._save(trainer)
@@ -130,7 +128,16 @@ class Checkpointing(L.Callback):
         return self._seen - self._saved >= self.every
 
     def _validates_at(self, step: int) -> bool:
-        return bool(self.validate_every) and step % self.validate_every == 0
+        return bool(self.validate_every) and (step % self.validate_every == 0 or step == self._last)
+
+    def _validate(self, trainer: L.Trainer, ahead: int) -> None:
+        """A validation outside of the training loop, whose counter of steps is then ahead by so many."""
+        epoch_loop = trainer.fit_loop.epoch_loop
+        trainer.validating = True
+        epoch_loop._batches_that_stepped -= ahead
+        epoch_loop.val_loop.run()
+        epoch_loop._batches_that_stepped += ahead
+        trainer.training = True
 
     def _save(self, trainer: L.Trainer) -> None:
         self._flush(trainer)

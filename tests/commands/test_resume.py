@@ -17,7 +17,7 @@ from openbook.commands.train import resume, train
 from openbook.errors import OpenBookError
 from openbook.tracking.checkpoint import read_checkpoint
 from openbook.utils.signals import Stopped
-from tests.small_system import SmallSystem, column, train_until
+from tests.small_system import SmallSystem, column, train_until, whole_and_resumed
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -285,6 +285,36 @@ def test_the_best_validation_is_kept_and_can_be_tested(
     before = contents(run)
     assert resume(run) == run
     assert contents(run) == before
+
+
+def test_a_test_by_other_settings_is_no_comparison(
+    small_system: SmallSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(small_system.config(tmp_path / "run", "trainer.max_steps=2"))
+    assert json.loads((run / "summary.json").read_text())["improved"]
+    resume(run, ["trainer.max_steps=3", "evaluate.n_docs=2", "decode.min_tokens=3"])
+    summary, said = json.loads((run / "summary.json").read_text()), " ".join(capsys.readouterr().out.split())
+    assert "before training was by decode.min_tokens=0, now 3, evaluate.n_docs=0, now 2: it is not compared" in said
+    assert summary["improved"] == {} == summary["before_training"] and summary["test"]["n_questions"]
+
+
+def test_the_last_step_is_validated_whatever_the_interval(small_system: SmallSystem, tmp_path: Path) -> None:
+    """What the last steps train would be lost where the best validation is tested; a run that goes on from there has
+    the curves of one that was never killed."""
+    words = [
+        "trainer.max_steps=5",
+        "trainer.validate_every=3",
+        "evaluate.checkpoint=best",
+        "trainer.checkpoint_every=2",
+    ]
+    run = train(small_system.config(tmp_path / "run", *words, "evaluate.before_training=false"))
+    assert list(column(run, "validation/mrr")) == [0, 3, 5]
+    assert list(column(run, "train/nll")) == [1, 2, 3, 4, 5]
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 5
+    far = train(small_system.config(tmp_path / "far", *words, "trainer.validate_every=100", "data.test="))
+    assert list(column(far, "validation/mrr")) == [0, 5]
+    whole, broken = whole_and_resumed(small_system, tmp_path, [*words, "evaluate.before_training=false"], 4)
+    assert rows(whole) == rows(broken) == rows(run)
 
 
 @pytest.mark.parametrize(

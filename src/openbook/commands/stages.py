@@ -18,6 +18,7 @@ from openbook.reporting.verdict import verdict
 from openbook.setup.prepare import Prepared
 from openbook.setup.trainer import wandb_run
 from openbook.tracking.checkpoint import damage, read_checkpoint
+from openbook.tracking.resuming import measured_otherwise
 from openbook.tracking.run_folder import RunFolder, read_json
 from openbook.tracking.trec import write_trec
 from openbook.training.dpr_module import DprModule
@@ -108,6 +109,9 @@ class Stages:
         tracked = wandb_run([trainer])
         if resumed:
             self.before = run.read_summary().get("before_training", {})
+            if self.before and (other := measured_otherwise(run.load_config([], training=False), config)):
+                say(f"warning: the test before training was by {other}: it is not compared with the one after")
+                self.before = {}
             # A rank that starts late still reads the run as it was, and must see as the others do that it is to go on.
             self.connected.then = self._go_on
         else:
@@ -136,8 +140,8 @@ class Stages:
                 if trainer.is_global_zero:
                     run.write_predictions(run.path, [prediction.to_json() for prediction in self.module.predictions])
                     write_trec(run.path, self.module.predictions)
-                    after, resamples = per_question(self.module.predictions), config.evaluate.bootstrap
-                    self.improved = improvements(read_json(run.before), after, resamples, config.seed)
+                    before, after = read_json(run.before) if self.before else {}, per_question(self.module.predictions)
+                    self.improved = improvements(before, after, config.evaluate.bootstrap, config.seed)
             if tracked:
                 tracked.tested("test", self.after)
                 tracked.predictions(self.module.predictions, trainer.global_step)
@@ -215,7 +219,7 @@ class Stages:
             "before_training": self.before,
             "improved": self.improved,
             "questions": {split: len(file) for split, file in self.prepared.questions.questions.items()},
-            "agreement": None if teacher is None else teacher.agreement,
+            "agreement": teacher.agreement if teacher is not None and teacher.counted else None,
             "data": self.prepared.fingerprints,
             "index": self.module.retriever.index_facts(),
             "disclosures": [text for text, holds in told.items() if holds],

@@ -27,6 +27,11 @@ CHANGEABLE = (
     *("trainer.accelerator", "trainer.precision", "trainer.tokens_per_pass", "trainer.checkpointing"),
     *("trainer.monitor", "trainer.patience"),
 )
+# Keys that decide what a test finds, whatever was trained.
+MEASURED = (
+    *("decode.", "evaluate.task", "evaluate.labels", "evaluate.regex_answers", "evaluate.n_docs"),
+    *("evaluate.identical_ids", "evaluate.test_questions"),
+)
 KEPT = ("optim.name",)  # of a section that may change otherwise: its state means nothing to another
 # Ranks times questions per rank is what trains: 2 ranks of 8 questions go on as one of 16.
 PER_STEP = ("trainer.batch_size", "trainer.global_batch_size", "trainer.devices", "trainer.nodes")
@@ -56,6 +61,12 @@ def changed_keys(then: Config, now: Config) -> dict[str, tuple[Any, Any]]:
     """{key: (value then, value now)} of the keys that differ."""
     before, after = flat(then), flat(now)
     return {key: (before[key], value) for key, value in after.items() if before[key] != value}
+
+
+def measured_otherwise(then: Config, now: Config) -> str:
+    """By what a test found other numbers than it would now, for people; empty where they can be compared."""
+    changed = changed_keys(then, now).items()
+    return ", ".join(f"{key}={before!r}, now {value!r}" for key, (before, value) in changed if among(key, MEASURED))
 
 
 def check_keys(then: Config, now: Config, recorded: Mapping[str, str]) -> dict[str, tuple[Any, Any]]:
