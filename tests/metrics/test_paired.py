@@ -35,7 +35,18 @@ def test_a_paired_interval_is_that_of_the_differences() -> None:
     assert found["recall_at_1"]["improved"] and 0 < low < gained.mean() < high
     normal = 1.96 * gained.std() / np.sqrt(len(gained))
     assert high - low == pytest.approx(2 * normal, rel=0.15)
-    assert found["f1"] == {"improved": False, "difference": 0.0, "interval": [0.0, 0.0]}
+    flat = {"improved": False, "worsened": False, "difference": 0.0, "interval": [0.0, 0.0], "changed": 0}
+    assert found["f1"] == flat
+
+
+@pytest.mark.parametrize(("n", "sure"), [(1, False), (5, False), (6, True)])
+def test_a_handful_of_questions_proves_nothing(n: int, sure: bool) -> None:
+    before = {str(number): {"mrr": 0.1, "f1": 0.5} for number in range(20)}
+    after = {str(number): {"mrr": 0.1 + 0.3 * (number < n), "f1": 0.5 - 0.2 * (number < n)} for number in range(20)}
+    few = improvements({name: before[name] for name in map(str, range(n))}, after)
+    assert few["mrr"]["interval"][0] > 0 and few["mrr"]["changed"] == n
+    assert (few["mrr"]["improved"], few["f1"]["worsened"]) == (sure, sure)
+    assert improvements(before, after)["mrr"]["changed"] == n
 
 
 def test_only_questions_that_both_have_are_compared() -> None:

@@ -39,6 +39,23 @@ def test_it_says_what_happened_and_why(recall: Any, f1: Any, more: dict[str, Any
     assert words in verdict(summary(recall, f1, **more))
 
 
+def test_what_it_says_has_its_number() -> None:
+    given = summary(FLAT, FLAT)
+    del given["improved"]["f1"]
+    given["improved"]["recall_at_20"] = {
+        "improved": True,
+        "worsened": False,
+        "difference": 0.1,
+        "interval": [0.05, 0.2],
+    }
+    assert "training improved on its start: recall@20" in verdict(given)
+    still = summary((0.0, 0.0, 0.0), UP)
+    assert verdict(still).endswith("retrieval did not change.")
+    few = summary(DOWN, FLAT)
+    few["improved"]["recall_at_1"]["worsened"] = False
+    assert "has not measurably improved" in verdict(few)
+
+
 def test_without_a_test_the_validations_tell() -> None:
     best = {"metric": "f1+mrr", "value": 0.4, "step": 0}
     assert "no validation was better than the one before training (f1+mrr 0.400)" in verdict({"best": best, "steps": 9})

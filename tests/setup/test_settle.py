@@ -90,8 +90,10 @@ def test_a_run_of_before_these_settings_goes_on_as_it_was(tmp_path: Path) -> Non
         (10_000, (), 90),  # on a CPU, where a step takes seconds
         (80, (), 40),  # 8 passes over 80 questions
         (16, (), 30),
-        (900, ("trainer.max_epochs=2",), 112),
-        (900, ("trainer.max_epochs=2", "trainer.batch_size=4", "trainer.accumulate=2"), 225),
+        (900, ("trainer.max_epochs=2",), 114),
+        (900, ("trainer.max_epochs=2", "trainer.batch_size=4", "trainer.accumulate=2"), 226),
+        (20, ("trainer.max_epochs=1",), 2),
+        (17, ("trainer.max_epochs=8",), 16),
         (900, ("trainer.max_steps=5",), 5),
     ],
 )

@@ -16,6 +16,10 @@ Values = Mapping[str, Mapping[str, float]]  # {question id: {metric: value}}
 
 _RESAMPLES = 1000
 
+# Of fewer questions that changed, even all of one sign are no wonder: 2 * 0.5 ** 5 is above .05 (the sign test), while
+# resampling them gives an interval without 0.
+FEWEST_CHANGED = 6
+
 
 def per_question(records: Sequence[Prediction]) -> dict[str, dict[str, float]]:
     """Every metric of each question that the headline counts; exact_match and f1 where there is an answer."""
@@ -31,14 +35,18 @@ def per_question(records: Sequence[Prediction]) -> dict[str, dict[str, float]]:
 def improvements(
     before: Values, after: Values, resamples: int = _RESAMPLES, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """{metric: {"improved", "difference", "interval"}} over the questions that both have: the mean of after - before,
-    its paired 95 % interval, and whether all of that is above 0. Metrics in the order that they are told in."""
+    """{metric: {"improved", "worsened", "difference", "interval", "changed"}} over the questions that both have: the
+    mean of after - before, its paired 95 % interval, how many questions changed, and whether that is enough of them and
+    the whole interval is above or below 0. Metrics in the order that they are told in."""
     common = [identity for identity in after if identity in before]
     found: dict[str, dict[str, Any]] = {}
     for name in ("exact_match", "f1", *(f"recall_at_{k}" for k in RECALL_AT), "mrr"):
         pairs = [(before[key][name], after[key][name]) for key in common if name in before[key] and name in after[key]]
         if pairs:
-            differences = mean_of([new - old for old, new in pairs])
-            low, high = bootstrap({name: differences}, resamples or _RESAMPLES, seed)[name]
-            found[name] = {"improved": low > 0, "difference": differences.of(), "interval": [low, high]}
+            values = [new - old for old, new in pairs]
+            low, high = bootstrap({name: mean_of(values)}, resamples or _RESAMPLES, seed)[name]
+            changed = sum(value != 0 for value in values)
+            enough = changed >= FEWEST_CHANGED
+            found[name] = {"improved": enough and low > 0, "worsened": enough and high < 0}
+            found[name] |= {"difference": mean_of(values).of(), "interval": [low, high], "changed": changed}
     return found

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-# What is told, in the order of what matters to a retriever: the first that training made worse, or the first two.
+# What is told beside what training made worse or better: the first two of retrieval, and the first of answers.
 _RETRIEVAL = ("recall_at_1", "recall_at_5", "recall_at_20", "mrr")
 _ANSWER = ("f1", "exact_match")
 
@@ -17,10 +17,11 @@ def verdict(summary: Mapping[str, Any]) -> str:
     improved = summary.get("improved") or {}
     if not improved:
         return _by_validation(summary)
-    worse = [name for name, one in improved.items() if one["interval"][1] < 0]
+    worse = [name for name, one in improved.items() if one.get("worsened", one["interval"][1] < 0)]
     better = [name for name, one in improved.items() if one["improved"]]
     told = [name for name in (*_RETRIEVAL[:2], _ANSWER[0]) if name in improved]
-    numbers = "; ".join(_change(name, summary) for name in dict.fromkeys([*worse, *told]))
+    shown = [*worse, *told] if {*better} & {*worse, *told} else [*worse, *better, *told]
+    numbers = "; ".join(_change(name, summary) for name in dict.fromkeys(shown))
     if worse:
         return f"training made it worse on the test questions: {numbers}. {_reason(summary)}"
     if any(name in better for name in _RETRIEVAL) and (any(n in better for n in _ANSWER) or "f1" not in improved):
@@ -28,8 +29,10 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if better:
         side = "retrieval" if better[0] in _RETRIEVAL else "the answers"
         other = "the answers" if side == "retrieval" else "retrieval"
-        unsure = any(name in improved for name in (_ANSWER if side == "retrieval" else _RETRIEVAL))
-        rest = f" {other} did not measurably change. {_reason(summary)}" if unsure else ""
+        others = [improved[name] for name in (_ANSWER if side == "retrieval" else _RETRIEVAL) if name in improved]
+        rest = f" {other} did not measurably change. {_reason(summary)}" if others else ""
+        if all(one["interval"] == [0, 0] for one in others):  # as of encoders that do not train: no fault to look for
+            rest = f" {other} did not change." if others else ""
         return f"training improved {side}: {numbers}.{rest}"
     return f"training has not measurably improved on its start: {numbers}. {_reason(summary)}"
 

@@ -100,16 +100,17 @@ def _cut(needed: int, value: int) -> str:
 def _training(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     settings, optim = config.trainer, config.optim
     per_step = settings.questions_per_pass * settings.accumulate
-    epoch = n_questions / per_step
+    epoch = ceil(n_questions / per_step)  # its last step is smaller
     if settings.max_epochs:
-        yield Choice("trainer.max_steps", max(1, round(settings.max_epochs * epoch)), f"{settings.max_epochs:g} epochs")
+        steps = max(1, round(settings.max_epochs * epoch))
+        yield Choice("trainer.max_steps", steps, f"{settings.max_epochs:g} epochs of {epoch} steps")
     elif not settings.max_steps:
         if accelerator(settings.accelerator) == "gpu":
-            wanted = max(ceil(EPOCHS * epoch), CPU_STEPS[1])
+            wanted = max(EPOCHS * epoch, CPU_STEPS[1])
         else:
             wanted = _steps(config, corpus, CPU_TOKENS, per_step * config.retriever.n_docs, CPU_STEPS)
-        steps = max(FEWEST_STEPS, min(wanted, ceil(MOST_EPOCHS * epoch)))
-        yield Choice("trainer.max_steps", steps, f"{steps / epoch:.2g} epochs of {ceil(epoch)} steps")
+        steps = max(FEWEST_STEPS, min(wanted, MOST_EPOCHS * epoch))
+        yield Choice("trainer.max_steps", steps, f"{steps / epoch:.2g} epochs of {epoch} steps")
     if not optim.lr:
         yield Choice("optim.lr", ENCODER_LR, "encoders that come trained")
         if not optim.lr_generator and config.objective != "dpr":
@@ -130,14 +131,18 @@ def _steps(config: Config, corpus: Corpus, tokens: int, contexts: int, bounds: t
 
 def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choice]:
     """A refresh costs about as much as n_passages / (ENCODED_PER_TRAINED * passages of a step) steps; it shall take at
-    most a third of the time, and the run has at least two."""
+    most a third of the time, unless there would then be none within the run."""
     refresh, trainer = config.refresh, config.trainer
     half = ceil(trainer.max_steps / 2)
     if refresh.every == AUTO:
         per_step = trainer.questions_per_pass * trainer.accumulate * config.retriever.n_docs
         cost = corpus.n_passages / (ENCODED_PER_TRAINED * per_step)
-        every = max(1, min(max(30, ceil(2 * cost)), half))
-        yield Choice("refresh.every", str(every), f"a refresh costs about as much as {max(cost, 1):.0f} steps")
+        rare = max(30, ceil(2 * cost))
+        every = max(1, min(rare, half))
+        reason = f"a refresh costs about as much as {max(cost, 1):.0f} steps"
+        if every < 2 * cost:
+            reason += f"; that is more than a third of the time, which one every {rare} would be: 0 does without"
+        yield Choice("refresh.every", str(every), reason)
     elif refresh.every.isdigit() and int(refresh.every):
         every = int(refresh.every)
     else:
@@ -171,7 +176,8 @@ def _the_rest(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choi
         yield Choice("retriever.temperature", 0.05 if cosine else 1.0, "cosine scores" if cosine else "")
     if retriever.teacher == AUTO:
         learns = has_index(config) and retriever.trains and config.objective != "dpr"
-        both = learns and not config.data.is_embedded
+        # Labels stand in passages by chance: without positive_ids any passage that says "yes" would be right.
+        both = learns and not config.data.is_embedded and config.evaluate.task != "labels"
         reason = "positive passages teach the encoders too, and the generator as far as it agrees with them"
         yield Choice("retriever.teacher", "both" if both else "generator", reason if both else "")
     if config.evaluate.checkpoint == AUTO:

@@ -86,7 +86,8 @@ class TrainingPassages:
                 where="data.train",
                 got=f"{total} questions",
                 expected="positive_ids among the passages, or answers that stand in a passage",
-                action="Check that data.train and data.corpus belong together.",
+                action="Check that data.train and data.corpus belong together. With answers that stand in no passage, "
+                "retriever.teacher=generator (warmup.steps=0 for the small reader) needs no positive passage.",
             )
         if n_left_out:
             warnings.warn(

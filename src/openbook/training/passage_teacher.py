@@ -55,6 +55,7 @@ class PassageTeacher:
     def __init__(self, passages: TrainingPassages):
         self.passages = passages
         self._agreeing, self._measured = DOUBT / 2, DOUBT
+        self.counted = 0.0  # questions that had passages to compare
         self._most: Tensor | None = None
 
     @property
@@ -69,10 +70,11 @@ class PassageTeacher:
 
     def state(self) -> list[float]:
         """What a checkpoint keeps."""
-        return [self._agreeing, self._measured]
+        return [self._agreeing, self._measured, self.counted]
 
     def load(self, state: list[float]) -> None:
-        self._agreeing, self._measured = state
+        """Older checkpoints did not count: what they have measured is taken for something."""
+        self._agreeing, self._measured, self.counted = (*state, 1.0)[:3]
 
     def scores(
         self, retriever: DenseRetriever, queries: Tensor, retrieved: Retrieved, batch: Batch
@@ -135,3 +137,4 @@ class PassageTeacher:
         sums = sum_over_ranks(torch.stack([agreeing[counted].sum(), counted.sum().double()]))
         self._agreeing = KEPT * self._agreeing + float(sums[0])
         self._measured = KEPT * self._measured + float(sums[1])
+        self.counted += float(sums[1])

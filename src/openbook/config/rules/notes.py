@@ -14,7 +14,8 @@ def notes_of(config: Config) -> list[str]:
         )
     if config.generator.sharded and config.trainer.world_size == 1:
         notes.append("generator.sharded=true: one rank holds everything; trainer.devices=N parts it over N")
-    if retriever.n_docs == 1 and retriever.kind == "dense" and retriever.trains and not own:
+    marginal = not own and retriever.teacher != "both"  # alone teaches the encoders
+    if retriever.n_docs == 1 and retriever.kind == "dense" and retriever.trains and marginal:
         notes.append(
             "retriever.n_docs=1: p(z|x) of a single passage is 1 whatever its score, so the encoders learn nothing; "
             "read more passages, or freeze them (retriever.train_question_encoder=false, train_passage_encoder=false)"

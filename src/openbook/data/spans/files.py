@@ -65,7 +65,8 @@ def build_spans(
                 where="data.train" if options.most else "data.spans",
                 got=f"no sentence with a name, a date or a number in {passages}",
                 expected="running text; names are found by their capitals",
-                action="Set data.spans.language, or train on questions of your own.",
+                action="Set data.spans.language, or train on questions of your own: with warmup.spans=0 and "
+                "data.spans.share=0 they do without masked spans.",
             )
         with replacing_folder(folder, complete=lambda made: (made / "counts.json").is_file()) as new:
             for split in SPLITS:
