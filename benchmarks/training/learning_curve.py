@@ -18,9 +18,13 @@ from typing import Any
 
 from benchmarks.common.docs_page import between_marks, read_results
 from openbook.commands.child_process import run_command
-from openbook.config.load import load_experiment
+from openbook.config.load import flat, load_experiment
+from openbook.config.schema import Config
 from openbook.data.question_file import QuestionFile
 from openbook.data.readers.checked_lines import read_lines
+from openbook.errors import OpenBookError
+from openbook.setup.inputs.data import files
+from openbook.tracking.open_keys import agrees
 from openbook.tracking.run_folder import RunFolder
 from openbook.utils.atomic import replacing, write_json, write_text
 
@@ -38,16 +42,21 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--docs", action="store_true")
     asked = parser.parse_args(list(words))
     config = load_experiment(asked.experiment, asked.overrides)
+    train_file = files(config).train  # in openbook's own format, whatever it came in
     rows: dict[str, list[dict[str, Any]]] = {}
     for size in map(int, asked.sizes.split()):
-        train = subset(Path(config.data.train), size, Path(config.data.cache))
-        of_size = rows.setdefault(str(len(QuestionFile(train))), [])
+        train = subset(train_file, size, Path(config.data.cache))
+        questions = str(len(QuestionFile(train)))
+        if questions in rows:  # the whole file, named by its size and by 0
+            continue
+        of_size = rows.setdefault(questions, [])
         for seed in map(int, asked.seeds.split()):
             run = RunFolder(ROOT / asked.name / f"{size or 'all'}-seed{seed}")
-            if run.read_summary().get("status") != "finished":
-                more = [f"data.train={train}", f"seed={seed}", f"run.dir={run.path}"]
-                if run_command(["train", asked.experiment, *asked.overrides, *more]):
-                    return 1
+            more = [f"data.train={train}", f"seed={seed}", f"run.dir={run.path}"]
+            if run.read_summary().get("status") == "finished":
+                check_same(run, load_experiment(asked.experiment, [*asked.overrides, *more]))
+            elif run_command(["train", asked.experiment, *asked.overrides, *more]):
+                return 1
             of_size.append(run.read_summary())
     measured = figures(rows)
     text = table(asked.name, measured)
@@ -57,6 +66,24 @@ def main(words: Sequence[str]) -> int:
         write_text(page, between_marks(page, text, asked.name))
         write_json(results, read_results(results) | {asked.name: measured})
     return 0
+
+
+def check_same(run: RunFolder, wanted: Config) -> None:
+    """OpenBookError where the run that lies there is of other settings."""
+    theirs, mine = (flat(one) for one in (run.load_config([], training=False), wanted))
+    other = [
+        key
+        for key in mine
+        if not key.startswith(("run.", "wandb.")) and not agrees({key: theirs[key]}, {key: mine[key]})
+    ]
+    if other:
+        raise OpenBookError(
+            "a run of other settings lies there",
+            where=run.path,
+            got=f"{other[0]} {theirs[other[0]]!r}",
+            expected=repr(mine[other[0]]),
+            action="Choose another NAME, or move it away.",
+        )
 
 
 def subset(path: Path, size: int, cache: Path) -> Path:
@@ -93,11 +120,13 @@ def figures(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 def table(name: str, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Markdown of `figures`: one row for each number of questions, means over the seeds, the first one's interval."""
-    titles = [f"{title}: before, after (95 % interval of the difference)" for title in COLUMNS.values()]
+    of_all = [one for of_seeds in measured.values() for one in of_seeds]
+    columns = {metric: title for metric, title in COLUMNS.items() if all(metric in one for one in of_all)}
+    titles = [f"{title}: before, after (95 % interval of the difference)" for title in columns.values()]
     lines = [f"| {name}: questions | {' | '.join(titles)} | seeds |", f"|{'---|' * (len(titles) + 2)}"]
     for size, of_seeds in measured.items():
         cells = []
-        for metric in COLUMNS:
+        for metric in columns:
             before, after = ([one[metric][when] for one in of_seeds] for when in ("before", "after"))
             low, high = of_seeds[0][metric]["interval"]
             cells.append(f"{_mean(before)}, {_mean(after)} ({low:+.3f} to {high:+.3f})")

@@ -115,6 +115,7 @@ def test_steps_follow_from_the_questions(corpus: Corpus, n_questions: int, words
             "generator",
         ),
         (("objective=closed_book",), "retriever.teacher", "generator"),
+        (("evaluate.task=labels", "evaluate.labels=yes,no"), "retriever.teacher", "generator"),
         (("data.train=spans",), "warmup.spans", 0.0),
         ((), "warmup.spans", 0.5),
         ((), "data.max_passage_tokens", 128),

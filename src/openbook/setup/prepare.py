@@ -206,6 +206,7 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
         config = replace(config, retriever=replace(config.retriever, teacher="generator"))
     prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
     config = settle(config, parts.corpus, len(questions.questions["train"]) if stage is None else 0, prompt)
+    config = setup_warmup.without_missing_spans(config) if stage is None else config
     if parts.prompt is not None:
         least = 0 if config.objective == "closed_book" else 8
         limits = (config.data.max_question_tokens, config.data.max_context_tokens)

@@ -10,24 +10,21 @@ from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus_build import build_corpus
+from openbook.data.spans.files import NoSpansError
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
 from openbook.setup.inputs.data import files, masked_spans
 from openbook.training.reader_warmup import WarmupOptions, warm_up
+from openbook.utils.console import say
 
 
 def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
     """The folder of the warmed-up small reader; None without a warm-up. One rank of a node makes it."""
     if not config.warmup.steps:
         return None
-    warmup = config.warmup
-    corpus_file, train, held_out = warmup_files(config)
-    if corpus_file == QUESTIONS:  # of all the run's questions, those of the test among them
-        corpus_file = str(files(config).corpus)
-    unmixed = replace(config.data.spans, share=0.0)  # the warm-up has a share of its own
-    data = replace(config.data, corpus=corpus_file, train=train, validation=held_out, test="", spans=unmixed)
-    named = files(replace(config, data=data))
-    masked = masked_spans(replace(config, data=data)).paths["train"] if warmup.spans else None
+    warmup, reads = config.warmup, _on_its_data(config)
+    named = files(reads)
+    masked = masked_spans(reads).paths["train"] if warmup.spans else None
     tokenizer = load_tokenizer(MINILM)
     cache, processes = Path(config.data.cache), config.data.build_processes
     corpus = build_corpus(named.corpus, {"generator": tokenizer}, cache, processes=processes)
@@ -56,6 +53,31 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         autocast,
         masked,
     )
+
+
+def without_missing_spans(config: Config) -> Config:
+    """The configuration; without a share of masked spans in the warm-up where the corpus gives none, which is said."""
+    if not (config.warmup.steps and 0 < config.warmup.spans < 1):
+        return config
+    try:
+        masked_spans(_on_its_data(config))
+    except NoSpansError:
+        say(
+            "warning: no sentence of the corpus has a name, a date or a number that could be masked "
+            f"(data.spans.language={config.data.spans.language}): the reader's warm-up reads the questions alone"
+        )
+        return replace(config, warmup=replace(config.warmup, spans=0.0))
+    return config
+
+
+def _on_its_data(config: Config) -> Config:
+    """The configuration with the files that the warm-up reads in the place of the run's."""
+    corpus_file, train, held_out = warmup_files(config)
+    if corpus_file == QUESTIONS:  # of all the run's questions, those of the test among them
+        corpus_file = str(files(config).corpus)
+    unmixed = replace(config.data.spans, share=0.0)  # the warm-up has a share of its own
+    data = replace(config.data, corpus=corpus_file, train=train, validation=held_out, test="", spans=unmixed)
+    return replace(config, data=data)
 
 
 def warmup_files(config: Config) -> tuple[str, str, str]:

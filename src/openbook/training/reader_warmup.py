@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -99,8 +99,9 @@ def warm_up(
             read = _mixed(asked, gold.read(spans) if spans else [], options)
             measured = _train(reader, gold, read, options, device, autocast)
             asked = gold.read(held_out) if held_out is not None else []
-            if asked:
+            if asked and held_out is not None:
                 measured |= _measure(reader, gold, asked, options, device, autocast)
+                measured |= {"held_out": file_fingerprint(held_out, cache)}
             with replacing_folder(target, sound) as new:
                 reader.save_pretrained(new)
                 write_json(new / "warmup.json", measured)
@@ -111,7 +112,7 @@ def warm_up(
         + (
             f"reads {facts['gold_exact_match']:.3f} of {facts['n_questions']} held-out answers from gold passages, "
             f"F1 {facts['gold_f1']:.3f}"
-            if "gold_exact_match" in facts
+            if held_out is not None and facts.get("held_out") == file_fingerprint(held_out, cache)
             else f"loss per token {facts['loss']:.3f}"
         )
     )
@@ -142,7 +143,7 @@ def _train(
     options: WarmupOptions,
     device: torch.device,
     autocast: torch.dtype | None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Cross-entropy of the first answer given its gold passages, mean per target token."""
     started = time.perf_counter()
     learning = [(name, value) for name, value in reader.named_parameters() if value.requires_grad]

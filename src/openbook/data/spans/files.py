@@ -42,6 +42,10 @@ class Limit(NamedTuple):
 ANY = Limit(lambda texts: [True] * len(texts), "")
 
 
+class NoSpansError(OpenBookError):
+    """No sentence of the corpus holds a span."""
+
+
 def build_spans(
     passages: Path,
     options: SpanOptions,
@@ -50,7 +54,7 @@ def build_spans(
     limit: Limit = ANY,
 ) -> SpanFiles:
     """Files of questions about the corpus, in `cache` from the second call on. A passage's questions are all in one
-    split. OpenBookError where no sentence of the corpus holds a span."""
+    split. NoSpansError where no sentence of the corpus holds one."""
     key = json.dumps([VERSION, file_fingerprint(passages, cache), asdict(options), limit.name])
     folder = Path(cache) / f"spans-{id_hash(key):016x}"
     if not (folder / "counts.json").is_file():
@@ -60,7 +64,7 @@ def build_spans(
         if len(rows) < len(drawn):
             say(f"{len(drawn) - len(rows):,} of {len(drawn):,} masked spans are left out: their questions are too long")
         if not rows:
-            raise OpenBookError(
+            raise NoSpansError(
                 "no masked span can be made of the corpus",
                 where="data.train" if options.most else "data.spans",
                 got=f"no sentence with a name, a date or a number in {passages}",
