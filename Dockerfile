@@ -1,8 +1,9 @@
 # openbook with FAISS for GPUs; torch brings its CUDA, the host the driver. `docker build -t openbook .`
+# gcc: Triton compiles with it at the first step on a GPU.
 # For CPUs: `docker build --build-arg FAISS=cpu -t openbook .`
 FROM python:3.11-slim
 ARG FAISS=gpu
-RUN apt-get update && apt-get install --yes --no-install-recommends git && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install --yes --no-install-recommends git gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/openbook
 COPY pyproject.toml constraints.txt README.md LICENSE* ./
 COPY src src

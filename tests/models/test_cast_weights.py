@@ -25,6 +25,8 @@ from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoders import load_encoder
 from openbook.models.lora import add_adapters
+from openbook.models.small_reader.layers import ReaderConfig
+from openbook.models.small_reader.model import MiniLMReader
 from tests.tiny_models import bart_config
 
 
@@ -158,6 +160,11 @@ def test_where_nothing_is_cast(on_a_cpu: None) -> None:
         checkpoint_layers(model)
         assert with_weights_cast(model, dtype) == torch.float32  # else they were others when they are computed again
     assert with_weights_cast(models("bart"), dtype) == torch.float32
+    reader = MiniLMReader(ReaderConfig((0,), (0,), 50, 24, 3, 30, 40))
+    with torch.autocast("cpu", torch.bfloat16):
+        for checkpointing, found in ((False, torch.bfloat16), (True, torch.float32)):
+            reader.checkpointing = checkpointing
+            assert with_weights_cast(reader, lambda: reader.encoder[0].feed_forward.inner.weight.dtype) == found
     assert plain is model.model.encoder.layers[0].fc1.weight
 
 

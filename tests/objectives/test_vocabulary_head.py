@@ -4,6 +4,7 @@ interpreter gives what torch gives. On a GPU, where there is one, the kernel its
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -93,7 +94,7 @@ def test_what_stands_in_for_the_kernel(monkeypatch: pytest.MonkeyPatch, no_kerne
     assert kernel_for("cpu") is None
     monkeypatch.setitem(sys.modules, "openbook.objectives.softmax_kernel", None)  # as if Triton were not there
     monkeypatch.setattr(vocabulary_head.shutil, "which", lambda name: f"/bin/{name}")
-    with pytest.warns(UserWarning, match="no Triton: .* takes longer on a GPU"):
+    with pytest.warns(UserWarning, match="Triton cannot run .*: .* takes longer on a GPU"):
         assert kernel_for("cuda") is None
     kernel_for.cache_clear()
     monkeypatch.setattr(vocabulary_head.shutil, "which", lambda name: None)
@@ -101,12 +102,22 @@ def test_what_stands_in_for_the_kernel(monkeypatch: pytest.MonkeyPatch, no_kerne
         assert kernel_for("cuda") is None
     kernel_for.cache_clear()
     there = ModuleType("softmax_kernel")
-    there.residual_and_logprobs = "the kernel"  # type: ignore[attr-defined]
+    there.residual_and_logprobs = lambda *_: None  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "openbook.objectives.softmax_kernel", there)
     monkeypatch.setattr(vocabulary_head.shutil, "which", lambda name: name == "gcc" or None)
-    with warnings.catch_warnings():
+
+    def fail(*_: object) -> None:
+        raise subprocess.CalledProcessError(1, ["gcc"])  # as without Python's headers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vocabulary_head, "_run_once", fail)
+        with pytest.warns(UserWarning, match=r"Triton cannot run \(CalledProcessError: .*gcc"):
+            assert kernel_for("cuda") is None
+    kernel_for.cache_clear()
+    with monkeypatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert kernel_for("cuda") == "the kernel"
+        patch.setattr(vocabulary_head, "_run_once", lambda kernel, _: kernel("cpu"))
+        assert kernel_for("cuda") is there.residual_and_logprobs
 
 
 # The kernel
@@ -125,8 +136,9 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(softmax_kernel, "_BLOCK", 16)
     device = torch.device("cpu" if request.param == "interpreter" else "cuda")
 
-    def run(*tensors: Tensor | None, **named: Any) -> Any:
-        moved = [None if one is None else one.to(device) for one in tensors]
+    def run(logits: Tensor, labels: Tensor, bias: Tensor | None, **named: Any) -> Any:
+        long = None if bias is None else torch.nn.functional.pad(bias, (0, logits.shape[1] - len(bias)))
+        moved = [None if one is None else one.to(device) for one in (logits, labels, long)]
         return [None if one is None else one.cpu() for one in softmax_kernel.residual_and_logprobs(*moved, **named)]
 
     return run

@@ -36,7 +36,8 @@ def with_weights_cast(model: nn.Module, run: Callable[[], Result], but: Tensor |
     if kind not in CASTS_ONCE or not (torch.is_grad_enabled() and torch.is_autocast_enabled(kind)):
         return run()
     kept = any(hasattr(value, "to_local") for value in model.parameters())  # in parts: whole inside their layers alone
-    if kept or any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+    again = ("gradient_checkpointing", "checkpointing")  # transformers' name, and the small reader's
+    if kept or any(getattr(part, name, False) for part in model.modules() for name in again):
         return run()
     joined = list(_self_attentions(model, but))
     single = _castable(model, but, {id(weight) for parts in joined for part in parts for weight in part.parameters()})

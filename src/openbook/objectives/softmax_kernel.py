@@ -39,6 +39,11 @@ def _row(  # type: ignore[no-untyped-def]
 ):
     row = tl.program_id(0).to(tl.int64)
     start, label = logits + row * stride, tl.load(labels + row)
+    # Read before the loops: between their reductions the warps of a row wait for each other, and none is left behind to
+    # read this when another has written the residual over it.
+    at_label = tl.load(start + label).to(tl.float32)
+    if has_bias:
+        at_label += tl.load(bias + label)
     places = tl.arange(0, block)
     largest = tl.full((block,), _LOW, tl.float32)
     others = tl.zeros((block,), tl.float32)
@@ -46,9 +51,11 @@ def _row(  # type: ignore[no-untyped-def]
     for first in range(0, vocab, block):
         words = first + places
         there = words < vocab
-        x = tl.load(start + words, mask=there, other=_LOW).to(tl.float32)
+        # Masked by the stride, of which 16 is a divisor where the head is padded: such loads are of 16 bytes.
+        x = tl.load(start + words, mask=words < stride, other=0.0).to(tl.float32)
         if has_bias:
-            x += tl.load(bias + words, mask=there, other=0.0)
+            x += tl.load(bias + words, mask=words < stride, other=0.0)
+        x = tl.where(there, x, _LOW)
         new = tl.maximum(largest, x)
         more = tl.where(there & (words != label), tl.exp(x - new), 0.0)
         others = others * tl.exp(largest - new) + more
@@ -56,9 +63,6 @@ def _row(  # type: ignore[no-untyped-def]
         largest = new
     top = tl.max(largest, 0)
     rest = tl.sum(others * tl.exp(largest - top), 0)
-    at_label = tl.load(start + label).to(tl.float32)
-    if has_bias:
-        at_label += tl.load(bias + label)
     weight = rest + tl.exp(at_label - top)
     logprob = at_label - top - tl.log(weight)
     tl.store(plain + row, logprob)
@@ -69,9 +73,9 @@ def _row(  # type: ignore[no-untyped-def]
         for first in range(0, stride, block):
             words = first + places
             there = words < vocab
-            x = tl.load(start + words, mask=there, other=_LOW).to(tl.float32)
+            x = tl.load(start + words, mask=words < stride, other=0.0).to(tl.float32)
             if has_bias:
-                x += tl.load(bias + words, mask=there, other=0.0)
+                x += tl.load(bias + words, mask=words < stride, other=0.0)
             residual = tl.where(words == label, smoothing - rest / weight, tl.exp(x - top) / weight)
             residual = tl.where(there, residual - smoothing / vocab, 0.0)
             tl.store(start + words, residual.to(logits.dtype.element_ty), mask=words < stride)
@@ -80,8 +84,9 @@ def _row(  # type: ignore[no-untyped-def]
 def residual_and_logprobs(
     logits: Tensor, labels: Tensor, bias: Tensor | None, vocab: int, smoothing: float, keep: bool
 ) -> tuple[Tensor | None, Tensor, Tensor]:
-    """logits [n, at least vocab] of bf16, fp16 or fp32 with rows side by side, labels [n], bias [vocab] fp32 or None ->
-    what `VocabularyHead` gives: the residual in the logits' memory, 0 beyond vocab, and fp32 log-probabilities."""
+    """logits [n, at least vocab] of bf16, fp16 or fp32 with rows side by side, labels [n], bias fp32 as long as a row
+    or None -> what `VocabularyHead` gives: the residual in the logits' memory, 0 beyond vocab, and fp32
+    log-probabilities."""
     n, stride = logits.shape
     plain = torch.empty(n, dtype=torch.float32, device=logits.device)
     smoothed = torch.empty_like(plain) if smoothing else plain

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 ALIGNED = {"cuda": 64}  # words that the head is padded to a multiple of, by kind of device; 1 where it is not named
 
@@ -36,7 +37,7 @@ class VocabularyHead:
             self.weight[: self.vocab] = weight
         else:
             self.weight = weight.to(dtype)
-        self.bias = None if bias is None else bias.to(exact)
+        self.bias = None if bias is None else F.pad(bias.to(exact), (0, len(self.weight) - self.vocab))
 
     def new_gradient(self) -> Tensor:
         """Zeros for d weight in `exact`; beyond [:vocab] it stays 0."""
@@ -63,7 +64,7 @@ class VocabularyHead:
         for some in _slices(n, vocab * exact.itemsize, logits):
             block, index = logits[some, :vocab].to(exact), labels[some, None]
             if self.bias is not None:
-                block = block + self.bias
+                block = block + self.bias[:vocab]
             top = block.amax(-1)
             softmax = block.softmax(-1)
             # The largest probability is at least 1 / vocab: unlike the label's, its logarithm is safe.
@@ -106,8 +107,8 @@ def chunk_bytes_of(device: torch.device) -> int:
 
 @cache
 def kernel_for(kind: str) -> Any:
-    """objectives/softmax_kernel's on a GPU, where there is Triton, which torch brings for CUDA, and a C compiler,
-    which Triton calls; None elsewhere."""
+    """objectives/softmax_kernel's on a GPU, where there is Triton, which torch brings for CUDA, and what it needs to
+    compile, a C compiler and Python's headers; None elsewhere."""
     if kind != "cuda":
         return None
     if not any(map(shutil.which, ("cc", "gcc", "clang"))):
@@ -115,10 +116,21 @@ def kernel_for(kind: str) -> Any:
         return None
     try:
         from openbook.objectives.softmax_kernel import residual_and_logprobs
-    except ImportError:
-        warnings.warn("no Triton: the loss is computed by torch alone, which takes longer on a GPU", stacklevel=2)
+
+        _run_once(residual_and_logprobs, kind)
+    except Exception as error:  # no Triton, no headers, a GPU that it does not know
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        warnings.warn(
+            f"Triton cannot run ({said}): the loss is computed by torch alone, which takes longer on a GPU",
+            stacklevel=2,
+        )
         return None
     return residual_and_logprobs
+
+
+def _run_once(kernel: Any, kind: str) -> None:
+    """It is compiled when it is first called: better here than in a step."""
+    kernel(torch.zeros(1, 64, device=kind), torch.zeros(1, dtype=torch.int64, device=kind), None, 64, 0.0, True)
 
 
 def _slices(n: int, row_bytes: int, on: Tensor) -> list[slice]:

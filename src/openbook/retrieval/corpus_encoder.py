@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -20,6 +21,12 @@ from openbook.models.encoders import TextEncoder
 from openbook.utils.distributed import rank, shard, world_size
 
 CPU = torch.device("cpu")
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for every coder of a device: memory that was freed on a stream is used again on that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 class PassageCoder:
@@ -45,7 +52,7 @@ class PassageCoder:
         self.encoder = copy.deepcopy(encoder).to(dtype).eval().requires_grad_(False)
         self.tokens, self.style, self.max_length = tokens, style, max_length
         self.device, self.kept = next(encoder.parameters()).device, kept
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stream = _side_stream(self.device) if self.device.type == "cuda" else None
         self._waiting: list[Encoding] = []
 
     def take(self, encoder: TextEncoder) -> None:

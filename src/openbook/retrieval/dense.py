@@ -5,6 +5,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from openbook.batch import Batch, Retrieved, to_device
 from openbook.config.training import OptimConfig
@@ -115,8 +116,9 @@ class DenseRetriever(nn.Module, Retriever[Tensor]):
     def _scores(self, queries: Tensor, retrieved: Retrieved, encode: Callable[[Tensor], Tensor]) -> Tensor:
         rows, places = torch.unique(retrieved.rows.clamp(min=0), return_inverse=True)
         passage_emb = encode(rows)
-        # index_select, not indexing: its gradient adds up the terms of a passage in the same order in every run.
-        each = passage_emb.index_select(0, to_device(places.flatten(), passage_emb.device)).unflatten(0, places.shape)
+        # An embedding: its gradient adds up the terms of a passage in the same order in every run, which that of
+        # index_select does not on a GPU, nor that of indexing on a CPU.
+        each = F.embedding(to_device(places, passage_emb.device), passage_emb)
         with torch.autocast(queries.device.type, enabled=False):
             scores = torch.einsum("bd,bkd->bk", queries.float(), each.float()) / self.temperature
         return torch.where(to_device(retrieved.mask, scores.device), scores, -torch.inf)
