@@ -54,6 +54,7 @@ class Checkpointing(L.Callback):
         self.best: float | None = None
         self.best_step = self.since_best = 0
         self._saved = self._seen = self._last = 0
+        self._outside = False
         self._before: dict[int, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,7 +112,7 @@ class Checkpointing(L.Callback):
         if improved:
             self._flush(trainer)
             self._write(trainer, self.best_path)
-        if self._is_due():
+        if self._is_due() and not self._outside:
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -131,13 +132,14 @@ class Checkpointing(L.Callback):
         return bool(self.validate_every) and (step % self.validate_every == 0 or step == self._last)
 
     def _validate(self, trainer: L.Trainer, ahead: int) -> None:
-        """A validation outside of the training loop, whose counter of steps is then ahead by so many."""
+        """A validation outside of the training loop, whose counter of steps is then ahead by so many; nothing is saved
+        that a run resumes from while it is turned back."""
         epoch_loop = trainer.fit_loop.epoch_loop
-        trainer.validating = True
+        trainer.validating = self._outside = True
         epoch_loop._batches_that_stepped -= ahead
         epoch_loop.val_loop.run()
         epoch_loop._batches_that_stepped += ahead
-        trainer.training = True
+        self._outside, trainer.training = False, True
 
     def _save(self, trainer: L.Trainer) -> None:
         self._flush(trainer)

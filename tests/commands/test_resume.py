@@ -313,8 +313,11 @@ def test_the_last_step_is_validated_whatever_the_interval(small_system: SmallSys
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == 5
     far = train(small_system.config(tmp_path / "far", *words, "trainer.validate_every=100", "data.test="))
     assert list(column(far, "validation/mrr")) == [0, 5]
+    resume(run, ["trainer.max_steps=8"])
+    assert list(column(run, "train/nll")) == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert list(column(run, "validation/mrr")) == [0, 3, 5, 6, 8]
     whole, broken = whole_and_resumed(small_system, tmp_path, [*words, "evaluate.before_training=false"], 4)
-    assert rows(whole) == rows(broken) == rows(run)
+    assert rows(whole) == rows(broken)
 
 
 @pytest.mark.parametrize(
