@@ -141,8 +141,12 @@ def test_two_ranks_give_the_numbers_of_one_in_every_mode(small_system: SmallSyst
 
     def same(run: Path, wanted: Path, *names: str, rel: float = 2e-4) -> None:
         for name in ("train/nll", "train/staleness", "train/posterior_entropy", "validation/recall_at_5", *names):
-            assert column(wanted, name), name
-            assert column(run, name) == pytest.approx(column(wanted, name), rel=rel, abs=1e-5), (run.name, name)
+            expected = column(wanted, name)
+            assert expected, name
+            found = column(run, name)
+            if name.startswith("validation/"):  # a run that goes on was also validated where it ended first
+                found = {step: value for step, value in found.items() if step in expected}
+            assert found == pytest.approx(expected, rel=rel, abs=1e-5), (run.name, name)
 
     same(two / "amortized", one / "amortized", "refresh/overlap_at_k", "refresh/score_drift", "refresh/generation")
     same(two / "rolling", one / "rolling", "refresh/mean_age", "refresh/encoded_passages")
