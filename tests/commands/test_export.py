@@ -30,7 +30,9 @@ def test_the_small_reader_and_encoders_of_cosines(
     assert main(["train", *words]) == 0
     capsys.readouterr()
     out = export(tmp_path / "run", tmp_path / "out")
-    said, card = " ".join(capsys.readouterr().out.split()), (out / "README.md").read_text()
+    told = capsys.readouterr()
+    said, card = " ".join(told.out.split()), (out / "README.md").read_text()
+    assert "LOAD REPORT" not in told.out + told.err  # transformers' table of poolers, which nobody reads
     for why in (
         "rag left out: RAG asks questions with DPR's encoder, and of retriever.question_encoder its pooling is mean",
         "its generator is a transformers encoder-decoder, and generator.model is none",

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,6 @@ from openbook.utils.outside import check_hub, check_installed, is_hub_name
 
 transformers_logging.disable_progress_bar()  # a bar per file of weights, for what takes a second
 
-
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet", "longformer", "data2vec-text")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 SENTENCEPIECE = ("spiece.model", "sentencepiece.bpe.model", "source.spm")
@@ -38,11 +38,10 @@ def set_dropout(config: Any, dropout: float) -> None:
 
 def drops_out(model: nn.Module) -> bool:
     """Whether dropout is at work in a model, or in the one that it holds as `model`."""
-    if any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in model.modules()):
-        return True
+    layers = any(isinstance(part, nn.Dropout) and part.p > 0 and part.training for part in model.modules())
     # Llama's kin and BART's have no such layer: they read the rate from a number.
     config = getattr(getattr(model, "model", model), "config", None)
-    return model.training and any(float(getattr(config, name, 0) or 0) > 0 for name in DROPOUTS)
+    return layers or (model.training and any(float(getattr(config, name, 0) or 0) > 0 for name in DROPOUTS))
 
 
 def model_folder(name: str) -> str:
@@ -146,20 +145,27 @@ def model_config(name: str, key: str = "generator.model") -> Any:
 
 @contextmanager
 def loading(what: str, name: str, where: str) -> Iterator[None]:
-    """Whatever transformers raises while it reads a folder is one OpenBookError."""
+    """Whatever transformers raises while it reads a folder is one OpenBookError. Its table of weights that are missing
+    or too many, which alarms over poolers that nobody reads, is left out: `check_loaded` says what counts."""
+
+    def no_table(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    (log := logging.getLogger("transformers.modeling_utils")).addFilter(no_table)
     try:
         yield
     except Exception as error:  # of many kinds: by what is missing, damaged or not known to this version
         said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        fast = "tokenizer.json is what every version reads: save it with a fast tokenizer's save_pretrained."
         raise OpenBookError(
             f"the {what} cannot be loaded",
             where=where,
             got=f"{name}: {type(error).__name__}: {said[:200]}",
             expected=f"a {what} that the installed transformers reads",
-            action="tokenizer.json is what every version reads: save it with a fast tokenizer's save_pretrained."
-            if what == "tokenizer"
-            else "",
+            action=fast if what == "tokenizer" else "",
         ) from error
+    finally:
+        log.removeFilter(no_table)
 
 
 def check_loaded(loaded: dict[str, Any], name: str, where: str, ignored: str = "", strict: bool = False) -> None:
