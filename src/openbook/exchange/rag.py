@@ -35,13 +35,10 @@ TEMPLATE = "{title} / {passage} // {question}"
 _PARTS = re.compile(r"(.*?)\{title\}(.*?)\{passage\}(.*?)\{question\}", re.DOTALL)
 
 
-_READS = {"all_passages": "reads all passages at once", "closed_book": "reads no passages"}
-
-
 @dataclass(frozen=True, kw_only=True)
 class RagParts:
-    """What of a run becomes a RAG. likelihood: that decodes. template: generator.prompt. question_prefix:
-    of the question encoder. max_context, max_answer: tokens, special tokens included."""
+    """What of a run becomes a RAG. likelihood: that decodes. template: generator.prompt. question_prefix: of
+    the question encoder. max_context, max_answer: tokens, special tokens included."""
 
     question_encoder: TextEncoder
     generator: Any
@@ -58,9 +55,9 @@ class RagParts:
 
 def why_no_rag(parts: RagParts) -> list[str]:
     """Why transformers' RAG cannot compute what the run computes, one sentence each; empty where it can."""
+    if parts.likelihood == "all_passages":
+        return ["the generator reads all passages at once, which transformers' RAG does not"]
     dpr = why_not_dpr(parts.question_encoder)
-    if parts.likelihood not in CLASSES:
-        return [f"the generator {_READS[parts.likelihood]}, which transformers' RAG does not"]
     why = [f"RAG asks questions with DPR's encoder, and of retriever.question_encoder {dpr}"] if dpr else []
     if not isinstance(parts.generator, Seq2SeqGenerator):
         why.append("its generator is a transformers encoder-decoder, and generator.model is none")
