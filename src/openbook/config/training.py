@@ -45,6 +45,11 @@ class WarmupConfig:
     spans: float = unit(
         -1.0, "share of the warm-up's questions that are masked spans of its passages (data.spans); -1: from the data"
     )
+    window: int = unit(
+        64,
+        "tokens of a passage around its answer that are read in the first 70 % of the steps, where a question is read "
+        "with one passage; 0: whole passages",
+    )
     passages: str = unit(AUTO, "passages for the warm-up; auto: data.corpus, for embedded data always the book")
     questions: str = unit(
         AUTO,

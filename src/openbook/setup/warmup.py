@@ -39,6 +39,7 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         warmup.spans,
         None if long == "error" else (long, config.data.max_question_tokens),
         config.generator.reads == "all",
+        warmup.window or None,
     )
     device = torch.device("cuda" if on == "gpu" else "cpu")
     return warm_up(

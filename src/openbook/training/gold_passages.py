@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,13 @@ from openbook.training.dpr_negatives import TrainingPassages
 
 MOST_POSITIVES = 6  # of one question, that are read at once
 POOL = 512  # questions that are compared with each other
-WINDOW = 64  # tokens of a passage that are read around its answer
+
+
+class Windows(NamedTuple):
+    """Passages of more tokens than `width` are read in windows of so many, the answer anywhere among them."""
+
+    width: int
+    random: np.random.Generator
 
 
 @dataclass(frozen=True)
@@ -116,31 +122,29 @@ class GoldPassages:
         return pad_sequence([torch.tensor(one.rows) for one in gold], True, MISSING_ROW)
 
     def inputs(
-        self, gold: Sequence[Gold], device: torch.device, windows: np.random.Generator | None = None
+        self, gold: Sequence[Gold], device: torch.device, windows: Windows | None = None
     ) -> tuple[Tensor, Tensor]:
         """Ids and mask of the contexts [len(gold), n passages, context_len], empty where there is no passage. windows:
-        draws WINDOW tokens of each passage, the answer somewhere among them, instead of the whole; where a question is
-        read with one passage."""
+        what is read instead of the whole, where a question is read with one passage."""
         rows = self.rows(gold)
         ids, mask = side_by_side(self.contexts, [one.question for one in gold], rows)
         if windows is not None:
             ids, mask = self._windows(gold, ids, mask, windows)
         return to_device(ids.view(*rows.shape, -1), device), to_device(mask.view(*rows.shape, -1), device)
 
-    def _windows(
-        self, gold: Sequence[Gold], ids: Tensor, mask: Tensor, random: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def _windows(self, gold: Sequence[Gold], ids: Tensor, mask: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
         """A passage whose tokens do not hold the answer's stays whole."""
+        width, random = windows
         answers = token_ids(self.tokenizer, [one.answers[0] for one in gold])
         special = special_ids(self.tokenizer)
         contexts = []
         for one, answer, context, length in zip(gold, answers, ids.numpy(), mask.sum(1).tolist(), strict=True):
             first, last = len(one.question) + special.n_in_context - 1, length - 1  # of the passage
             place = _place(context[first:last], answer, random)
-            if place is not None and last - first > WINDOW >= len(answer):
-                earliest = max(place + len(answer) - WINDOW, 0)
-                start = first + int(random.integers(earliest, min(place, last - first - WINDOW) + 1))
-                context = np.concatenate([context[:first], context[start : start + WINDOW], context[last:length]])
+            if place is not None and last - first > width >= len(answer):
+                earliest = max(place + len(answer) - width, 0)
+                start = first + int(random.integers(earliest, min(place, last - first - width) + 1))
+                context = np.concatenate([context[:first], context[start : start + width], context[last:length]])
             contexts.append(torch.from_numpy(context[: min(length, len(context))]))
         lengths = torch.tensor([len(one) for one in contexts])
         return pad_sequence(contexts, True, special.pad), torch.arange(int(lengths.max())) < lengths[:, None]

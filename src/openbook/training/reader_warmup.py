@@ -27,7 +27,7 @@ from openbook.metrics.matching import exact_match, f1
 from openbook.models.all_passages.reading import Asked, FusedContexts, read_all
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.training.gold_passages import Gold, GoldPassages
+from openbook.training.gold_passages import Gold, GoldPassages, Windows
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
@@ -51,7 +51,7 @@ NEW_PARTS = (
 # sooner among fewer tokens. The others read whole passages, which is what there will be.
 WINDOWED = 0.7
 
-VERSION = 8  # raise it whenever the same settings give another reader
+VERSION = 7  # raise it whenever the same settings give another reader
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class WarmupOptions:
     """Everything that decides the warmed-up reader, besides its data: steps, questions per step, peak learning rate
     of MiniLM's layers (the new parts get twice as much), tokens of a context and of an answer, share of masked spans
     among the questions, what becomes of questions over a limit of tokens (None: nothing, as where a longer one was
-    refused before), and whether a question is read with several passages at once."""
+    refused before), whether a question is read with several passages at once, and the width of the windows of passages
+    that the first steps read (None: whole passages)."""
 
     steps: int
     batch_size: int
@@ -70,6 +71,7 @@ class WarmupOptions:
     spans: float = 0.0
     long_questions: tuple[Literal["cut", "drop"], int] | None = None
     together: bool = False
+    window: int | None = None
 
 
 def warm_up(
@@ -161,7 +163,8 @@ def _train(
     lengths = passages.contexts.tokens.length(np.array([row for one in gold for row in one.rows]))
     lengths = np.add.reduceat(lengths, np.cumsum([0, *(len(one.rows) for one in gold[:-1])]))
     loss = torch.zeros(())
-    windowed, random = WINDOWED * options.steps, np.random.default_rng(options.seed)
+    windowed = WINDOWED * options.steps if options.window else 0
+    windows = Windows(options.window or 0, np.random.default_rng(options.seed))
     reader.train()
     with progress("warming up the reader", "steps", told=True) as done:
         for step, chosen in zip(
@@ -170,7 +173,7 @@ def _train(
             some = [gold[number] for number in chosen]
             labels = targets(passages.tokenizer, [one.answers[0] for one in some], options.max_target_tokens).to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
-                hidden = _hidden(reader, passages, some, labels, random if step < windowed else None)
+                hidden = _hidden(reader, passages, some, labels, windows if step < windowed else None)
                 logits = reader.logits(hidden[labels >= 0])
             loss = nn.functional.cross_entropy(logits.float(), labels[labels >= 0])
             optimizer.zero_grad()
@@ -187,7 +190,7 @@ def _hidden(
     passages: GoldPassages,
     gold: list[Gold],
     labels: Tensor,
-    windows: np.random.Generator | None,
+    windows: Windows | None,
 ) -> Tensor:
     """Decoder states [len(gold), target_len, dim] of the labels, read from the questions' passages, or from windows of
     them where a reader reads one passage at a time."""
@@ -204,7 +207,7 @@ def _encoded(
     passages: GoldPassages,
     gold: list[Gold],
     device: torch.device,
-    windows: np.random.Generator | None = None,
+    windows: Windows | None = None,
 ) -> tuple[FusedContexts, Tensor, Tensor]:
     """A reader that has encoded the questions' contexts, and the ids and mask of what it reads [len(gold), length]."""
     ids, mask = passages.inputs(gold, device, windows)
