@@ -119,7 +119,8 @@ def figures(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def table(name: str, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Markdown of `figures`: one row for each number of questions, means over the seeds, the first one's interval."""
+    """Markdown of `figures`: one row for each number of questions; of several seeds the means, and the lowest and the
+    highest bound of their intervals."""
     of_all = [one for of_seeds in measured.values() for one in of_seeds]
     columns = {metric: title for metric, title in COLUMNS.items() if all(metric in one for one in of_all)}
     titles = [f"{title}: before, after (95 % interval of the difference)" for title in columns.values()]
@@ -128,7 +129,8 @@ def table(name: str, measured: Mapping[str, Sequence[Mapping[str, Any]]]) -> str
         cells = []
         for metric in columns:
             before, after = ([one[metric][when] for one in of_seeds] for when in ("before", "after"))
-            low, high = of_seeds[0][metric]["interval"]
+            low = min(one[metric]["interval"][0] for one in of_seeds)
+            high = max(one[metric]["interval"][1] for one in of_seeds)
             cells.append(f"{_mean(before)}, {_mean(after)} ({low:+.3f} to {high:+.3f})")
         lines.append(f"| {size} | {' | '.join(cells)} | {len(of_seeds)} |")
     return "\n".join(lines)

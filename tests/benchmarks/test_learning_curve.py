@@ -1,12 +1,14 @@
-"""The learning curve: subsets of a training file, and the table of finished runs."""
+"""The learning curve: subsets of a training file, the table of finished runs, and the data set that is made for it."""
 
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from benchmarks.data import trials
 from benchmarks.training import learning_curve
 from openbook.data.question_file import QuestionFile
 from tests.small_system import SmallSystem
@@ -43,6 +45,50 @@ def test_runs_are_made_once_and_tabled(
     assert page.startswith("before\n") and page.endswith("after\n") and table[2] in page and "old" not in page
     figures = json.loads((tmp_path / "docs" / "own-data.json").read_text())["small"]["8"][0]
     assert (figures["recall_at_5"]["before"], figures["recall_at_5"]["after"]) == (before, after)
+
+
+def test_of_several_seeds_the_table_has_means_and_the_outermost_bounds() -> None:
+    of_seeds = [
+        {"f1": {"before": 0.1, "after": after, "interval": [low, high]}}
+        for after, low, high in ((0.2, 0.05, 0.15), (0.3, 0.01, 0.12), (0.4, 0.03, 0.25))
+    ]
+    assert learning_curve.table("x", {"9": of_seeds}).splitlines()[-1] == "| 9 | 0.100, 0.300 (+0.010 to +0.250) | 3 |"
+
+
+def test_studies_become_questions_and_passages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentences = [f"Sentence {number} " + "has ten more words that say nothing at all here." for number in range(8)]
+    bodies = [
+        " ".join([*sentences[:6], "We saw 40 healthy men. Then 12 women came.", *sentences[6:]]),
+        "Adults with asthma's worst form breathed.",
+        "Nobody is named here.",
+        "Untitled text of one paragraph about 30 old men.",
+    ]
+    titles = ["A study of men.\n\n", "Asthma\n", "Title with 9 boys\n", ""]
+    spans = ["'40 healthy men', '12 women '", "'Adults with asthma's worst form'", "'9 boys'", "'30 old men'"]
+    rows = [
+        {
+            "input": [{"content": "x"}, {"content": title + body}],
+            "ideal": f"In the abstract, population demographics are defined by the following spans: {span}",
+        }
+        for title, body, span in zip(titles, bodies, spans, strict=True)
+    ]
+    wheel = tmp_path / "evals.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(trials.MEMBER, "".join(json.dumps(row) + "\n" for row in rows))
+    assert trials.main([str(wheel), str(tmp_path / "out")]) == 0
+    assert "left out: 1 questions" in capsys.readouterr().out
+    files = {path.stem: [json.loads(line) for line in path.open()] for path in (tmp_path / "out").glob("*.jsonl")}
+    passages = {one["id"]: one["text"] for one in files["passages"]}
+    assert all(len(text.split()) <= trials.MOST_WORDS for text in passages.values())
+    for number, body in enumerate(bodies):
+        assert " ".join(text for key, text in passages.items() if key.startswith(f"{number}-")) == body
+    asked = {one["id"]: one for name in ("train", "validation", "test") for one in files[name]}
+    assert [(one["question"], one["answers"]) for _, one in sorted(asked.items())] == [
+        ("Who was studied in: A study of men.", ["40 healthy men", "12 women"]),
+        ("Who was studied in: Asthma", ["Adults with asthma's worst form"]),
+    ]
+    assert all("healthy men" in passages[key] or "12 women" in passages[key] for key in asked["0"]["positive_ids"])
+    assert asked["1"]["positive_ids"] == ["1-0"]
 
 
 def test_the_page_says_what_was_measured() -> None:
