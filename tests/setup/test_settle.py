@@ -79,7 +79,7 @@ def test_a_run_of_before_these_settings_goes_on_as_it_was(tmp_path: Path) -> Non
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old), encoding="utf-8")
     config = load_resolved(tmp_path / "config.yaml", training=False)
     assert (config.retriever.teacher, config.warmup.spans, config.trainer.monitor) == ("generator", 0.0, "exact_match")
-    assert config.evaluate.checkpoint == "last"
+    assert config.evaluate.checkpoint == "last" and config.warmup.window == 0
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(old | {"objective": "dpr"}), encoding="utf-8")
     assert load_resolved(tmp_path / "config.yaml", training=False).trainer.monitor == "recall_at_1"
 
@@ -99,6 +99,20 @@ def test_a_run_of_before_these_settings_goes_on_as_it_was(tmp_path: Path) -> Non
 )
 def test_steps_follow_from_the_questions(corpus: Corpus, n_questions: int, words: tuple[str, ...], steps: int) -> None:
     assert settled(corpus, n_questions, *words).trainer.max_steps == steps
+
+
+@pytest.mark.parametrize("batch", [32, 64, 200])
+def test_the_warm_up_is_as_long_as_what_it_reads_allows(corpus: Corpus, batch: int) -> None:
+    tokens = corpus.tokens("generator").lengths.mean() + 16  # of a passage and a question
+    seen = []
+    for words, passages, most, (fewest, longest) in (
+        ((), 1, 2e6, (250, 500)),
+        (("warmup.window=0",), 1, 1e6, (150, 300)),
+        (("objective=emdr2", "generator.reads=all"), 3, 1e6, (150, 300)),
+    ):
+        seen.append(settled(corpus, 900, f"warmup.batch_size={batch}", *words).warmup.steps)
+        assert seen[-1] == min(max(10 * round(most / (batch * passages * tokens) / 10), fewest), longest)
+    assert seen[0] > seen[1] >= seen[2]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ FEWEST_STEPS = 30
 # On a CPU, where time is what is short: tokens that the generator reads in joint training and in its warm-up, and the
 # steps that these are bounded to.
 CPU_TOKENS, CPU_STEPS = 600_000, (60, 90)
-WARMUP_TOKENS, WARMUP_STEPS = 2_000_000, (250, 500)
+WARMUP_TOKENS, WARMUP_STEPS = 1_000_000, (150, 300)
+WINDOWED_TOKENS, WINDOWED_STEPS = 2_000_000, (250, 500)  # of whole passages, of which most steps read a part
+READ_AT_ONCE = 3  # passages of a question, in the warm-up of a reader of all passages: the positive one and two others
 SPANS_SHARE = 0.5
 
 ENCODER_LR, SMALL_READER_LR, GENERATOR_LR, ADAPTER_LR = 1e-4, 3e-4, 3e-5, 2e-4
@@ -159,8 +161,11 @@ def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choic
     if steps < 0:
         reads = config.objective != "dpr" and config.generator.model == MINILM
         on_gpu = accelerator(config.trainer.accelerator) == "gpu"
-        tokens = 10 * WARMUP_TOKENS if on_gpu else WARMUP_TOKENS
-        steps = _steps(config, corpus, tokens, warmup.batch_size, WARMUP_STEPS) if reads else 0
+        together = config.generator.reads == "all"
+        windowed = warmup.window and not together
+        tokens, bounds = (WINDOWED_TOKENS, WINDOWED_STEPS) if windowed else (WARMUP_TOKENS, WARMUP_STEPS)
+        contexts = warmup.batch_size * (READ_AT_ONCE if together else 1)
+        steps = _steps(config, corpus, 10 * tokens if on_gpu else tokens, contexts, bounds) if reads else 0
         trained = "no generator" if config.objective == "dpr" else "this generator comes trained"
         yield Choice("warmup.steps", steps, "the small reader learns to read first" if reads else trained)
     if warmup.spans < 0:
