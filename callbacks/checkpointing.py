@@ -71,6 +71,7 @@ class Checkpointing(L.Callback):
         if self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
             # Lightning would log one of no step as one of the first.
             self._validate(trainer, int(not trainer.global_step))
+        self._end_early(trainer)  # of a run that had, and was interrupted in its test
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         now_in(f"training, step {trainer.global_step + 1}")
@@ -88,6 +89,8 @@ class Checkpointing(L.Callback):
         if stopping:
             self.received = stopping
             trainer.should_stop = True
+            # Lightning validates when it is to stop: a run that was not stopped would not, and might have another best.
+            trainer.fit_loop.epoch_loop._skip_next_val = self._seen != self._last
         if stopping or (self._is_due() and not self._validates_at(self._seen)):
             # Lightning logs the step after this hook, and would leave its row to the time after the checkpoint.
             trainer._logger_connector.update_train_step_metrics()
@@ -106,9 +109,7 @@ class Checkpointing(L.Callback):
             self.best, self.best_step, self.since_best = value, trainer.global_step, 0
         else:
             self.since_best += 1
-        if self.patience and self.since_best >= self.patience and not trainer.should_stop:
-            trainer.should_stop = True
-            say(f"stopped early: {self.monitor} has not risen above {self.best} in {self.since_best} validations")
+        self._end_early(trainer)
         if improved:
             self._flush(trainer)
             self._write(trainer, self.best_path)
@@ -116,7 +117,9 @@ class Checkpointing(L.Callback):
             self._save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.received is None and self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
+        stopped = largest(self.received or 0)  # it may have come to one rank since the last step
+        self.received = stopped or None
+        if not stopped and self._validates_at(trainer.global_step) and self.validated != trainer.global_step:
             self._validate(trainer, 1)
         self._restore_handlers()
         if trainer.global_step != self._saved:
@@ -124,6 +127,11 @@ class Checkpointing(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
+
+    def _end_early(self, trainer: L.Trainer) -> None:
+        if self.patience and self.since_best >= self.patience and not trainer.should_stop:
+            trainer.should_stop = True
+            say(f"stopped early: {self.monitor} has not risen above {self.best} in {self.since_best} validations")
 
     def _is_due(self) -> bool:
         return self._seen - self._saved >= self.every

@@ -61,10 +61,10 @@ def _log(trainer: L.Trainer, measured: dict[str, float]) -> None:
 
 
 def _log_first(trainer: L.Trainer, measured: dict[str, float]) -> None:
-    """Of the first index, which is compared with none: what its family costs. There is no row of step 0."""
+    """Of the first index, which is compared with none: what its family costs."""
     found = {name: value for name, value in measured.items() if name.startswith("index/")}
     for logger in trainer.loggers if found else ():
-        logger.log_metrics(found, step=max(trainer.global_step - 1, 0))
+        logger.log_metrics(found, step=trainer.global_step - 1)
 
 
 def _retriever(module: L.LightningModule) -> DenseRetriever:
