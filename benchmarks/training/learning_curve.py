@@ -71,10 +71,11 @@ def main(words: Sequence[str]) -> int:
 def check_same(run: RunFolder, wanted: Config) -> None:
     """OpenBookError where the run that lies there is of other settings."""
     theirs, mine = (flat(one) for one in (run.load_config([], training=False), wanted))
+    opened = run.read_summary().get("left_open")
     other = [
         key
         for key in mine
-        if not key.startswith(("run.", "wandb.")) and not agrees({key: theirs[key]}, {key: mine[key]})
+        if not key.startswith(("run.", "wandb.")) and not agrees({key: theirs[key]}, {key: mine[key]}, opened)
     ]
     if other:
         raise OpenBookError(

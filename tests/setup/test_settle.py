@@ -13,10 +13,11 @@ from openbook.config.load import flat, load_experiment, load_resolved, to_yaml
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus
 from openbook.data.corpus_build import build_corpus
+from openbook.errors import OpenBookError
 from openbook.models.encoders import load_tokenizer
 from openbook.setup.encoders import follow_folders
 from openbook.setup.settle import settle
-from openbook.tracking.open_keys import OPEN, agrees
+from openbook.tracking.open_keys import OPEN, agrees, left_open
 from tests.small_system import SmallSystem
 
 OWN = "data.corpus=p.jsonl data.train=t.jsonl data.validation=v.jsonl data.test=e.jsonl trainer.accelerator=cpu".split()
@@ -50,8 +51,35 @@ def test_every_open_setting_is_chosen_and_a_run_is_found_by_what_was_asked(corpu
         "retriever.dim"
     }  # all, as this folder has it
     assert {key for key in before if before[key] != after[key]} == set(OPEN) - {"retriever.dim"}
-    assert agrees(after, before) and not agrees(after, before | {"optim.lr": 5e-4})
-    assert not agrees(after, before | {"seed": 1})
+    assert agrees(after, before, OPEN) and not agrees(after, before | {"optim.lr": 5e-4}, OPEN)
+    assert not agrees(after, before | {"seed": 1}, OPEN)
+    assert left_open(asked) == list(OPEN)
+
+
+def test_a_value_that_somebody_chose_is_not_what_the_data_would_have(corpus: Corpus) -> None:
+    asked = load_experiment("rag_token", OWN)
+    chosen = load_experiment("rag_token", [*OWN, "optim.lr=1e-7", "trainer.max_steps=2"])
+    run = flat(settle(follow_folders(chosen), corpus, 900))
+    opened = left_open(chosen)
+    assert set(OPEN) - set(opened) == {"optim.lr", "trainer.max_steps"}
+    assert agrees(run, flat(chosen), opened) and not agrees(run, flat(asked), opened)
+    older = flat(settle(follow_folders(asked), corpus, 900))  # it did not record what it left open
+    assert not agrees(older, flat(asked), None)
+    folders = {key: value for key, value in flat(asked).items() if key.startswith("retriever.p")}
+    assert agrees({key: older[key] for key in folders}, folders, None)
+
+
+@pytest.mark.parametrize("steps", [12, 19, 20, 45, 90])
+def test_what_was_chosen_is_checked_as_what_was_asked(corpus: Corpus, tmp_path: Path, steps: int) -> None:
+    words = ("refresh.mode=amortized", f"trainer.max_steps={steps}")  # a refresh takes 10 steps
+    if steps < 20:
+        with pytest.raises(OpenBookError, match=rf"not end within the run.*10 of {steps} steps.*most {steps // 2}"):
+            settled(corpus, 900, *words)
+        return
+    config = settled(corpus, 900, *words)
+    assert 10 <= int(config.refresh.every) <= steps - 10
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_resolved(tmp_path / "config.yaml") == config
 
 
 def test_experiments_can_extend_and_override_embedded_values(tmp_path: Path) -> None:

@@ -98,6 +98,8 @@ class Stages:
     clock: Clock
     checkpointing: Checkpointing
     connected: OnceConnected
+    left_open: list[str] | None  # None: not known
+    done: int = 0
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
     improved: dict[str, Any] = field(default_factory=dict)
@@ -207,10 +209,11 @@ class Stages:
         summary = {
             "experiment": config.experiment,
             "status": status,
-            "steps": self.trainer.global_step,
+            "steps": max(self.trainer.global_step, self.done),  # before the checkpoint is read it is at 0
             "tested_step": self.trainer.global_step if self.tested_step is None else self.tested_step,
             "best": {"metric": best.monitor, "value": best.best, "step": best.best_step} if best.monitor else {},
             "seed": config.seed,
+            "left_open": self.left_open,
             "n_docs": config.evaluate.n_docs or config.retriever.n_docs,
             "seconds": self.clock.rounded(),
             "stages": self.clock.stages(),

@@ -1,11 +1,11 @@
 """`train` and `resume`: from a configuration to a run folder with a trained model, its metrics and its report."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import LearningRateMonitor
@@ -22,7 +22,8 @@ from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.start_generator import resolve_generator, start_generator
 from openbook.setup.trainer import check_loggers, end_ranks, make_loggers, make_trainer, together, wandb_run
 from openbook.tracking.checkpoint import check_weights, read_checkpoint
-from openbook.tracking.resuming import check_data, check_keys, keeping_the_batch
+from openbook.tracking.open_keys import left_open
+from openbook.tracking.resuming import changed_keys, check_data, check_keys, keeping_the_batch
 from openbook.tracking.run_folder import SHARED, RunFolder
 from openbook.training.base_module import QuestionModule
 from openbook.training.divergence import NAME as DIVERGED
@@ -40,12 +41,12 @@ from openbook.utils.signals import Stopped
 def train(config: Config, own: OwnParts = NOTHING_OWN) -> Path:
     """Run an experiment from its start; returns the run folder."""
     own.check(config)
-    run = RunFolder.choose(config)
+    run, opened = RunFolder.choose(config), left_open(config)
     if rank_from_environment():
-        return _run(resolve_generator(resolve_start(config)), run, own)
+        return _run(resolve_generator(resolve_start(config)), run, own, opened)
     run = run.claim()
     try:
-        return _run(resolve_generator(resolve_start(config)), run, own)
+        return _run(resolve_generator(resolve_start(config)), run, own, opened)
     finally:
         run.release()
 
@@ -76,17 +77,18 @@ def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
             where=run.path,
             action=f"A new run with retriever.start_from={run.path} generator.start_from={run.path} trains it on.",
         )
-    overrides = keeping_the_batch(run.load_config([], training=False), overrides)
+    then = run.load_config([], training=False)
+    overrides = keeping_the_batch(then, overrides)
     config = run.load_config(overrides)
     if any(word.startswith("trainer.max_steps=") for word in overrides):  # instead of the passes it was started with
         config = replace(config, trainer=replace(config.trainer, max_epochs=0.0))
     own.check(config, summary or None)
     if not run.newest.is_file():
         say(f"{run.path} has no checkpoint yet: starting from the beginning")
-        return _run(config, run, own)
+        return _run(config, run, own, _still_open(summary, changed_keys(then, config)))
     if run.summary.is_file() and not summary:
         say("lost with summary.json: the test before training, and by which files of data this run is known")
-    changed = check_keys(run.load_config([], training=False), config, summary.get("data", {}))
+    changed = check_keys(then, config, summary.get("data", {}))
     steps, longer = summary.get("steps", 0), {"trainer.max_steps", "trainer.patience"} & set(changed)
     if summary.get("status") == "finished" and (steps >= config.trainer.max_steps or not longer):
         say_result(f"{run.path} is finished after {steps} steps: nothing was changed; trainer.max_steps=N trains on")
@@ -94,14 +96,20 @@ def _resume(run: RunFolder, overrides: Sequence[str], own: OwnParts) -> Path:
     done = read_checkpoint(run.newest)["global_step"]
     told = [f"{key} is {value!r} from here on, was {before!r}" for key, (before, value) in changed.items()]
     say("\n  ".join([f"resuming {run.path} from {run.newest.name}, step {done}", *told]))
-    return _run(config, run, own, resumed=True)
+    return _run(config, run, own, _still_open(summary, changed), resumed=True)
 
 
-def _run(config: Config, run: RunFolder, own: OwnParts, resumed: bool = False) -> Path:
+def _still_open(summary: Mapping[str, Any], changed: Collection[str]) -> list[str] | None:
+    """What the run left to the data when it began and nobody has chosen since; None where it did not record that."""
+    opened = summary.get("left_open")
+    return None if opened is None else [key for key in opened if key not in changed]
+
+
+def _run(config: Config, run: RunFolder, own: OwnParts, opened: list[str] | None, resumed: bool = False) -> Path:
     trainers: list[L.Trainer] = []
     try:
         with together(config, run.path):
-            _stages(config, run, own, resumed, trainers)(resumed)
+            _stages(config, run, own, opened, resumed, trainers)(resumed)
     except BaseException as error:
         if isinstance(error, (Stopped, RankError)):
             end_ranks(trainers, error)
@@ -143,7 +151,14 @@ def _write_divergence(run: RunFolder, module: QuestionModule, error: Exception) 
     say_result(f"{path} has the last batches: ids, scores and norms")
 
 
-def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, trainers: list[L.Trainer]) -> Stages:
+def _stages(
+    config: Config,
+    run: RunFolder,
+    own: OwnParts,
+    opened: list[str] | None,
+    resumed: bool,
+    trainers: list[L.Trainer],
+) -> Stages:
     """What is left once all is set up. trainers: where the one that is made is left, for it may have started ranks."""
     clock = Clock()
     check_loggers(config)
@@ -186,7 +201,7 @@ def _stages(config: Config, run: RunFolder, own: OwnParts, resumed: bool, traine
     how = f"on {prepared.on}, {trainer.precision}, {computing()}"
     say(f"run folder {run.path}; {n_passages:,} passages; {how}")
     clock.lap("setup")
-    return Stages(run, prepared, module, trainer, clock, checkpointing, connected)
+    return Stages(run, prepared, module, trainer, clock, checkpointing, connected, opened, done)
 
 
 def _callbacks(config: Config, run: RunFolder, n_passages: int, clock: Clock) -> list[L.Callback]:

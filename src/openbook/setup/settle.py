@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from openbook.config.checks import has_index, longest_answer, value_of
+from openbook.config.checks import has_index, longest_answer, problems_of, value_of
 from openbook.config.data import SPANS
 from openbook.config.models import MINILM
 from openbook.config.rules.combinations import monitored
 from openbook.config.schema import Config
 from openbook.config.training import AUTO
 from openbook.data.corpus import Corpus
+from openbook.errors import OpenBookError, raise_all
 from openbook.models.decoder_only.known_by import is_decoder_only
 from openbook.models.pretrained import positions_of
 from openbook.setup.encoders import scores_are_cosines, sides
@@ -56,6 +57,7 @@ def settle(config: Config, corpus: Corpus, n_questions: int, n_prompt: int = 0) 
             if value_of(config, choice.key) != choice.value:
                 config = _with(config, choice.key, choice.value)
                 chosen.append(choice)
+    raise_all(problems_of(config, training=bool(n_questions)))  # a run's file is read again, and checked
     if chosen:
         lines = [f"{key} = {value}{f': {reason}' if reason else ''}" for key, value, reason in chosen]
         questions = f"{n_questions:,} questions and " if n_questions else ""
@@ -141,6 +143,16 @@ def _refreshing(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Ch
         cost = corpus.n_passages / (ENCODED_PER_TRAINED * per_step)
         rare = max(30, ceil(2 * cost))
         every = max(1, min(rare, half))
+        if refresh.mode == "amortized":  # it takes so many steps itself
+            every = max(every, refresh.spread)
+            if every + refresh.spread > trainer.max_steps:
+                raise OpenBookError(
+                    "an amortized refresh would not end within the run",
+                    where="refresh.spread",
+                    got=f"{refresh.spread} of {trainer.max_steps} steps",
+                    expected=f"at most {trainer.max_steps // 2}",
+                    action="Or leave refresh.mode as it is by default.",
+                )
         reason = f"a refresh costs about as much as {max(cost, 1):.0f} steps"
         if every < 2 * cost:
             reason += f"; that is more than a third of the time, which one every {rare} would be: 0 does without"

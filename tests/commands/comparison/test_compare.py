@@ -26,6 +26,7 @@ from openbook.metrics.bootstrap import wilson
 from openbook.reporting import comparison_files as compare_files
 from openbook.reporting import published as paper
 from openbook.reporting.comparison_table import METRICS, Row, Spread, measures, orderings, paired, shown, table
+from openbook.tracking.open_keys import left_open
 from openbook.tracking.search.found_run import without_effect
 from openbook.tracking.search.run_search import Runs, identity_of, unlike
 from openbook.utils.signals import Stopped
@@ -147,6 +148,45 @@ def commands(monkeypatch: pytest.MonkeyPatch, root: Path) -> list[list[str]]:
 def test_keys_without_effect_make_no_other_run(override: str) -> None:
     plain = load_experiment("rag_token", [], EXPERIMENTS)
     assert identity_of(load_experiment("rag_token", [override], EXPERIMENTS)) == identity_of(plain)
+
+
+@pytest.mark.parametrize("key", ["trainer.validate_every", "evaluate.validation_questions"])
+def test_validations_decide_a_run_where_they_choose_its_weights(key: str) -> None:
+    for chooses, same in (((), True), (("evaluate.checkpoint=best",), False), (("trainer.patience=2",), False)):
+        one, other = (
+            identity_of(load_experiment("rag_token", [f"{key}={value}", *chooses], EXPERIMENTS)) for value in (1, 1000)
+        )
+        assert (one == other) == same
+
+
+def test_a_run_of_chosen_values_is_not_taken_for_one_that_left_them_open(root: Path) -> None:
+    own = [f"data.{name}={name}.jsonl" for name in ("corpus", "train", "validation", "test")]
+    settled = ["warmup.steps=200", "refresh.every=30", "trainer.max_steps=60", "retriever.temperature=0.05"]
+    chosen = [*own, *settled, "optim.lr=1e-7"]
+    asked = load_experiment("rag_token", own, EXPERIMENTS)
+    rest = [key for key in left_open(asked) if key not in {word.partition("=")[0] for word in chosen}]
+    make_run(root, "rag_token", "quick", chosen, left_open=rest)
+    assert Runs(root).find(asked) is None
+    found = Runs(root).find(load_experiment("rag_token", chosen, EXPERIMENTS))
+    assert found is not None and found.path.name == "quick"
+    make_run(root, "rag_token", "whole", chosen, left_open=left_open(asked))
+    found = Runs(root).find(asked)
+    assert found is not None and found.path.name == "whole"
+
+
+def test_a_killed_run_goes_on_with_what_it_chose_itself(root: Path, commands: list[list[str]]) -> None:
+    words = ["data.corpus=p.jsonl", "data.train=t.jsonl", "data.validation=v.jsonl", "data.test=x.jsonl"]
+    make_run(
+        root,
+        "rag_token",
+        "cut",
+        [*words, "retriever.temperature=0.05", "warmup.steps=200"],
+        status="interrupted",
+        steps=9,
+        left_open=left_open(load_experiment("rag_token", words, EXPERIMENTS)),
+    )
+    compare(["rag_token", *words, "retriever.temperature=0", "warmup.steps=-1", "--seeds", "0"])
+    assert commands == [["resume", str(Path("runs/rag_token/cut")), *words]]
 
 
 @pytest.mark.parametrize(

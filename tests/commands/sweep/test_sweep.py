@@ -114,7 +114,13 @@ def test_a_metric_that_no_run_measures_is_refused(tmp_path: Path) -> None:
         file.configs("rag_token", (), file.trials())
     file = SweepFile.read(str(written(tmp_path / "m.yaml")))
     with pytest.raises(OpenBookError, match="expected one of train/nll"):
-        file.configs("rag_token", ("trainer.validate_every=0",), file.trials())
+        file.configs("rag_token", ("data.validation=",), file.trials())
+
+
+def test_data_of_ones_own_are_validated_as_often_as_the_index_is_refreshed(tmp_path: Path) -> None:
+    file = SweepFile.read("n_docs")
+    own = tuple(f"data.{name}={tmp_path}/{name}.jsonl" for name in ("corpus", "train", "validation", "test"))
+    assert {config.trainer.validate_every for config in file.configs("rag_token", own, file.trials())} == {0}
 
 
 def test_an_endless_or_foreign_search_is_refused(tmp_path: Path) -> None:

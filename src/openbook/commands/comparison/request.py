@@ -13,6 +13,7 @@ from pathlib import Path
 from openbook.config.load import known_experiments, load_experiment
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError, raise_all
+from openbook.tracking.open_keys import left_open
 from openbook.tracking.run_folder import RUNS
 from openbook.tracking.search.found_run import FoundRun, without_effect
 
@@ -155,7 +156,9 @@ class Request:
                     got=f"written to {found.age:.0f} s ago",
                     action=f"Wait for it to end; if it was killed, `make resume RUN={shlex.quote(str(found.path))}`.",
                 )
-            return ["resume", str(found.path), *self._args_of(word), *start]
+            opened = left_open(config)  # what the run itself chose there stays as it is
+            words = [one for one in self._args_of(word) if one.partition("=")[0] not in opened]
+            return ["resume", str(found.path), *words, *start]
         name = self._free_name(config)
         place = [f"run.name={name}"] if self.runs == RUNS else [f"run.dir={self.runs / config.experiment / name}"]
         return ["train", word, f"seed={config.seed}", *self._args_of(word), *start, *place]

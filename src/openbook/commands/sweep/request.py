@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from openbook.config.checks import NAMES, is_name, value_of
+from openbook.config.checks import NAMES, is_name
 from openbook.config.load import EXPERIMENTS, load_experiment
 from openbook.config.rules.combinations import measured_in_validation
 from openbook.config.schema import Config, keys_of, override_text
@@ -171,9 +171,7 @@ class SweepFile:
                 problems[str(error)] = OpenBookError(f"{' '.join(trial)}: {error}")
         raise_all(list(problems.values()))
         for config in configs[:1]:
-            names = [f"validation/{name}" for name in measured_in_validation(config)]
-            if not (config.data.validation and value_of(config, "trainer.validate_every")):
-                names = []
+            names = [f"validation/{name}" for name in measured_in_validation(config)] if config.data.validation else []
             if metric not in (*names, "train/nll"):
                 raise OpenBookError(
                     f"runs of {experiment} do not measure the metric",

@@ -25,9 +25,11 @@ WITHOUT_EFFECT = (
     *("trainer.tokens_per_pass", "trainer.checkpointing", "retriever.tokens_per_backward", "trainer.keep_checkpoints"),
     *("trainer.timeout", "trainer.tensorboard"),
     # how closely it is monitored
-    *("trainer.validate_every", "trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size"),
-    *("evaluate.validation_questions", "evaluate.before_training", "evaluate.bootstrap"),
+    *("trainer.checkpoint_every", "trainer.log_every", "evaluate.batch_size"),
+    *("evaluate.before_training", "evaluate.bootstrap"),
 )
+# Keys that decide which weights are tested, but where the last ones are whatever a validation says.
+DECIDING = ("trainer.validate_every", "evaluate.validation_questions")
 # A run without a final status whose files changed less than so many seconds ago may still be running.
 RECENT = 600.0
 
@@ -45,6 +47,11 @@ class FoundRun:
     config: Config
     values: dict[str, Any]
     summary: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def left_open(self) -> list[str] | None:
+        """Keys that its configuration left to the data; None where it did not record them."""
+        return self.summary.get("left_open")
 
     @property
     def finished(self) -> bool:

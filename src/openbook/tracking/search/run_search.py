@@ -14,7 +14,7 @@ from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.tracking.open_keys import agrees
 from openbook.tracking.run_folder import RunFolder, read_json
-from openbook.tracking.search.found_run import FoundRun, without_effect
+from openbook.tracking.search.found_run import DECIDING, FoundRun, without_effect
 
 
 def identity_of(config: Config) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def identity_of(config: Config) -> dict[str, Any]:
     for key in ("trainer.devices", "trainer.nodes", "trainer.global_batch_size"):
         del values[key]
     values["trainer.batch_size"] = config.trainer.questions_per_pass
+    if config.evaluate.checkpoint == "last" and not config.trainer.patience:  # no validation decides what is tested
+        values |= dict.fromkeys(DECIDING)
     starts = ("retriever.start_from", "generator.start_from")
     values |= {key: _experiment_of(values.get(key, "")) for key in starts}
     return values
@@ -85,7 +87,7 @@ class Runs:
         same = [
             run
             for run in self.of(config.experiment)
-            if agrees(run.values, values)
+            if agrees(run.values, values, run.left_open)
             and (origin is None or Path(run.config.retriever.start_from).parts[-2:] == origin.parts[-2:])
         ]
         return max(
