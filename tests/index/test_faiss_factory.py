@@ -21,11 +21,18 @@ from openbook.index.faiss_factory import (
 )
 
 DIM = 26
+ADDITIVE = ("RQ2x4", "IVF4,RQ2x4", "PRQ2x2x4", "LSQ2x4", "PLSQ2x2x4")
 
 
 def test_a_factory_string_that_faiss_cannot_read() -> None:
     with pytest.raises(OpenBookError, match=r"not a FAISS factory string \(index\.factory\): got 'Flatt'"):
         check_factory("Flatt", DIM)
+
+
+@pytest.mark.parametrize("factory", ["IDMap,Flat", "IDMap2,HNSW8"])
+def test_a_family_with_ids_of_its_own(factory: str) -> None:
+    with pytest.raises(OpenBookError, match=rf"ids of its own.*{factory}.*without IDMap"):
+        check_factory(factory, DIM, 100)
 
 
 def test_distance_is_the_inner_product() -> None:
@@ -49,6 +56,10 @@ def test_families_are_checked_in_the_dimension_they_are_built_in(factory: str) -
         ("OPQ2,PQ2x4", 255, "256"),
         ("PQ13,RFlat", 37, "256"),
         ("HNSW8_PQ13", 37, "256"),
+        ("RQ2x4", 25, "26"),
+        ("IVF4,RQ1x8", 255, "256"),
+        ("PRQ2x2x4", 25, "26"),
+        ("LSQ2x4", 15, "16"),
     ],
 )
 def test_a_family_that_the_corpus_is_too_small_for(factory: str, n_passages: int, needed: str) -> None:
@@ -62,7 +73,9 @@ def test_a_family_that_the_corpus_is_too_small_for(factory: str, n_passages: int
     check_factory(factory, DIM, int(needed.replace(",", "")))
 
 
-@pytest.mark.parametrize("factory", ["IVF11,Flat", "PQ13x4np", "IVF3,PQ13x4np", "PCA22,Flat", "PQ13x4np,RFlat", "SQ8"])
+@pytest.mark.parametrize(
+    "factory", ["IVF11,Flat", "PQ13x4np", "IVF3,PQ13x4np", "PCA22,Flat", "PQ13x4np,RFlat", "SQ8", *ADDITIVE]
+)
 def test_what_is_said_to_be_enough_is_enough(factory: str) -> None:
     needed = max(1, learnt_points(empty_index(DIM, factory)))
     embeddings = np.random.default_rng(5).standard_normal((needed, DIM)).astype(np.float32)

@@ -87,6 +87,13 @@ def check_factory(
     """Raise OpenBookError for a factory string that FAISS cannot build for dim, or not over so few passages (of one
     shard), or whose rows cannot be replaced on that device where the refresh mode needs it (in_place)."""
     index = empty_index(dim, factory)
+    if any(isinstance(part, faiss.IndexIDMap | faiss.IndexIDMap2) for part in parts_of(index)):
+        raise OpenBookError(
+            "the index family takes ids of its own",
+            where="index.factory",
+            got=repr(factory),
+            expected="one without IDMap: a passage's id is its row",
+        )
     needed = learnt_points(index)
     if n_passages is not None and n_passages < needed:
         raise OpenBookError(
@@ -167,4 +174,8 @@ def learnt_points(index: Any) -> int:
         # Centroids of the 8-bit quantiser that it fits the rotation with, whatever quantiser follows.
         points += [256 for step in steps if isinstance(step, faiss.OPQMatrix)]
         points += [getattr(part, "nlist", 0), part.pq.ksub if hasattr(part, "pq") else 0]
+        if hasattr(part, "aq"):  # an additive quantiser, of which the residual ones begin with the axes of a PCA
+            bits: Any = part.aq.nbits
+            points += [2 ** max(bits.at(place) for place in range(bits.size()))]
+            points += [part.d if hasattr(part, "rq") or hasattr(part, "prq") else 0]
     return max(points)
