@@ -194,9 +194,8 @@ class Stages:
                 write_json(self.run.summary, self._summary(status))
 
     def _summary(self, status: str) -> dict[str, Any]:
-        config, own = self.prepared.config, self.prepared.own.names
-        teacher = getattr(self.module, "teacher", None)
-        start, best = config.retriever.start_from, self.checkpointing
+        config, best, teacher = self.prepared.config, self.checkpointing, getattr(self.module, "teacher", None)
+        own, start = self.prepared.own.names, config.retriever.start_from
         told = {
             WARMED_UP.format(steps=config.warmup.steps, what=_read_first(config)): config.warmup.steps > 0,
             NO_GOLD: config.warmup.steps > 0 and teacher is None,
@@ -242,9 +241,8 @@ def _close(run: RunFolder) -> None:
     summary = run.read_summary()
     if summary["test"]:
         console.print(results_table(summary))
-    report = write_report(run.path)
     also = [path for path in (run.predictions, run.metrics, run.best) if path.exists()]
-    for label, path in (("report", report), ("metrics", run.summary), ("checkpoint", run.last)):
+    for label, path in (("report", write_report(run.path)), ("metrics", run.summary), ("checkpoint", run.last)):
         if path.exists():
             say_result(f"{label:>12}  {path}")
     say_result(f"{'also':>12}  {', '.join(str(path.relative_to(run.path)) for path in also)}")

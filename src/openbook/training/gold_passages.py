@@ -1,6 +1,6 @@
 """Questions with the passages that answer them, as the small reader's warm-up reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -158,6 +158,18 @@ def _likeness(questions: Sequence[Sequence[int]]) -> np.ndarray:
         sets[number, [known[token] for token in one]] = 1
     sets /= np.linalg.norm(sets, axis=1, keepdims=True).clip(min=1)
     return sets @ sets.T
+
+
+def batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
+    """Endless epochs of positions; the batches of a pool of 16 hold contexts of like length, in shuffled order."""
+    random = np.random.default_rng(seed)
+    while True:
+        order = random.permutation(len(lengths))
+        for start in range(0, len(order), 16 * batch_size):
+            pool = order[start : start + 16 * batch_size]
+            pool = pool[np.argsort(lengths[pool], kind="stable")]
+            cuts = np.array_split(pool, max(1, len(pool) // batch_size))
+            yield from (cuts[number] for number in random.permutation(len(cuts)))
 
 
 def _place(passage: np.ndarray, answer: Sequence[int], random: np.random.Generator) -> int | None:

@@ -9,7 +9,6 @@ and masked spans of the corpus (openbook.data.spans), which need no question at 
 import hashlib
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
@@ -27,7 +26,7 @@ from openbook.metrics.matching import exact_match, f1
 from openbook.models.all_passages.reading import Asked, FusedContexts, read_all
 from openbook.models.small_reader.detokenize import detokenize
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.training.gold_passages import Gold, GoldPassages, Windows
+from openbook.training.gold_passages import Gold, GoldPassages, Windows, batches
 from openbook.training.optimizer import learning_rate_schedule
 from openbook.utils.atomic import replacing_folder, write_json
 from openbook.utils.console import progress, say
@@ -167,9 +166,7 @@ def _train(
     windows = Windows(options.window or 0, np.random.default_rng(options.seed))
     reader.train()
     with progress("warming up the reader", "steps", told=True) as done:
-        for step, chosen in zip(
-            range(options.steps), _batches(lengths, options.batch_size, options.seed), strict=False
-        ):
+        for step, chosen in zip(range(options.steps), batches(lengths, options.batch_size, options.seed), strict=False):
             some = [gold[number] for number in chosen]
             labels = targets(passages.tokenizer, [one.answers[0] for one in some], options.max_target_tokens).to(device)
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
@@ -213,18 +210,6 @@ def _encoded(
     ids, mask = passages.inputs(gold, device, windows)
     memory = reader.encode(ids.flatten(0, 1), mask.flatten(0, 1))
     return FusedContexts(reader, memory, len(gold)), ids.flatten(1), mask.flatten(1)
-
-
-def _batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Endless epochs of positions; the batches of a pool of 16 hold contexts of like length, in shuffled order."""
-    random = np.random.default_rng(seed)
-    while True:
-        order = random.permutation(len(lengths))
-        for start in range(0, len(order), 16 * batch_size):
-            pool = order[start : start + 16 * batch_size]
-            pool = pool[np.argsort(lengths[pool], kind="stable")]
-            cuts = np.array_split(pool, max(1, len(pool) // batch_size))
-            yield from (cuts[number] for number in random.permutation(len(cuts)))
 
 
 def _measure(
