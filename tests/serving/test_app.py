@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from threading import current_thread
 from typing import Any
 
 import pytest
@@ -127,8 +129,9 @@ def test_what_is_wrong_is_a_sentence(url: str, path: str, body: Any, status: int
 
 def test_what_is_no_json(url: str) -> None:
     kind = {"Content-Type": "application/json"}
-    answered = requests.post(f"{url}/retrieve", data="{", headers=kind, timeout=60)
-    assert answered.status_code == 422 and "JSON decode error" in answered.json()["error"]
+    answered = requests.post(f"{url}/retrieve", data='{"queries": ["a"', headers=kind, timeout=60)
+    assert answered.status_code == 422
+    assert answered.json() == {"error": "the request is no JSON at character 16."}
     assert requests.get(f"{url}/retrieve", timeout=60).json()["error"] == "Method Not Allowed: GET /retrieve."
     assert requests.get(f"{url}/docs", timeout=60).status_code == 404
 
@@ -157,3 +160,11 @@ def test_a_swap_loads_another_corpus_and_the_run_again(url: str, trained: Traine
     again = post(f"{url}/swap", {}).json()  # the same corpus as before, read again
     assert (again["generation"], again["corpus"]) == (2, str(trained.changed))
     assert again["corpus_fingerprint"] == swapped["corpus_fingerprint"] != health["corpus_fingerprint"]
+
+
+def test_a_swap_does_not_keep_the_process(trained: Trained) -> None:
+    from openbook.serving.app import in_daemon
+
+    assert asyncio.run(in_daemon(lambda: current_thread().daemon))
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(in_daemon(lambda: 1 // 0))

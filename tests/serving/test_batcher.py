@@ -118,3 +118,13 @@ def test_what_nobody_waits_for_any_more_is_left_out(fake: Fake) -> None:
     fake.go_on.set()
     here.result(20)
     assert fake.passes[1:] == [["here"]]
+
+
+def test_the_end_does_not_wait_for_what_takes_too_long(fake: Fake) -> None:
+    batcher, current, first = held(fake, 8)
+    batcher.close(0.05)
+    assert not first.done() and batcher._thread.daemon
+    with pytest.raises(BusyError, match="the server is stopping"):
+        batcher.submit(current, ["b"], 2)
+    fake.go_on.set()
+    assert first.result(20).results == [("a", "first", 2)]

@@ -61,7 +61,7 @@ def test_another_name_that_points_here_is_refused(host: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", [b"https://evil.example", b"null", b"http://127.0.0.1:9999", b"http://localhost:8000"]
+    "origin", [b"https://evil.example", b"null", b"http://127.0.0.1:9999", b"http://localhost:8000", b"http://[x"]
 )
 def test_pages_of_other_sites_are_refused(origin: bytes) -> None:
     status, why = ask(JSON, (b"origin", origin))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from openbook.config.evaluation import ServeConfig
 from openbook.errors import OpenBookError
-from openbook.serving.server import TOKEN, bound_socket, check_installed, run_server, token_of, url_of
+from openbook.serving.server import TOKEN, _in_thread, bound_socket, check_installed, run_server, token_of, url_of
 
 LONG = "a-token-of-some-length"
 
@@ -70,3 +71,10 @@ def test_without_the_extra_it_is_said_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(OpenBookError, match=r"needs FastAPI and uvicorn.*pip install 'openbook\[serve\]'"):
         check_installed()
+
+
+def test_a_swap_by_signal_does_not_keep_the_process() -> None:
+    found: list[bool] = []
+    done = threading.Event()
+    _in_thread(lambda: (found.append(threading.current_thread().daemon), done.set()))
+    assert done.wait(20) and found == [True]

@@ -11,8 +11,10 @@ What goes wrong is {"error": a sentence}. The header X-OpenBook-Generation says 
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Body, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -29,6 +31,7 @@ from openbook.serving.guard import is_loopback
 from openbook.serving.served import HowToAnswer
 
 GENERATION = "X-OpenBook-Generation"
+_Result = TypeVar("_Result")
 
 
 class Strict(BaseModel):
@@ -88,7 +91,7 @@ def create_app(current: Current, batcher: Batcher, limits: ServeConfig) -> FastA
         if request.client is None or not is_loopback(request.client.host):
             return error(403, "A swap is for programs on the server's own machine.")
         source = current.source._replace(run=asked.run) if asked.run else current.source
-        served = await asyncio.to_thread(current.swap, source.with_corpus(asked.corpus))
+        served = await in_daemon(lambda: current.swap(source.with_corpus(asked.corpus)))
         return {"generation": served.generation, **served.facts}
 
     return app
@@ -115,6 +118,22 @@ def new_app(title: str) -> FastAPI:
         return error(500, f"The server failed ({type(problem).__name__}); its log says where.")
 
     return app
+
+
+async def in_daemon(call: Callable[[], _Result]) -> _Result:
+    """What a call returns, from a thread that does not keep the process from ending, as one of asyncio.to_thread does:
+    a server that is told to end need not encode a corpus first that it will not serve."""
+    future: Future[_Result] = Future()
+    future.set_running_or_notify_cancel()  # whoever waits may give up; the call goes on
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="swap", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 async def answer_of(batcher: Batcher, current: Current, queries: Sequence[str], how: int | HowToAnswer) -> Answered:
@@ -181,7 +200,9 @@ def error(status: int, sentence: str) -> JSONResponse:
 
 def _sentence(problem: Any) -> str:
     """What is wrong with a field, in the request's own words: queries[3]: Input should be a valid string, got 7."""
+    if problem["type"] == "json_invalid":
+        return f"the request is no JSON at character {problem['loc'][-1]}"
     first, *rest = [part for part in problem["loc"] if part != "body"] or ["the request"]
     where = f"{first}{''.join(f'[{part}]' if isinstance(part, int) else f'.{part}' for part in rest)}"
-    got = "" if problem["type"] in ("missing", "json_invalid") else f", got {str(problem.get('input'))[:60]!r}"
+    got = "" if problem["type"] == "missing" else f", got {str(problem.get('input'))[:60]!r}"
     return f"{where}: {problem['msg']}{got}"

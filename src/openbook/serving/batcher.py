@@ -16,6 +16,9 @@ from openbook.errors import OpenBookError
 from openbook.serving.current import BusyError, Current
 from openbook.serving.served import HowToAnswer, Served
 
+# What is still under way when the server has ended is answered to nobody: its connections are closed.
+CLOSING_SECONDS = 5.0
+
 
 class Answered(NamedTuple):
     """What a request gets: one entry per question, and the generation that they are all of."""
@@ -62,12 +65,12 @@ class Batcher:
             self._changed.notify()
         return request.future
 
-    def close(self) -> None:
-        """Answer what is waiting, and take no more."""
+    def close(self, seconds: float = CLOSING_SECONDS) -> None:
+        """Take no more, and answer what is waiting, as far as that takes no longer."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(seconds)
 
     def _work(self) -> None:
         while requests := self._next():

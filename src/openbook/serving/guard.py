@@ -73,7 +73,7 @@ class Guard:
         )
         if self.loopback and not is_loopback(_hostname(host)):
             return Refusal(403, f"The Host must be this machine's own address or localhost, not {host!r}.")
-        if origin and urlsplit(origin).netloc != host:
+        if origin and _address(origin) != host:
             return Refusal(403, f"Pages of other sites may not ask: the Origin is {origin!r}, the Host {host!r}.")
         if self.token and not hmac.compare_digest(authorization.encode(), f"Bearer {self.token}".encode()):
             return Refusal(401, "The token is missing or wrong: send the header `Authorization: Bearer TOKEN`.")
@@ -95,6 +95,14 @@ class Guard:
                 return None
             if message["type"] != "http.request" or not message.get("more_body", False):
                 return b"".join(parts)
+
+
+def _address(origin: str) -> str | None:
+    """Of an Origin, its host and port; None where it is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _hostname(host: str) -> str:

@@ -138,7 +138,7 @@ def _in_thread(call: Callable[[], object]) -> None:
         except OpenBookError as error:
             say(f"not swapped: {error}")
 
-    threading.Thread(target=reported, name="swap").start()
+    threading.Thread(target=reported, name="swap", daemon=True).start()  # it need not end before the process
 
 
 def raise_file_limit() -> None:
