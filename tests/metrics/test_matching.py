@@ -92,7 +92,8 @@ def test_an_answer_is_one_of_several() -> None:
     assert exact_match("The 1,000", ["10", "1000"]) == 1.0  # SQuAD takes the comma away
     assert exact_match("3.14", ["314"]) == 1.0  # and the full stop
     assert exact_match("¿Qué?", ["Qué"]) == 0.0  # but only ASCII punctuation
-    assert exact_match("cafe\u0301", ["café"]) == 0.0  # and compares code points, not letters
+    assert exact_match("cafe\u0301", ["Café"]) == exact_match("Café", ["cafe\u0301"]) == 1.0  # letters, not code points
+    assert f1("un cafe\u0301", ["un café"]) == 1.0 and exact_match("cafe", ["café"]) == 0.0  # an accent counts
     assert exact_match("", ["the", "x"]) == f1("", ["an"]) == 1.0
     assert f1("", ["x"]) == f1("x", ["the"]) == 0.0
 

@@ -23,8 +23,10 @@ MATCH_SECONDS = 2.0  # for one regular expression on one text; a passage takes m
 
 
 def normalize_answer(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces (SQuAD, Rajpurkar et al. 2016, evaluation)."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Lower case, no ASCII punctuation, no articles, single spaces (SQuAD, Rajpurkar et al. 2016, evaluation); and,
+    which SQuAD's own script leaves out, composed letters (NFC): the same letter written with two code points is one."""
+    lower = unicodedata.normalize("NFC", text).lower()
+    return " ".join(_ARTICLES.sub(" ", lower.translate(_PUNCTUATION)).split())
 
 
 def exact_match(prediction: str, answers: Sequence[str], regex: bool = False) -> float:

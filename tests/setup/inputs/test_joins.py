@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from openbook.__main__ import main
+from openbook.batch import Example
+from openbook.config.models import MINILM
+from openbook.data.inputs import token_ids
 from openbook.errors import OpenBookError
-from openbook.metrics.matching import has_answer
+from openbook.metrics.matching import exact_match, has_answer
+from openbook.models.encoders import load_tokenizer
 from openbook.retrieval.bm25 import BM25Index
-from openbook.setup.inputs.joins import check_bm25
+from openbook.setup.inputs.joins import _unwritable, check_bm25
 from openbook.setup.prepare import prepare
 from tests.decoder_only import causal_folder
 from tests.small_system import SmallSystem
@@ -65,6 +69,16 @@ def test_answers_that_the_tokenizer_cannot_write(
     capsys.readouterr()
     prepare(small_system.config(tmp_path / "run", f"data.train={one}"))
     assert "data.train: 1 of" in capsys.readouterr().out
+
+
+def test_answers_that_come_back_without_their_accents(small_data: Path) -> None:
+    """What an uncased tokenizer writes of them is no exact match: they are counted as what it cannot write."""
+    tokenizer = load_tokenizer(MINILM)
+    asked = [Example(str(n), "q", answers) for n, answers in enumerate([("São Paulo",), ("Rome",), ("Ñu", "gnu")])]
+    assert _unwritable(tokenizer, asked) == 1
+    for one in asked:
+        back = tokenizer.batch_decode(token_ids(tokenizer, list(one.answers)), skip_special_tokens=True)
+        assert any(exact_match(text, one.answers) for text in back) == (one.answers != ("São Paulo",))
 
 
 def test_passages_that_are_cut_and_answers_in_the_part_cut(
