@@ -1,11 +1,16 @@
 """Pages as people write them, and folders in which not everything is a document."""
 
+import bz2
+import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from openbook.data.readers.detect import passages_of, questions_of
+from openbook.data.readers.columns import PASSAGE
+from openbook.data.readers.convert import convert_passages
+from openbook.data.readers.detect import is_native, passages_of, questions_of
 from openbook.data.readers.passages.documents import read
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.errors import OpenBookError, UnknownFormatError
@@ -80,3 +85,63 @@ def test_a_folder_of_texts_is_none_of_questions(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(UnknownFormatError, match="holds no file of records"):
         questions_of(str(tmp_path), "train", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("St. Petersburg.txt", "St. Petersburg"),
+        ("3.14_facts.MD", "3.14 facts"),
+        ("a.b.html.gz", "a.b"),
+        ("old-oak.text", "old oak"),
+        (".net.txt", ".net"),
+    ],
+)
+def test_a_title_is_a_name_without_its_known_suffixes(tmp_path: Path, name: str, title: str) -> None:
+    raw = b"some text"
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert read(tmp_path / name)[0] == title
+
+
+def test_one_packed_file_is_a_document_as_in_a_folder(tmp_path: Path) -> None:
+    for name, raw in {"oak.txt.gz": gzip.compress(b"An oak."), "fir.md.bz2": bz2.compress(b"# Fir\n\nA fir.")}.items():
+        (tmp_path / name).write_bytes(raw)
+    for path, text in ((tmp_path / "oak.txt.gz", "An oak."), (tmp_path / "fir.md.bz2", "A fir.")):
+        assert [one.text for _, one in passages_of(str(path), {}, WORDS).found] == [text]
+        assert not is_native(path, PASSAGE, {})
+    assert [one.text for _, one in passages_of(str(tmp_path), {}, WORDS).found] == ["A fir.", "An oak."]
+
+
+def test_one_text_may_begin_with_a_mark(tmp_path: Path) -> None:
+    """As Windows' editors write it; what else may be in a file of that name is still refused with one."""
+    path, mark = tmp_path / "oak.txt", b"\xef\xbb\xbf"
+    path.write_bytes(mark + b"An oak, old.\nIt grows.")
+    assert not is_native(path, PASSAGE, {})
+    assert [one.text for _, one in passages_of(str(path), {}, WORDS).found] == ["An oak, old. It grows."]
+    with pytest.raises(UnknownFormatError, match="a text is no file of questions"):
+        questions_of(str(path), "train", {})  # as another format: `convert` then reads its passages
+    for raw in (b'{"id": "1", "title": "", "text": "x"}', b"1\tan oak"):
+        path.write_bytes(mark + raw)
+        for look in (lambda: is_native(path, PASSAGE, {}), lambda: passages_of(str(path), {}, WORDS)):
+            with pytest.raises(OpenBookError, match="byte order mark"):
+                look()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_name_that_is_not_utf8_is_named(tmp_path: Path, alone: bool) -> None:
+    (tmp_path / "f").mkdir()
+    name = tmp_path / "f" / os.fsdecode(b"caf\xe9.txt")
+    try:
+        name.write_text("A cafe.")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    with pytest.raises(OpenBookError, match=r"the name of a file is not UTF-8: got '.*caf\\xe9\.txt'.*Rename it"):
+        convert_passages(str(name if alone else tmp_path / "f"), tmp_path / "cache", columns={}, splitter=WORDS)
+
+
+def test_a_heading_with_many_signs_is_read_at_once(tmp_path: Path) -> None:
+    """With an expression that tries each place of each sign these would take hours."""
+    headings = ["a" + " " * 9000 + "b", "c" + " #" * 9000 + "d", "e" + " " * 9000 + "###  ", "f#", "C ##"]
+    (tmp_path / "a.md").write_text("".join(f"## {one}\ntext\n" for one in headings))
+    found = [one.headings[0] for one in read(tmp_path / "a.md")[1]]
+    assert found == ["a b", "c" + " #" * 9000 + "d", "e", "f", "C"]

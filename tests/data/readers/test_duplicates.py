@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from openbook.batch import Example
 from openbook.data.readers.duplicates import (
     BANDS,
     NEAR,
@@ -20,6 +22,8 @@ from openbook.data.readers.duplicates import (
     with_kept_ids,
     without_duplicates,
 )
+from openbook.data.readers.fields import json_of
+from openbook.data.readers.formats import read_questions
 from tests.data.readers.samples import lines
 
 
@@ -115,3 +119,13 @@ def test_candidates_are_linear_in_the_passages() -> None:
     rows = np.arange(1009)
     pairs = _candidates(np.zeros((1009, BANDS), np.uint64), rows)
     assert len(pairs) == 2 * 1008 - 1 and all(one < other for one, other in pairwise(map(tuple, pairs.tolist())))
+
+
+def test_a_question_keeps_whatever_else_it_has(tmp_path: Path) -> None:
+    asked = Example("7", "q", ("w1",), ("b", "d"), "capital", "held_out", ("c",), (2, 1), -0.5)
+    empty = [one.name for one in fields(Example) if not getattr(asked, one.name)]
+    assert not empty  # a field that is new is set here too
+    questions = tmp_path / "q.jsonl"
+    questions.write_text(lines(json_of(asked)), encoding="utf-8")
+    (read,) = read_questions(with_kept_ids(questions, {"b": "a"}, tmp_path))
+    assert read == replace(asked, positive_ids=("a", "d"))

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from openbook.data.readers.checked_lines import BadLineError
+from openbook.batch import Passage
+from openbook.data.readers.checked_lines import MAX_LINE_BYTES, BadLineError
+from openbook.data.readers.convert import convert_passages, convert_questions
 from openbook.data.readers.detect import passages_of, questions_of
 from openbook.data.readers.fields import EMPTY, Asked, answers_of
+from openbook.data.readers.formats import check_passages, read_passages
 from openbook.data.readers.passages.splitter import Splitter
-from openbook.errors import OpenBookError
+from openbook.errors import OpenBookError, UnknownFormatError
+from tests.data.readers import samples
 
 WORDS = Splitter("words", 100, 0)
 
@@ -147,3 +151,95 @@ def test_kilt_provenance_with_an_open_end_is_one_paragraph(tmp_path: Path) -> No
     (one,) = asked_of(lines(tmp_path / "kilt.jsonl", record))
     assert one.example.positive_ids == ("12:3",)
     assert one.notes == ("places without their last paragraph are taken as one paragraph",)
+
+
+@pytest.mark.parametrize("sign", [",", "\t"])
+@pytest.mark.parametrize("header", ["Question Answer", "QUESTION ANSWER Topic Difficulty", "Question answer ID"])
+def test_a_header_is_one_in_any_case(tmp_path: Path, sign: str, header: str) -> None:
+    (path := tmp_path / "q.csv").write_text(f"{header}\nq?{' a' * header.count(' ')}\n".replace(" ", sign))
+    reading = questions_of(str(path), "train", {})
+    assert reading.format == "NQ-open"
+    assert [(one.example.question, one.example.answers) for _, one in reading.found] == [("q?", ("a",))]
+
+
+@pytest.mark.parametrize("sign", [",", "\t"])
+def test_so_is_that_of_passages(tmp_path: Path, sign: str) -> None:
+    path = tmp_path / "p.csv"
+    for rows, passage in (
+        ("ID,Text\n7,an oak\n", Passage("7", "", "an oak")),
+        ("Title,Text\nOak,old\n", Passage("1", "Oak", "old")),
+        ("Id,Text,Title,text\n7,no,Oak,old\n", Passage("1", "", "old")),  # one name twice: as they are written
+    ):
+        path.write_text(rows.replace(",", sign))
+        assert [one for _, one in passages_of(str(path), {}, WORDS).found] == [passage]
+    columns = {"text": "Text", "title": "Name"}
+    path.write_text("Name,Text\nOak,old\n".replace(",", sign))  # in the case that the user names it
+    assert [(one.title, one.text) for _, one in passages_of(str(path), columns, WORDS).found] == [("Oak", "old")]
+
+
+@pytest.mark.parametrize(
+    "rows", ["Frage,Antwort\nq?,a\n", "1,factoid,q?,a\n", "1984,George Orwell\n", "a,b,c\nd,e,f\n"]
+)
+def test_columns_between_commas_that_nothing_names_are_not_guessed(tmp_path: Path, rows: str) -> None:
+    (path := tmp_path / "t.csv").write_text(rows)
+    with pytest.raises(UnknownFormatError, match=r"question format is not known.*a row of.*Set data\.columns"):
+        questions_of(str(path), "train", {})
+    with pytest.raises(UnknownFormatError, match=r"passage format is not known.*a row of.*text:NAME"):
+        passages_of(str(path), {}, WORDS)
+
+
+def test_a_text_between_tabs_that_is_a_columns_name_is_a_text(tmp_path: Path) -> None:
+    (path := tmp_path / "my_knowledge.tsv").write_text(f"Label\tA label is {'very ' * 10}old\nOak\tAn oak is old\n")
+    assert [one.title for _, one in passages_of(str(path), {}, WORDS).found] == ["Label", "Oak"]
+
+
+def test_paragraphs_without_a_question_are_passages(tmp_path: Path) -> None:
+    whole = json.loads(samples.squad("v2.0"))
+    whole["data"][0]["paragraphs"] += [{"context": "nobody asks .", "qas": []}, {"context": " ", "qas": []}]
+    whole["data"].append({"title": "omega", "paragraphs": [{"context": "nor here ."}]})
+    (path := tmp_path / "squad.json").write_text(json.dumps(whole))
+    texts = [text for _, text in list(samples.PASSAGES.values())[:3]]
+    expected = {
+        ("alpha", "nobody asks ."),
+        ("omega", "nor here ."),
+        *zip(("alpha", "gamma", "kappa"), texts, strict=True),
+    }
+    corpus = convert_passages(str(path), tmp_path / "cache", columns={}, splitter=WORDS).passages
+    for carried in (True, False):
+        made = convert_questions(
+            str(path), tmp_path / "cache", split="train", columns={}, answered=False, carried=carried
+        )
+        assert made.report["questions"] == 3 and (made.passages is not None) is carried
+        if carried:
+            assert made.passages is not None and corpus is not None
+            assert made.passages.read_bytes() == corpus.read_bytes()
+            assert {(one.title, one.text) for one in read_passages(made.passages)} == expected
+
+
+def test_a_paragraph_is_positive_where_it_answers(tmp_path: Path) -> None:
+    (path := tmp_path / "squad.json").write_text(samples.squad("v2.0"))
+    assert [len(one.example.positive_ids) for one in asked_of(path)] == [1, 1, 0]
+
+
+def test_what_would_be_no_line_is_refused_where_it_comes_from(tmp_path: Path) -> None:
+    """At the limit a line is read again; over it the user's own file is named, not the one in the cache."""
+    title, text = "t", "é" * 490_000
+    at_limit = MAX_LINE_BYTES - len(json.dumps({"id": "1", "title": title, "text": text}, ensure_ascii=False).encode())
+    records = [{"id": "1", "title": title, "contents": f"{title}\n{text}{'x' * n}"} for n in (at_limit, at_limit + 1)]
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps(records[:1]))
+    made = convert_passages(str(path), tmp_path / "cache", columns={}, splitter=WORDS)
+    assert made.passages is not None and check_passages(made.passages) == 1
+    path.write_text(json.dumps(records[1:]))
+    with pytest.raises(OpenBookError, match=r"a passage is too long \(.*p\.json:1\): got 1,000,001 bytes.*1 records"):
+        convert_passages(str(path), tmp_path / "cache", columns={}, splitter=WORDS)
+    path.write_text(json.dumps([{"question": "q" * 1_100_000, "answer": ["a"]}]))
+    with pytest.raises(OpenBookError, match=r"a question is too long \(.*p\.json:1\)"):
+        convert_questions(str(path), tmp_path / "cache", split="train", columns={}, answered=True)
+
+
+@pytest.mark.parametrize("record", ['{"question": "q?", "answer": ["a"], "n": %s}', '[{"question": "q?", "n": %s}]'])
+def test_a_number_of_too_many_digits(tmp_path: Path, record: str) -> None:
+    (path := tmp_path / "q.json").write_text(record % ("1" * 5000) + "\n")
+    with pytest.raises(OpenBookError, match=r"malformed JSON \(.*q\.json:1\): got a number of thousands of digits"):
+        convert_questions(str(path), tmp_path / "cache", split="train", columns={}, answered=True)

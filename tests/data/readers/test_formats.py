@@ -171,7 +171,7 @@ def test_questions_without_an_answer_where_none_is_needed(tmp_path: Path) -> Non
 def test_grades_go_with_positive_ids(tmp_path: Path) -> None:
     line = '{"question": "q", "answers": ["a"], "positive_ids": ["1", "2"], "grades": %s}'
     assert parse_example((line % "[2, 1]").encode(), "q:1", "1").grades == (2, 1)
-    for grades in ("[1]", "[0, 1]", '["1", "2"]', "[1.5, 1]"):
+    for grades in ("[1]", "[0, 1]", '["1", "2"]', "[1.5, 1]", "5", "0", '{"1": 2, "2": 1}', '"21"'):
         with pytest.raises(OpenBookError, match=r"`grades` do not go with `positive_ids`"):
             parse_example((line % grades).encode(), "q:1", "1")
 
@@ -260,3 +260,17 @@ def test_a_long_field_and_a_lone_return_are_read_as_in_jsonl(tmp_path: Path) -> 
     text = "oak tree " * 22000
     path = written(tmp_path, f'id\ttext\ttitle\n1\t{text}\tt\n2\tan oak\ra birch\t"q"\n', "p.tsv")
     assert [passage.text for passage in read_passages(path)] == [text, "an oak\ra birch"]
+
+
+def test_a_reward_is_a_finite_number() -> None:
+    line = '{"question": "q", "answers": ["a"], "reward": %s}'
+    assert parse_example((line % "-2").encode(), "q:1", "1").reward == -2
+    for reward in ("NaN", "Infinity", "1" + "0" * 400, '"1"', "true"):
+        with pytest.raises(OpenBookError, match="a reward is no number"):
+            parse_example((line % reward).encode(), "q:1", "1")
+
+
+def test_a_line_with_a_number_of_too_many_digits(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD % 1 + '{"id": %s, "title": "", "text": "x"}\n' % ("1" * 5000))
+    with pytest.raises(OpenBookError, match=r"malformed JSON \(.*p\.jsonl:2\): got a number of thousands of digits"):
+        check_passages(path)

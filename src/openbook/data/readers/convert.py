@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,17 +16,17 @@ from typing import IO, Any
 import numpy as np
 
 from openbook.batch import Example, Passage
-from openbook.data.readers.checked_lines import BadLineError, file_fingerprint, id_hash
+from openbook.data.readers.checked_lines import MAX_LINE_BYTES, BadLineError, file_fingerprint, id_hash
 from openbook.data.readers.detect import Reading, passages_of, questions_of
 from openbook.data.readers.fields import Asked, json_of
 from openbook.data.readers.formats import PLACES, QUESTIONS, read_passages
 from openbook.data.readers.passages.splitter import Splitter
-from openbook.data.readers.repeats import Ids, first_of_each
+from openbook.data.readers.repeats import TWO_TEXTS, Ids, first_of_each
 from openbook.data.readers.tables import Place
 from openbook.errors import OpenBookError, raise_all
 from openbook.utils.atomic import replacing_folder, write_json
 
-VERSION = 3  # raise it whenever the same input gives other bytes
+VERSION = 4  # raise it whenever the same input gives other bytes
 PASSAGES, REPORT = "passages.jsonl", "report.json"
 
 Progress = Callable[[int, int], None]
@@ -74,12 +74,34 @@ def convert_passages(
     return _converted(name, cache, what, lambda: passages_of(name, columns, splitter), False, True, progress)
 
 
-def merged_passages(paths: Sequence[Path], cache: Path) -> Converted:
-    """The passages of several converted files as one, each id once."""
+def merged_passages(paths: Mapping[Path, str], cache: Path) -> Converted:
+    """The passages of several converted files as one, each id once. paths: with the names that their users know them
+    by. OpenBookError where two of them mean two texts by one id: which would a question's positive id name?"""
     notes = Counter[str]()
-    found = ((Place(str(path), n), one) for path in paths for n, one in enumerate(read_passages(path), 1))
+    found = ((Place(name, n), one) for path, name in paths.items() for n, one in enumerate(read_passages(path), 1))
     reading = Reading("passages of the questions", found, list(paths), notes)
-    return _converted(str(paths[0]), cache, ["merged"], lambda: reading, False, True, None, strict=False)
+    made = _converted(str(next(iter(paths))), cache, ["merged"], lambda: reading, False, True, None, strict=False)
+    if n := made.report["notes"].get(TWO_TEXTS, 0):
+        raise _two_texts(paths, n)
+    return made
+
+
+def _two_texts(paths: Mapping[Path, str], n: int) -> OpenBookError:
+    seen: dict[str, tuple[int, str]] = {}
+    for path, name in paths.items():
+        for one in read_passages(path):
+            content = id_hash(f"{one.title}\0{one.text}")
+            if seen.setdefault(one.id, (content, name))[0] != content:
+                first = seen[one.id][1]
+                return OpenBookError(
+                    "files of questions have two passages under one id",
+                    where="data.corpus=questions",
+                    got=f"the id {one.id!r} in {first} and, with another text, in {name}; {n:,} such passages",
+                    expected="an id for each text, over all files of a run",
+                    action="Give the passages of one file other ids, leave their ids out (they then go by their "
+                    "content), or name one corpus for all: data.corpus=FILE.",
+                )
+    raise AssertionError("the files have changed while they were read")
 
 
 def _converted(
@@ -119,12 +141,15 @@ def _write(
         open(folder / "all.jsonl", "w", encoding="utf-8", newline="\n") as every,
     ):
         for n, (place, found) in enumerate(reading.found, 1):
-            if isinstance(found, BadLineError):
-                faults.add(place, found)
-            elif isinstance(found, Passage):
-                _write_passage(every, passages, place, found)
-            else:
-                _write_asked(found, place, questions, asked, every if carried else None, passages, answered, notes)
+            try:
+                if isinstance(found, BadLineError):
+                    raise found
+                if not isinstance(found, Passage):
+                    _write_asked(found, place, questions, asked, every if carried else None, passages, answered, notes)
+                elif carried:
+                    _write_passage(every, passages, place, found)
+            except BadLineError as fault:
+                faults.add(place, fault)
             if progress and n % 1000 == 0:
                 progress(n, 0)
     faults.raise_all()
@@ -169,15 +194,29 @@ def _write_asked(
         return
     if not example.answers:
         notes["questions have no answer"] += 1
-    line = _ENCODE(json_of(example)) + "\n"
+    line = _line(json_of(example), "a question")
     questions.write(line)
     asked.add(place, example.id)
     asked.starts.append(asked.starts[-1] + len(line.encode()))
 
 
 def _write_passage(file: IO[str], passages: Ids, place: Place, one: Passage) -> None:
-    file.write(_ENCODE({"id": one.id, "title": one.title, "text": one.text}) + "\n")
+    file.write(_line({"id": one.id, "title": one.title, "text": one.text}, "a passage"))
     passages.add(place, one.id, f"{one.title}\0{one.text}")
+
+
+def _line(record: dict[str, Any], what: str) -> str:
+    """A record as a line that this project reads; a BadLineError where it would be too long, while it is known where it
+    comes from."""
+    line = _ENCODE(record)
+    if len(line) * 4 > MAX_LINE_BYTES and (n := len(line.encode())) > MAX_LINE_BYTES:
+        raise BadLineError(
+            f"{what} is too long",
+            got=f"{n:,} bytes",
+            expected=f"at most {MAX_LINE_BYTES:,}",
+            action="Split long texts into passages of about 100 words.",
+        )
+    return line + "\n"
 
 
 class _Faults:

@@ -14,8 +14,9 @@ from openbook.data.readers.compressed import packing
 from openbook.data.readers.fields import Asked
 from openbook.data.readers.json_stream import Element
 from openbook.data.readers.passages import families as passages
-from openbook.data.readers.passages.documents import HTML, MARKDOWN, TEXT, documents, files_of, visible
+from openbook.data.readers.passages.documents import documents, has_mark
 from openbook.data.readers.passages.families import PassageFamily
+from openbook.data.readers.passages.file_names import files_of, kind_of_text, visible
 from openbook.data.readers.passages.folders import is_of_documents
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.questions import dpr, kilt, msmarco, multihop, open_domain, plain, squad
@@ -29,7 +30,7 @@ from openbook.data.readers.questions.ranking import (
     ranked,
     ranking_of,
 )
-from openbook.data.readers.tables import HUB, LINES, TSV, Found, hub_records, kind_of, records
+from openbook.data.readers.tables import CSV, HUB, LINES, TSV, Found, hub_records, kind_of, records
 from openbook.errors import OpenBookError, UnknownFormatError
 
 QUESTIONS: tuple[Family, ...] = tuple(
@@ -66,6 +67,8 @@ def is_native(path: Path, ours: tuple[str, ...], columns: dict[str, str]) -> boo
     """Whether a file of questions or passages (`QUESTION` or `PASSAGE`) is read where it lies."""
     if not path.is_file() or chosen(columns, ours) or (ours is QUESTION and packing(path)):
         return False
+    if ours is PASSAGE and kind_of_text(path) and has_mark(path):
+        return False
     first_line = next((line for _, _, line in read_lines(path)), b"")
     if not first_line:  # an empty file is one of every format, and refused
         return True
@@ -91,6 +94,8 @@ def questions_of(name: str, split: str, columns: dict[str, str]) -> Reading:
             return Reading(PAIR, pair(*both), both, notes)
         if ranking := ranking_of(path, split):
             return Reading(RANKING, ranked(ranking, notes), list(ranking), notes)
+        if path.is_file() and kind_of_text(path) and has_mark(path):
+            raise UnknownFormatError("a text is no file of questions", where=path, expected="JSON, or a table")
         if path.is_file() and kind_of(path, HEADER) == TSV and looks_like_judgements(path):
             expected = (
                 "queries beside them: qrels/NAME.tsv under queries.jsonl, or qrels.NAME.tsv beside queries.NAME.tsv"
@@ -101,7 +106,7 @@ def questions_of(name: str, split: str, columns: dict[str, str]) -> Reading:
     if own := chosen(columns, QUESTION):
         family = Family("data.columns", lambda _: True, lambda record, number: plain.own(renamed(record, own), number))
     else:
-        found = _family(QUESTIONS, first)
+        found = None if _has_no_header(files, first) else _family(QUESTIONS, first)
         if found is None and first is not None:
             raise _unknown(name, "question", first, QUESTIONS)
         family = found or QUESTIONS[0]
@@ -118,7 +123,7 @@ def passages_of(name: str, columns: dict[str, str], splitter: Splitter, split: s
         if others := len(every) - len(files_of(path)):
             notes[f"files that are no {DOCUMENTS} are passed over"] += others
         return Reading(DOCUMENTS, documents(path, splitter), files_of(path), notes)
-    if path.is_file() and path.name.lower().endswith((*TEXT, *MARKDOWN, *HTML)) and _is_prose(path):
+    if path.is_file() and kind_of_text(path) and _is_prose(path):
         return Reading(DOCUMENTS, documents(path, splitter), [path], notes)
     files, stream = _records(name, split, columns, notes, of_one=False)
     first, stream = _peek(stream)
@@ -127,7 +132,8 @@ def passages_of(name: str, columns: dict[str, str], splitter: Splitter, split: s
             "data.columns", lambda _: True, lambda record, number: passages.own(renamed(record, own), number)
         )
     else:
-        family = next((one for one in PASSAGES if one.reads(first)), None)
+        known = () if _has_no_header(files, first) else PASSAGES
+        family = next((one for one in known if one.reads(first)), None)
     if family is None and (asked := _family(QUESTIONS, first)) and not isinstance(first, list):
         carried = ((place, passage) for place, one in _asked(stream, asked, notes) for passage in _carried(one))
         return Reading(f"passages of {asked.name}", carried, files, notes)
@@ -139,11 +145,18 @@ def passages_of(name: str, columns: dict[str, str], splitter: Splitter, split: s
 
 
 def _is_prose(path: Path) -> bool:
-    return kind_of(path, HEADER) not in (LINES, TSV)
+    return has_mark(path) or kind_of(path, HEADER) not in (LINES, TSV)
+
+
+def _has_no_header(files: Sequence[Path], first: Any) -> bool:
+    """Whether a record is a row between commas whose columns nothing names. Formats that go by the places of columns
+    are all between tabs; of a table out of a spreadsheet they would take the header for data, and one column for
+    another."""
+    return isinstance(first, list) and any(kind_of(path, HEADER) == CSV for path in files)
 
 
 def _carried(one: Any) -> Sequence[Any]:
-    return [one] if isinstance(one, BadLineError) else one.passages
+    return one.passages if isinstance(one, Asked) else [one]
 
 
 def _records(

@@ -13,6 +13,7 @@ import unicodedata
 import zlib
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from openbook.data.readers.formats import read_passages, read_questions
 from openbook.metrics.matching import words
 from openbook.utils.atomic import replacing, replacing_folder, write_json
 
-VERSION = 1  # raise it whenever the same input gives other bytes
+VERSION = 2  # raise it whenever the same input gives other bytes
 SHINGLE, NEAR = 5, 0.8  # words of a run; the least Jaccard similarity
 BANDS, ROWS = 20, 5  # a pair of similarity s shares a band with probability 1 - (1 - s^5)^20: 0.9996 at 0.8
 
@@ -180,8 +181,8 @@ def _renamed(example: Example, dropped: dict[str, str]) -> Example:
         kept = dropped.get(one, one)
         grades[kept] = max(grade, grades.get(kept, 0))
     negatives = dict.fromkeys(dropped.get(one, one) for one in example.negative_ids)
-    return Example(
-        **{name: getattr(example, name) for name in ("id", "question", "answers", "relation", "phrasing")},
+    return replace(
+        example,
         positive_ids=tuple(grades),
         grades=tuple(grades.values()) if example.grades else (),
         negative_ids=tuple(one for one in negatives if one not in grades),

@@ -24,6 +24,7 @@ KNOWN_AS = {  # what other projects call the same field
 }
 
 
+TOO_MANY_DIGITS, SHORTER = "a number of thousands of digits", "text, or a shorter number"
 EMPTY = "passages without text are left out of the questions that carry them"  # a note
 
 
@@ -45,6 +46,8 @@ def json_object(line: str) -> dict[str, Any]:
             got=f"{error.msg} at position {error.pos + 1}, near {line[max(0, error.pos - 20) : error.pos + 20]!r}",
             expected="one JSON object per line",
         ) from None
+    except ValueError:  # Python reads no longer ones (sys.set_int_max_str_digits)
+        raise BadLineError("malformed JSON", got=TOO_MANY_DIGITS, expected=SHORTER) from None
     except RecursionError:
         raise BadLineError("malformed JSON", got="brackets nested too deep") from None
     if not isinstance(fields, dict):

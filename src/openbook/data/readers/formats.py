@@ -10,7 +10,7 @@ A check parses every line once and keeps 8 bytes per line (a hash of the id): 17
 
 from __future__ import annotations
 
-import math
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -164,11 +164,12 @@ def example_of(
         action = "Only retrieval is trained and measured without answers: objective=dpr."
         raise BadLineError("a question has no answer", got="an empty list", expected=needs, action=action)
     grades, positives = fields.get("grades", []), strings(fields.get("positive_ids", []), "positive_ids", numbers=True)
-    if grades and (len(grades) != len(positives) or not all(type(one) is int and one > 0 for one in grades)):
+    whole = isinstance(grades, list) and all(type(one) is int and one > 0 for one in grades)
+    if not whole or (grades and len(grades) != len(positives)):
         raise BadLineError("`grades` do not go with `positive_ids`", expected="a whole number above 0 for each of them")
     reward = fields.get("reward")
-    if reward is not None and (type(reward) not in (int, float) or not math.isfinite(reward)):
-        raise BadLineError("a reward is no number", got=repr(reward), expected="a finite number, or none")
+    if reward is not None and (type(reward) not in (int, float) or not abs(reward) <= sys.float_info.max):
+        raise BadLineError("a reward is no number", got=repr(reward)[:80], expected="a finite number, or none")
     return Example(
         id=string(fields.get("id", default_id), "id", numbers=True, empty=False),
         question=question,

@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from openbook.data.readers.checked_lines import BadLineError
 from openbook.data.readers.compressed import unpacked
+from openbook.data.readers.fields import SHORTER, TOO_MANY_DIGITS
 
 LARGEST = 1 << 26  # characters of one element; a longer one is no record
 _CHUNK = 1 << 16
@@ -125,6 +126,8 @@ class _Text:
                     near = self._text[max(0, error.pos - 20) : error.pos + 20]
                     got = f"{error.msg}, near {near!r}" if len(self._text) <= LARGEST else "an element of over 64 MB"
                     raise BadLineError("malformed JSON", got=got, expected="JSON") from None
+            except ValueError:  # of too many digits; every other one is an error of the JSON
+                raise BadLineError("malformed JSON", got=TOO_MANY_DIGITS, expected=SHORTER) from None
             except RecursionError:
                 raise BadLineError("malformed JSON", got="brackets nested too deep") from None
             asked *= 2

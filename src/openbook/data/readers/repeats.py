@@ -12,6 +12,8 @@ from openbook.data.readers.checked_lines import id_hash
 from openbook.data.readers.tables import Place
 from openbook.errors import OpenBookError
 
+TWO_TEXTS = "passages have the id of an earlier one and another text: the first is kept"  # a note
+
 
 class Ids:
     """Of each record a hash of its id, one of its content, and the place it came from."""
@@ -66,7 +68,7 @@ def first_of_each(every: Path, target: Path, passages: Ids, notes: Counter[str],
     conflicts = np.flatnonzero(contents != contents[first[inverse]])
     if len(conflicts) and strict:
         passages.refuse(int(first[inverse[conflicts[0]]]), int(conflicts[0]), len(conflicts))
-    notes["passages have the id of an earlier one and another text: the first is kept"] += len(conflicts)
+    notes[TWO_TEXTS] += len(conflicts)
     if strict:
         notes["passages come again as they are, and are kept once"] += len(ids) - len(first)
     keep = np.zeros(len(ids), dtype=bool)

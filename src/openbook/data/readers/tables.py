@@ -21,6 +21,7 @@ from openbook.errors import OpenBookError
 
 HUB = "hf:"  # hf:NAME[@CONFIG][:SPLIT], a data set of the Hugging Face hub
 LINES, DOCUMENT, TSV, CSV, PARQUET, TEXT = "JSON lines", "JSON", "tsv", "csv", "Parquet", "text"
+_LONGEST_NAME = 40  # characters of a column's name
 
 
 class Place(NamedTuple):
@@ -50,8 +51,21 @@ def kind_of(path: Path, header: frozenset[str] = frozenset()) -> str:
         return LINES if second.startswith(b"{") or _is_record(first, alone=not second) else DOCUMENT
     if b"\t" in first:
         return TSV
-    named = not header.isdisjoint(cell.strip(' "\r') for cell in first.decode(errors="replace").split(","))
+    named = _names([cell.strip(' "\r') for cell in first.decode(errors="replace").split(",")], header)
     return CSV if b"," in first and (named or ".csv" in path.name.lower()) else TEXT
+
+
+def _names(row: list[str], header: frozenset[str]) -> list[str]:
+    """The names of a table's columns, known ones as `header` writes them whatever their case here (spreadsheets write
+    Question, and ID); [] where the row names none. Other capitals count only in a row of short cells: a text or a title
+    may be such a word too."""
+    if header.isdisjoint(row) and any(len(cell) > _LONGEST_NAME for cell in row):
+        return []
+    known = {name.casefold(): name for name in sorted(header)}
+    found = [cell if cell in header else known.get(cell.casefold(), cell) for cell in row]
+    if header.isdisjoint(found):
+        return []
+    return found if len(set(found)) == len(set(row)) else row
 
 
 def _is_record(line: bytes, alone: bool) -> bool:
@@ -68,7 +82,8 @@ def _is_record(line: bytes, alone: bool) -> bool:
 
 
 def records(path: Path, header: frozenset[str] = frozenset()) -> Iterator[Found]:
-    """The records of a file. header: names of columns; a table whose first row holds one of them has a header."""
+    """The records of a file. header: names of columns; a table whose first row holds one of them, in whatever case,
+    has a header."""
     kind, name = kind_of(path, header), str(path)
     if kind == PARQUET:
         yield from _parquet(path)
@@ -94,10 +109,9 @@ def _table(path: Path, kind: str, names: frozenset[str]) -> Iterator[Found]:
     first = next(rows, None)
     if first is None:
         return
-    head = [cell.strip() for cell in first[1]] if isinstance(first[1], list) else []
-    has_header = not names.isdisjoint(head)
-    for number, row in rows if has_header else chain([first], rows):
-        named = has_header and isinstance(row, list)
+    head = _names([cell.strip() for cell in first[1]], names) if isinstance(first[1], list) else []
+    for number, row in rows if head else chain([first], rows):
+        named = bool(head) and isinstance(row, list)
         yield Place(str(path), number), dict(zip(head, row, strict=True)) if named else row  # type: ignore[arg-type]
 
 

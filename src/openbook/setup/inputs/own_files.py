@@ -77,8 +77,11 @@ def own_passages(config: Config, name: str) -> Path:
 
 def was_cut(passages: Path) -> bool:
     """Whether a file of passages is one that the splitter has cut from documents."""
-    report = passages.with_name(REPORT)
-    return report.is_file() and json.loads(report.read_text(encoding="utf-8")).get("format") == DOCUMENTS
+    try:
+        report = json.loads(passages.with_name(REPORT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # a user's own file may be called so too
+        return False
+    return isinstance(report, dict) and report.get("format") == DOCUMENTS
 
 
 def with_documents(config: Config, split: str, questions: Path, passages: Path) -> Path:
@@ -205,12 +208,10 @@ def _carried(config: Config) -> Path:
     data, columns = config.data, parse_columns(config.data.columns)
     names = {key: getattr(data, key) for key in ("train", "validation", "test")}
     asked = {key: name for key, name in names.items() if name and name not in BUILT_IN[key]}
-    found = [
-        _questions(config, key, name).passages
-        for key, name in asked.items()
-        if not is_native(Path(name), QUESTION, columns)
-    ]
-    paths = list(dict.fromkeys(path for path in found if path))
+    paths: dict[Path, str] = {}
+    for key, name in asked.items():
+        if not is_native(Path(name), QUESTION, columns) and (path := _questions(config, key, name).passages):
+            paths.setdefault(path, name)
     if not paths:
         raise OpenBookError(
             "no corpus is named, and the questions carry no passages",
@@ -220,7 +221,7 @@ def _carried(config: Config) -> Path:
             action="Set data.corpus=FILE too.",
         )
     if len(paths) == 1:
-        return paths[0]
+        return next(iter(paths))
     with in_turn(data.cache, "converted"):
         made = merged_passages(paths, Path(data.cache))
     assert made.passages is not None

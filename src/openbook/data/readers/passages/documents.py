@@ -15,12 +15,13 @@ from typing import NamedTuple
 from openbook.batch import Passage
 from openbook.data.readers.checked_lines import BadLineError
 from openbook.data.readers.compressed import unpacked
+from openbook.data.readers.passages.file_names import HTML, MARKDOWN, check_name, files_of, kind_of_text, title_of
 from openbook.data.readers.passages.splitter import Splitter
 from openbook.data.readers.tables import Place
 
-TEXT, MARKDOWN, HTML = (".txt", ".text"), (".md", ".markdown"), (".html", ".htm", ".xhtml")
 LARGEST = 1 << 26  # bytes of one file
-_HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*")
+_MARK = b"\xef\xbb\xbf"  # in front of UTF-8, as Windows' editors write it
+_HEADING = re.compile(r"(#{1,6})[ \t]+(.*)")
 _SILENT = frozenset("script style nav template noscript svg head footer iframe".split())
 _INLINE = frozenset(
     "a abbr b bdi bdo cite code data dfn em i kbd mark q s samp small span strong sub sup time u var wbr".split()
@@ -40,26 +41,17 @@ class Section(NamedTuple):
     text: str
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The files that are read, in the order of their names; hidden ones are not."""
-    return [path for path in visible(folder) if _kind(path)]
-
-
-def visible(folder: Path) -> list[Path]:
-    """All files of a folder but hidden ones."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-
-
-def _kind(path: Path) -> tuple[str, ...]:
-    suffixes = [one.lower() for one in path.suffixes[-2:]]
-    last = next((one for one in reversed(suffixes) if one not in (".gz", ".bz2", ".xz", ".zst")), "")
-    return next((kind for kind in (TEXT, MARKDOWN, HTML) if last in kind), ())
+def has_mark(path: Path) -> bool:
+    """Whether prose begins with UTF-8's mark, which `read` takes off; JSON and tables may not have one."""
+    with unpacked(path) as handle:
+        line = handle.readline(1 << 16)
+    return line.startswith(_MARK) and b"\t" not in line and not line[len(_MARK) :].lstrip().startswith(b"{")
 
 
 def documents(path: Path, splitter: Splitter) -> Iterator[tuple[Place, Passage | BadLineError]]:
     """The passages of all files of a folder, or of one file. A file without text has none."""
     folder = path if path.is_dir() else path.parent
+    check_name(path)
     for file in files_of(path) if path.is_dir() else [path]:
         name = file.relative_to(folder).as_posix()
         try:
@@ -89,8 +81,8 @@ def read(path: Path) -> tuple[str, list[Section]]:
         raise BadLineError("the file is not UTF-8", got=got, expected="UTF-8", action=action) from None
     if "\0" in text:
         raise BadLineError("a file holds NUL characters", got=f"{text.count(chr(0))} of them", action="Remove them.")
-    named, sections = {MARKDOWN: _markdown, HTML: _html}.get(_kind(path), _plain)(text)
-    return named or path.name.split(".")[0].replace("_", " ").replace("-", " "), sections
+    named, sections = {MARKDOWN: _markdown, HTML: _html}.get(kind_of_text(path), _plain)(text)
+    return named or title_of(path), sections
 
 
 def _plain(text: str) -> tuple[str, list[Section]]:
@@ -113,7 +105,8 @@ def _markdown(text: str) -> tuple[str, list[Section]]:
         heading = None if fence or marks else _HEADING.fullmatch(line)
         underlined = not fence and line.strip() and re.fullmatch(r"=+|-{2,}", after.strip())
         if heading:
-            outline.head(len(heading[1]), heading[2])
+            # Taken off here: an expression for it would try each space of a line in cubic time.
+            outline.head(len(heading[1]), heading[2].rstrip(" \t").rstrip("#"))
         elif underlined and not outline.text_before():
             outline.head(1 if after.strip()[0] == "=" else 2, line.strip())
         elif not (re.fullmatch(r"=+|-{2,}", line.strip()) and not fence):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from openbook.data.readers.compressed import packing
-from openbook.data.readers.passages.documents import files_of, visible
+from openbook.data.readers.passages.file_names import files_of, visible
 from openbook.data.readers.tables import TEXT, kind_of
 from openbook.errors import OpenBookError
 

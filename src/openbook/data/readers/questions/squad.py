@@ -4,16 +4,17 @@ Hugging Face hub."""
 from collections.abc import Iterator
 from typing import Any
 
-from openbook.batch import Example
+from openbook.batch import Example, Passage
 from openbook.data.readers.checked_lines import BadLineError
 from openbook.data.readers.fields import Asked, answers_of, listed, passage_of, string, text
 from openbook.data.readers.json_stream import Element
 from openbook.data.readers.questions.family import Family, has
 
 
-def squad(record: Any, number: str) -> Iterator[Asked]:
-    """The questions of an article. A paragraph is a passage with the article's title, and the positive one of its
-    questions, of those too that it does not answer (`is_impossible`): these have no answer."""
+def squad(record: Any, number: str) -> Iterator[Asked | Passage]:
+    """The questions of an article. A paragraph is a passage with the article's title, and the positive one of the
+    questions that it answers; those that it does not answer (`is_impossible`) have neither an answer nor a positive
+    passage. A paragraph that nothing is asked about is a passage all the same."""
     if isinstance(record, Element):
         if record.column != "data":
             return
@@ -26,12 +27,19 @@ def squad(record: Any, number: str) -> Iterator[Asked]:
         yield _asked(record, record, number)
         return
     for nth, paragraph in enumerate(listed(record, "paragraphs")):
-        for place, question in enumerate(listed(paragraph, "qas")):
-            yield _asked(question, paragraph | {"title": record.get("title")}, f"{number}.{nth}.{place}")
+        titled, asked = paragraph | {"title": record.get("title")}, listed(paragraph, "qas")
+        for place, question in enumerate(asked):
+            yield _asked(question, titled, f"{number}.{nth}.{place}")
+        if not asked and text(paragraph, "context", empty=True).strip():
+            yield _passage(titled)
+
+
+def _passage(paragraph: dict[str, Any]) -> Passage:
+    return passage_of(string(paragraph.get("title") or "", "title"), text(paragraph, "context"))
 
 
 def _asked(question: dict[str, Any], paragraph: dict[str, Any], number: str) -> Asked:
-    passage = passage_of(string(paragraph.get("title") or "", "title"), text(paragraph, "context"))
+    passage = _passage(paragraph)
     answers = answers_of([one.get("text") for one in listed(question, "answers")], "answers")
     impossible = bool(question.get("is_impossible"))
     identity = string(question.get("id") or number, "id", numbers=True)
