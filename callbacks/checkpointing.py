@@ -89,8 +89,8 @@ class Checkpointing(L.Callback):
         if stopping:
             self.received = stopping
             trainer.should_stop = True
-            # Lightning validates when it is to stop: a run that was not stopped would not, and might have another best.
-            trainer.fit_loop.epoch_loop._skip_next_val = self._seen != self._last
+            # Lightning validates when it is to stop; a run that was not stopped would not, and might have another best.
+            trainer.fit_loop.epoch_loop._skip_next_val = not self._validates_at(self._seen)
         if stopping or (self._is_due() and not self._validates_at(self._seen)):
             # Lightning logs the step after this hook, and would leave its row to the time after the checkpoint.
             trainer._logger_connector.update_train_step_metrics()
