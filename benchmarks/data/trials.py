@@ -19,6 +19,8 @@ from typing import Any
 
 from sentencex import segment
 
+from openbook.utils.json_lines import write_json_lines
+
 MEMBER = "evals/registry/data/population_span_extraction/samples.jsonl"
 MOST_WORDS = 60
 MOST_TITLE_WORDS = 40
@@ -29,7 +31,7 @@ SPAN = re.compile(r"'(.*?)'(?=, '|$)", re.DOTALL)
 def main(words: Sequence[str]) -> int:
     wheel, out = map(Path, words)
     with zipfile.ZipFile(wheel) as archive:
-        rows = [json.loads(line) for line in archive.read(MEMBER).decode().splitlines() if line.strip()]
+        rows = [json.loads(line) for line in archive.read(MEMBER).splitlines() if line.strip()]
     passages: list[dict[str, Any]] = []
     questions: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     unanswered = 0
@@ -49,8 +51,7 @@ def main(words: Sequence[str]) -> int:
         questions[_split(title)].append(found)
     out.mkdir(parents=True, exist_ok=True)
     for name, lines in {"passages": passages, **questions}.items():
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (out / f"{name}.jsonl").write_text(text, "utf-8")
+        write_json_lines(out / f"{name}.jsonl", lines)
         print(f"{name}: {len(lines):,}")
     print(f"left out: {unanswered} questions whose spans no passage holds")
     return 0

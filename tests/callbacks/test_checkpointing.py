@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from openbook.callbacks import Checkpointing
-from openbook.tracking.checkpoint_io import WholeCheckpoints
+from openbook.config.load import load_experiment
+from openbook.setup.trainer import make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -51,21 +52,8 @@ def fitted(
     """(last step, the steps that were validated, the step that best.ckpt holds)."""
     keeps = Checkpointing(folder / "last.ckpt", 3, monitor="f1", validate_every=3, patience=patience)
     module = Measured(f1, killed_in)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        val_check_interval=3,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        callbacks=[keeps],
-        logger=False,
-        plugins=[WholeCheckpoints()],
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    words = ["trainer.accelerator=cpu", f"trainer.max_steps={steps}", "trainer.validate_every=3"]
+    trainer = make_trainer(load_experiment("rag_token", words), [keeps], [])
     questions = DataLoader(range(20)), DataLoader(range(1))  # type: ignore[arg-type, var-annotated]
     trainer.fit(module, *questions, ckpt_path=folder / "last.ckpt" if resume else None, weights_only=True)
     best = torch.load(folder / "best.ckpt", weights_only=True)["global_step"]

@@ -55,7 +55,8 @@ class GoldPassages:
         read with all passages that it names and with others, so that the reader learns to tell them apart; otherwise
         with one, where it names several with one that holds an answer."""
         self.corpus, self.tokenizer, self.long_questions, self.together = corpus, tokenizer, long_questions, together
-        self.contexts = ContextBuilder(corpus.tokens("generator"), special_ids(tokenizer), max_context_tokens)
+        self.special = special_ids(tokenizer)
+        self.contexts = ContextBuilder(corpus.tokens("generator"), self.special, max_context_tokens)
 
     def read(self, path: Path, weak: bool = False) -> list[Gold]:
         """Every example of the file that names a passage of the corpus; with `weak` also those that name none, with the
@@ -136,10 +137,9 @@ class GoldPassages:
         """A passage whose tokens do not hold the answer's stays whole."""
         width, random = windows
         answers = token_ids(self.tokenizer, [one.answers[0] for one in gold])
-        special = special_ids(self.tokenizer)
         contexts = []
         for one, answer, context, length in zip(gold, answers, ids.numpy(), mask.sum(1).tolist(), strict=True):
-            first, last = len(one.question) + special.n_in_context - 1, length - 1  # of the passage
+            first, last = len(one.question) + self.special.n_in_context - 1, length - 1  # of the passage
             place = _place(context[first:last], answer, random)
             if place is not None and last - first > width >= len(answer):
                 earliest = max(place + len(answer) - width, 0)
@@ -147,7 +147,7 @@ class GoldPassages:
                 context = np.concatenate([context[:first], context[start : start + width], context[last:length]])
             contexts.append(torch.from_numpy(context[: min(length, len(context))]))
         lengths = torch.tensor([len(one) for one in contexts])
-        return pad_sequence(contexts, True, special.pad), torch.arange(int(lengths.max())) < lengths[:, None]
+        return pad_sequence(contexts, True, self.special.pad), torch.arange(int(lengths.max())) < lengths[:, None]
 
 
 def _likeness(questions: Sequence[Sequence[int]]) -> np.ndarray:
