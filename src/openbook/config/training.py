@@ -47,8 +47,8 @@ class WarmupConfig:
     )
     window: int = unit(
         64,
-        "tokens of a passage around its answer that are read in the first 70 % of the steps, where a question is read "
-        "with one passage; 0: whole passages",
+        "tokens of a passage, around its answer if it holds it, that are read in the first 70 % of the steps; 0: whole "
+        "passages",
     )
     passages: str = unit(AUTO, "passages for the warm-up; auto: data.corpus, for embedded data always the book")
     questions: str = unit(

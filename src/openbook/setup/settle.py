@@ -174,8 +174,7 @@ def _warm_up(config: Config, corpus: Corpus, n_questions: int) -> Iterator[Choic
         reads = config.objective != "dpr" and config.generator.model == MINILM
         on_gpu = accelerator(config.trainer.accelerator) == "gpu"
         together = config.generator.reads == "all"
-        windowed = warmup.window and not together
-        tokens, bounds = (WINDOWED_TOKENS, WINDOWED_STEPS) if windowed else (WARMUP_TOKENS, WARMUP_STEPS)
+        tokens, bounds = (WINDOWED_TOKENS, WINDOWED_STEPS) if warmup.window else (WARMUP_TOKENS, WARMUP_STEPS)
         contexts = warmup.batch_size * (READ_AT_ONCE if together else 1)
         steps = _steps(config, corpus, 10 * tokens if on_gpu else tokens, contexts, bounds) if reads else 0
         trained = "no generator" if config.objective == "dpr" else "this generator comes trained"

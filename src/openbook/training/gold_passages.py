@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from openbook.batch import MISSING_ROW, Example, to_device
 from openbook.config.training import DprConfig
 from openbook.data.corpus import Corpus
-from openbook.data.inputs import special_ids, token_ids
+from openbook.data.inputs import SpecialIds, special_ids, token_ids
 from openbook.data.question_file import QuestionFile
 from openbook.data.question_lengths import Limits, Reader, check_lengths
 from openbook.errors import OpenBookError
@@ -125,29 +125,55 @@ class GoldPassages:
     def inputs(
         self, gold: Sequence[Gold], device: torch.device, windows: Windows | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Ids and mask of the contexts [len(gold), n passages, context_len], empty where there is no passage. windows:
-        what is read instead of the whole, where a question is read with one passage."""
+        """Ids and mask of the contexts [len(gold), n passages, context_len], empty where there is no passage."""
         rows = self.rows(gold)
-        ids, mask = side_by_side(self.contexts, [one.question for one in gold], rows)
-        if windows is not None:
-            ids, mask = self._windows(gold, ids, mask, windows)
+        ids, mask = side_by_side(self.contexts_of(gold, windows), [one.question for one in gold], rows)
         return to_device(ids.view(*rows.shape, -1), device), to_device(mask.view(*rows.shape, -1), device)
 
-    def _windows(self, gold: Sequence[Gold], ids: Tensor, mask: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
-        """A passage whose tokens do not hold the answer's stays whole."""
-        width, random = windows
+    def contexts_of(self, gold: Sequence[Gold], windows: Windows | None) -> ContextBuilder:
+        """What builds the contexts of these questions: of whole passages, or of windows of them."""
+        whole = self.contexts
+        if windows is None:
+            return whole
         answers = token_ids(self.tokenizer, [one.answers[0] for one in gold])
-        contexts = []
-        for one, answer, context, length in zip(gold, answers, ids.numpy(), mask.sum(1).tolist(), strict=True):
-            first, last = len(one.question) + self.special.n_in_context - 1, length - 1  # of the passage
-            place = _place(context[first:last], answer, random)
-            if place is not None and last - first > width >= len(answer):
-                earliest = max(place + len(answer) - width, 0)
-                start = first + int(random.integers(earliest, min(place, last - first - width) + 1))
-                context = np.concatenate([context[:first], context[start : start + width], context[last:length]])
-            contexts.append(torch.from_numpy(context[: min(length, len(context))]))
+        return _WindowedContexts(whole.tokens, self.special, whole.max_length, answers=answers, windows=windows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WindowedContexts(ContextBuilder):
+    """Contexts of windows of the passages. Where no passage of a question holds the answer's tokens, they stay whole;
+    beside one that does, the others are read in windows from anywhere."""
+
+    answers: Sequence[Sequence[int]]  # of each question in turn
+    windows: Windows
+
+    def __call__(self, questions: Sequence[Sequence[int]], rows: Tensor) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.special, SpecialIds)
+        ids, mask = super().__call__(questions, rows)
+        whole = [row[:length] for row, length in zip(ids.numpy(), mask.sum(1).tolist(), strict=True)]
+        n_docs, contexts = rows.shape[1], list[Tensor]()
+        for number, (question, answer) in enumerate(zip(questions, self.answers, strict=True)):
+            first = len(question) + self.special.n_in_context - 1  # of the passage
+            here = whole[number * n_docs : (number + 1) * n_docs]
+            contexts += map(torch.from_numpy, self._cut(here, first, answer))
         lengths = torch.tensor([len(one) for one in contexts])
         return pad_sequence(contexts, True, self.special.pad), torch.arange(int(lengths.max())) < lengths[:, None]
+
+    def _cut(self, contexts: list[np.ndarray], first: int, answer: Sequence[int]) -> list[np.ndarray]:
+        width, random = self.windows
+        places = [_place(context[first:-1], answer, random) for context in contexts]
+        if len(answer) > width or all(place is None for place in places):
+            return contexts
+        return [self._window(*one, first, len(answer)) for one in zip(contexts, places, strict=True)]
+
+    def _window(self, context: np.ndarray, place: int | None, first: int, answer: int) -> np.ndarray:
+        width, random = self.windows
+        last = len(context) - 1 - first - width  # at which a window can begin
+        if last <= 0:
+            return context
+        earliest, latest = (0, last) if place is None else (max(place + answer - width, 0), min(place, last))
+        start = first + int(random.integers(earliest, latest + 1))
+        return np.concatenate([context[:first], context[start : start + width], context[-1:]])
 
 
 def _likeness(questions: Sequence[Sequence[int]]) -> np.ndarray:
