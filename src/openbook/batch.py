@@ -16,6 +16,7 @@ Axis names, one legend for the whole project:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Example:
     `relation` and `phrasing` are groups that results are reported by, empty where the data has none. `negative_ids`
     names passages known not to hold it (hard negatives of DPR); `grades` says how relevant each of the positive ones
     is (TREC's graded judgements), 1 each where it is empty. `reward` says what the positive passages, read in their
-    order, were worth (dpr.loss=ordered). Without `answers` only retrieval is trained and measured.
+    order, were worth (dpr.loss=ordered). `paraphrases` are other wordings of a training question, from which the
+    question encoder learns beside it. Without `answers` only retrieval is trained and measured.
     """
 
     id: str
@@ -59,6 +61,7 @@ class Example:
     negative_ids: tuple[str, ...] = ()
     grades: tuple[int, ...] = ()
     reward: float | None = None
+    paraphrases: tuple[str, ...] = ()
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -66,6 +69,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+class Paraphrases(NamedTuple):
+    """Other wordings of a batch's questions: ids and mask [n, question_len] as of the questions, and of [n] int64 on
+    the CPU, which question each is one of, rising."""
+
+    ids: Tensor
+    mask: Tensor
+    of: Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Batch:
     cursor: how many examples of the stream all ranks have consumed once this batch is trained on.
     target_lengths: [batch], how many labels of each question are no padding; read from labels, and kept for the host
         when these move to a GPU.
+    paraphrases: in training, where its questions have some.
     """
 
     question_ids: Tensor
@@ -90,6 +103,7 @@ class Batch:
     examples: tuple[Example, ...]
     cursor: int = 0
     target_lengths: tuple[int, ...] = ()
+    paraphrases: Paraphrases | None = None
 
     def __post_init__(self) -> None:
         if self.labels.device.type == "cpu" or len(self.target_lengths) != len(self.labels):
@@ -98,12 +112,16 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on the device: what Lightning looks for."""
         device = torch.device(device)
+        others = self.paraphrases
+        if others is not None:
+            others = Paraphrases(to_device(others.ids, device), to_device(others.mask, device), others.of)
         return replace(
             self,
             question_ids=to_device(self.question_ids, device),
             question_mask=to_device(self.question_mask, device),
             labels=to_device(self.labels, device),
             weight=to_device(self.weight, device),
+            paraphrases=others,
         )
 
     @property

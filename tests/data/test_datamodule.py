@@ -216,6 +216,46 @@ def test_a_batch_says_what_it_was_made_from(files: dict[str, Path]) -> None:
     assert batch.weight.tolist() == [1.0] * BATCH_SIZE
 
 
+def test_training_questions_bring_their_paraphrases(files: dict[str, Path]) -> None:
+    rows = [json.loads(line) for line in files["train"].read_text().splitlines()]
+    worded = [row | {"paraphrases": [f"is {place} {n}" for n in range(place % 4)]} for place, row in enumerate(rows)]
+    files = files | {
+        "train": files["train"].with_name("worded.jsonl"),
+        "validation": files["train"].with_name("v.jsonl"),
+    }
+    for path in files.values():
+        path.write_text("".join(json.dumps(row) + "\n" for row in worded))
+    module, words = data(files, paraphrases=2), tokenizer(template=True)
+    module.setup("fit")
+    seen = dict[str, set[str]]()
+    for epoch in range(12):
+        for batch in module.train_dataloader():
+            found = dict.fromkeys(range(len(batch.examples)), 0)
+            if batch.paraphrases is not None:
+                ids, mask, of = batch.paraphrases
+                assert of.tolist() == sorted(of.tolist()) and mask.sum(1).tolist() == [5] * len(of)
+                for row, place in zip(ids, of.tolist(), strict=True):
+                    found[place] += 1
+                    text = words.decode(row, skip_special_tokens=True)
+                    assert text in batch.examples[place].paraphrases
+                    seen.setdefault(batch.examples[place].id, set()).add(text)
+            for place, example in enumerate(batch.examples):
+                assert found[place] == (min(2, len(example.paraphrases)) if batch.weight[place] else found[place])
+        module.consumed = (epoch + 1) * N_TRAIN
+    assert {len(some) for some in seen.values()} == {1, 2, 3}  # of three in the file two at a visit, in turn
+    assert all(batch.paraphrases is None for batch in module.val_dataloader())
+    without = data(files)
+    without.setup("fit")
+    assert all(batch.paraphrases is None for batch in without.train_dataloader())
+
+
+def test_a_long_paraphrase_is_refused_as_a_question_is(files: dict[str, Path]) -> None:
+    row = {"question": "what is 1", "answers": ["1"], "paraphrases": ["what is 2", "is " * 12]}
+    files["train"].write_text(json.dumps(row) + "\n")
+    with pytest.raises(OpenBookError, match=r"longer than the limit.*train\.jsonl:1"):
+        data(files).setup("fit")
+
+
 def test_each_epoch_samples_anew_and_evaluation_takes_the_first(files: dict[str, Path]) -> None:
     module = data(files, batch_size=N_TRAIN)
     module.setup("fit")

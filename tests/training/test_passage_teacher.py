@@ -35,7 +35,7 @@ def scored(system: tuple[RagModule, Batch]) -> tuple[Any, Any, Retrieved, torch.
     queries = retriever.represent(batch)
     retrieved = retriever.retrieve(queries, 3)
     assert module.teacher is not None
-    doc_scores, lesson = module.teacher.scores(retriever, queries, retrieved, batch)
+    doc_scores, lesson = module.teacher.scores(retriever, queries, retrieved, batch, torch.arange(len(queries)))
     return retriever, queries, retrieved, doc_scores, lesson
 
 

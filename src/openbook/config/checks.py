@@ -43,7 +43,7 @@ NOT_NEGATIVE = """
     evaluate.test_questions evaluate.bootstrap decode.min_tokens decode.max_tokens dpr.bm25_negatives
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
     trainer.global_batch_size trainer.card_gib retriever.projection data.split.overlap evaluate.depth
-    decode.no_repeat_ngram wandb.predictions warmup.window
+    decode.no_repeat_ngram wandb.predictions warmup.window retriever.paraphrases
 """.split()
 FRACTIONS = (
     "refresh.share",

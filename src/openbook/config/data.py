@@ -62,7 +62,9 @@ class FactbookConfig:
         False,
         "use the whole book in passages of passage_words; field_words, field_parts and sections are then ignored",
     )
-    varied: bool = unit(False, "ask training questions in 14 phrasings instead of 7; the test's stay the same")
+    varied: bool = unit(
+        False, "ask training questions in 14 phrasings instead of 7, with 8 paraphrases each; the test's stay the same"
+    )
 
 
 @dataclass(frozen=True)

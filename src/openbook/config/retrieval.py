@@ -74,6 +74,11 @@ class RetrieverConfig:
         "too, named by the questions or found by BM25, and the generator as far as it agrees with them; auto: both for "
         "data of your own, generator for embedded data",
     )
+    paraphrases: int = unit(
+        8,
+        "other wordings of a training question, of those that its data has, from which the question encoder learns "
+        "beside it where a generator reads one passage at a time; 0: none",
+    )
     train_question_encoder: bool = unit(True, "train the question encoder")
     train_passage_encoder: bool = unit(
         True,

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from openbook.batch import Batch, Example
+from openbook.batch import Batch, Example, Paraphrases
 from openbook.data.encoder_inputs import EncoderFormat, question_inputs
 from openbook.data.inputs import decoded, targets, token_ids
 from openbook.data.prompts import Prompt
 from openbook.data.question_file import QuestionFile
-from openbook.data.sampler import BatchPlan, sampled_answer
+from openbook.data.sampler import BatchPlan, sampled_answer, sampled_paraphrases
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -53,7 +54,7 @@ class Collate:
 
     prompt: of a decoder-only generator. cut_questions: of a longer question each tokenizer keeps the first
     max_question_tokens; otherwise there is none. decoded_questions: the generator reads what the question encoder's
-    tokens decode to.
+    tokens decode to. paraphrases: of each question at most.
     """
 
     question_tokenizer: Tokenizer
@@ -66,14 +67,13 @@ class Collate:
     prompt: Prompt | None = None
     cut_questions: bool = False
     decoded_questions: bool = False
+    paraphrases: int = 0
 
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
         questions = [example.question for example in examples]
         most = self.max_question_tokens if self.cut_questions else None
-        style = self.question_format
-        asked = [ids[:most] for ids in style.question_ids(self.question_tokenizer, questions)]
-        ids, mask = question_inputs(asked, style, self.max_question_tokens + style.n_around)
+        asked, ids, mask = self._asked(questions)
         read = decoded(self.question_tokenizer, asked) if self.decoded_questions else questions
         write = token_ids if self.prompt is None else self.prompt.questions
         context_questions = tuple(tuple(ids[:most]) for ids in write(self.generator_tokenizer, read))
@@ -90,7 +90,22 @@ class Collate:
             weight=torch.tensor([0.0 if index is None else 1.0 for index in plan.indices]),
             examples=tuple(examples),
             cursor=plan.cursor,
+            paraphrases=self._paraphrases(examples, plan.epoch) if self.paraphrases else None,
         )
+
+    def _asked(self, questions: list[str]) -> tuple[list[list[int]], Tensor, Tensor]:
+        """The questions' tokens, and ids and mask [batch, question_len] of the question encoder."""
+        most, style = self.max_question_tokens, self.question_format
+        asked = [
+            ids[: most if self.cut_questions else None]
+            for ids in style.question_ids(self.question_tokenizer, questions)
+        ]
+        return asked, *question_inputs(asked, style, most + style.n_around)
+
+    def _paraphrases(self, examples: list[Example], epoch: int) -> Paraphrases | None:
+        every = [sampled_paraphrases(example, epoch, self.seed, self.paraphrases) for example in examples]
+        of = torch.tensor([place for place, some in enumerate(every) for _ in some], dtype=torch.int64)
+        return Paraphrases(*self._asked([one for some in every for one in some])[1:], of) if len(of) else None
 
 
 def one_thread_per_worker(worker: int) -> None:

@@ -52,7 +52,7 @@ class QuestionAnswerData(LightningDataModule):
 
     limits: {split: questions used}, spread evenly over the file; 0 or absent: all. unanswered: whether questions may
     lack an answer. prompt: of a decoder-only generator. global_batch_size: training questions of all ranks in a pass,
-    0: as many as they have room for (batch_size each).
+    0: as many as they have room for (batch_size each). paraphrases: of a training question at most.
 
     The state of a checkpoint is {"consumed", "seed"}: `consumed` is the cursor of the batch last handed to a training
     step. It is noted when the batch is handed over, because ModelCheckpoint saves before the module's own
@@ -82,11 +82,12 @@ class QuestionAnswerData(LightningDataModule):
         prompt: Prompt | None = None,
         global_batch_size: int = 0,
         decoded_questions: bool = False,
+        paraphrases: int = 0,
     ):
         super().__init__()
         self.global_batch_size = global_batch_size
         self.limits, self.long_questions, self.unanswered = dict(limits or {}), long_questions, unanswered
-        self.prompt, self.decoded_questions = prompt, decoded_questions
+        self.prompt, self.decoded_questions, self.paraphrases = prompt, decoded_questions, paraphrases
         self.paths = {"train": train, "validation": validation, "test": test}
         self.question_tokenizer, self.generator_tokenizer = question_tokenizer, generator_tokenizer
         self.question_format = question_format or encoder_format(question_tokenizer, "joined")
@@ -193,7 +194,7 @@ class QuestionAnswerData(LightningDataModule):
             worker_init_fn=one_thread_per_worker if self.num_workers else None,
         )
 
-    def _collate(self, sample_answers: bool) -> Collate:
+    def _collate(self, training: bool) -> Collate:
         return Collate(
             question_tokenizer=self.question_tokenizer,
             question_format=self.question_format,
@@ -201,10 +202,11 @@ class QuestionAnswerData(LightningDataModule):
             max_question_tokens=self.max_question_tokens,
             max_target_tokens=self.max_target_tokens,
             seed=self.seed,
-            sample_answers=sample_answers,
+            sample_answers=training,
             prompt=self.prompt,
             cut_questions=self.long_questions == "cut",
             decoded_questions=self.decoded_questions,
+            paraphrases=self.paraphrases if training else 0,
         )
 
     def batch_of(self, examples: Sequence[Example]) -> Batch:
@@ -219,7 +221,7 @@ class QuestionAnswerData(LightningDataModule):
                     expected=f"at most {self.max_question_tokens}, because questions are never cut",
                 )
         plan = BatchPlan(tuple(range(len(examples))), filler=0, epoch=0, cursor=0)
-        return self._collate(sample_answers=False)((plan, list(examples)))
+        return self._collate(training=False)((plan, list(examples)))
 
     @property
     def _readers(self) -> tuple[Reader, Reader]:

@@ -65,7 +65,11 @@ def check_lengths(questions: QuestionFile, readers: Sequence[Reader], limits: Li
     for start in range(0, len(questions), _CHUNK):
         places = range(start, min(start + _CHUNK, len(questions)))
         lines = [(questions.line_number(place), questions[place]) for place in places]
-        asked = [(place, example.question) for place, (_, example) in zip(places, lines, strict=True)]
+        asked = [
+            (place, wording)
+            for place, (_, example) in zip(places, lines, strict=True)
+            for wording in (example.question, *example.paraphrases)
+        ]
         for reader in readers:
             found = over(reader, asked, limits.question)
             long_questions += [(n_tokens, -questions.line_number(place), place) for place, n_tokens in found]

@@ -111,6 +111,12 @@ def sampled_answer(example: Example, epoch: int, seed: int) -> str:
     return example.answers[stream_key(seed, epoch, example.id) % len(example.answers)]
 
 
+def sampled_paraphrases(example: Example, epoch: int, seed: int, most: int) -> list[str]:
+    """At most so many of the example's paraphrases, others at another visit."""
+    first = stream_key(seed, epoch, example.id) % max(len(example.paraphrases), 1)
+    return [*example.paraphrases[first:], *example.paraphrases[:first]][:most]
+
+
 def _mixed(value: int) -> int:
     """Spread the bits of a 64-bit number (the finalizer of splitmix64, Steele, Lea and Flood 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64

@@ -39,9 +39,9 @@ DOUBT = 4.0
 
 
 class Lesson(NamedTuple):
-    """Of a batch: nll [batch] is -log p(z+ | x), 0 where no positive passage is known [batch]; relevant and other
-    [batch, n_docs] bool on the CPU, retrieved passages that recall counts and those without an answer. One that holds
-    an answer beside a known positive passage is neither."""
+    """Of a batch: nll [n] is -log p(z+ | x), 0 where no positive passage is known [n], of its questions and of their
+    other wordings; relevant and other [batch, n_docs] bool on the CPU, of its questions, retrieved passages that recall
+    counts and those without an answer. One that holds an answer beside a known positive passage is neither."""
 
     nll: Tensor
     known: Tensor
@@ -77,13 +77,14 @@ class PassageTeacher:
         self._agreeing, self._measured, self.counted = (*state, 1.0)[:3]
 
     def scores(
-        self, retriever: DenseRetriever, queries: Tensor, retrieved: Retrieved, batch: Batch
+        self, retriever: DenseRetriever, queries: Tensor, retrieved: Retrieved, batch: Batch, of: Tensor
     ) -> tuple[Tensor, Lesson]:
-        """doc_scores [batch, n_docs] as `retriever.score` gives them, the gradient in them through the gate, and what
-        the positive passages say. Every passage is encoded once, whichever rank's questions retrieved it or have it as
+        """doc_scores [n, n_docs] as `retriever.score` gives them, the gradient in them through the gate, and what the
+        positive passages say. queries [n] are the batch's questions, and behind them other wordings of question `of`
+        [n]. Every passage is encoded once, whichever rank's questions retrieved it or have it as
         positive, and competes for the questions of all ranks: several give the gradient of one with the whole batch.
         All ranks call this together."""
-        positives = torch.tensor(self.passages.positives(batch))
+        positives = torch.tensor(self.passages.positives(batch))[of]
         known = positives != MISSING_ROW
         wanted = torch.cat([retrieved.rows.flatten(), positives])
         rows = of_all_ranks(wanted[wanted != MISSING_ROW].tolist())
@@ -95,17 +96,19 @@ class PassageTeacher:
             gated.register_hook(self._gated)
         doc_scores = torch.where(to_device(retrieved.mask, device), gated, -torch.inf)
 
-        competing = self.passages.competing(batch.examples, rows.tolist())
+        competing = self.passages.competing(batch.examples, rows.tolist())[of]
         right = torch.searchsorted(rows, positives.clamp(min=0)).clamp(max=len(rows) - 1)[:, None]
         competes = to_device(competing.scatter(1, right, True), device)
         nll = nll_of(every.masked_fill(~competes, -torch.inf), to_device(right[:, 0], device))
-        other = competing.gather(1, columns) & retrieved.mask
-        relevant = self._relevant(batch, retrieved, ~other & retrieved.mask)
+        n = len(batch.examples)
+        own = Retrieved(retrieved.rows[:n], retrieved.index_scores[:n])
+        other = competing[:n].gather(1, columns[:n]) & own.mask
+        relevant = self._relevant(batch, own, ~other & own.mask)
         known = to_device(known, device)
         return doc_scores, Lesson(torch.where(known, nll, 0.0), known, relevant, other & ~relevant)
 
     def weigh(self, loss_weight: Tensor) -> None:
-        """What each question of the pass counts in what its backward starts from [batch]."""
+        """What each question and wording of the pass counts in what its backward starts from [n]."""
         self._most = 2 * loss_weight.detach()[:, None]
 
     def _gated(self, gradient: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from openbook.batch import MISSING_ROW, Batch
+from openbook.batch import MISSING_ROW, Batch, Retrieved, to_device
 from openbook.config.training import OptimConfig
 from openbook.inference.answering import Answering
 from openbook.metrics.summary import summarize
@@ -17,6 +17,7 @@ from openbook.objectives.fused import FusedLoss, fused_marginal_nll
 from openbook.objectives.marginal import Loss
 from openbook.retrieval.base import Retriever
 from openbook.retrieval.dense import DenseRetriever
+from openbook.retrieval.paraphrases import retrieve_for_all
 from openbook.training.base_module import QuestionModule
 from openbook.training.passage_teacher import PassageTeacher
 from openbook.utils.distributed import sum_over_ranks
@@ -30,6 +31,13 @@ class Read(NamedTuple):
     minimised: Tensor
     nll: Tensor
     token_logprobs: Tensor
+
+
+def _weights_of_each(loss_weight: Tensor, of: Tensor) -> Tensor:
+    """[n]: each question's [batch], and of its paraphrases, `of` [n] behind the questions, all together as much."""
+    n = torch.bincount(of[len(loss_weight) :], minlength=len(loss_weight)).to(loss_weight.device)
+    own, on = loss_weight / n.clamp(min=1), to_device(of[len(loss_weight) :], loss_weight.device)
+    return torch.cat([loss_weight, own[on]])
 
 
 class RagModule(QuestionModule):
@@ -72,26 +80,50 @@ class RagModule(QuestionModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         queries = self.retriever.represent(batch)  # q(x)
-        retrieved = self.retriever.retrieve(queries, self.n_docs)  # z in top-k, by the index as it stands
-        lesson = None
+        queries, of, retrieved = self._retrieved(queries, batch)  # z in top-k, by the index as it stands
+        each, lesson = Retrieved(retrieved.rows[of], retrieved.index_scores[to_device(of, queries.device)]), None
         if self.teacher is None:
-            doc_scores = self.retriever.score(queries, retrieved)  # d(z)^T q(x), with the current weights
+            scores_of_each = self.retriever.score(queries, each)  # d(z)^T q(x), with the current weights
         else:
             retriever = cast(DenseRetriever, self.retriever)
-            doc_scores, lesson = self.teacher.scores(retriever, queries, retrieved, batch)
+            scores_of_each, lesson = self.teacher.scores(retriever, queries, each, batch, of)
+        doc_scores, others = scores_of_each[: len(batch.examples)], scores_of_each[len(batch.examples) :]
         loss_weight = self._loss_weight(doc_scores, batch)
+        weights = _weights_of_each(loss_weight, of)
         read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
         loss = read.loss
+        if len(others):
+            loss = loss + self._paraphrased(others, of[len(doc_scores) :], read, batch, weights[len(doc_scores) :])
         if self.teacher is not None and lesson is not None:
-            self.teacher.weigh(loss_weight / self.accumulate)  # Lightning divides before the backward
+            self.teacher.weigh(weights / self.accumulate)  # Lightning divides before the backward
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
-            loss = loss + (lesson.nll * loss_weight).sum()
-            self._log_teacher(self.teacher, lesson.nll.detach(), batch.weight * lesson.known)
+            loss = loss + (lesson.nll * weights).sum()
+            positive_nll, known = lesson.nll.detach()[: len(doc_scores)], lesson.known[: len(doc_scores)]
+            self._log_teacher(self.teacher, positive_nll, batch.weight * known)
         scores = {"doc_scores": doc_scores.detach(), "index_scores": retrieved.index_scores.detach()}
         self.trail.read(self.global_step + 1, batch, retrieved.rows, nll=read.nll, **scores)
         self._log(read.nll, read.minimised, batch)
         measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, **scores}
         return {"loss": loss, **measured, "rows": retrieved.rows}
+
+    def _retrieved(self, queries: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Retrieved]:
+        """q(x) [n, dim] of the questions and behind them of their paraphrases; of [n], on the CPU: which question each
+        one is; and the passages [batch, n_docs] that the questions are read with."""
+        of, others, retriever = torch.arange(len(queries)), batch.paraphrases, self.retriever
+        if others is None or not isinstance(retriever, DenseRetriever):
+            return queries, of, retriever.retrieve(queries, self.n_docs)
+        wordings = retriever.question_encoder(others.ids, others.mask)
+        retrieved = retrieve_for_all(retriever, queries.detach(), wordings.detach(), others.of, self.n_docs)
+        return torch.cat([queries, wordings]), torch.cat([of, others.of]), retrieved
+
+    def _paraphrased(self, doc_scores: Tensor, of: Tensor, read: Read, batch: Batch, weights: Tensor) -> Tensor:
+        """The objective of other wordings x' [n] of the questions `of` [n], each times its weight [n], summed:
+        p(z|x') is theirs, p(y|x,z) is what was read of the question, and a constant."""
+        counted = torch.isfinite(doc_scores).any(1)  # of a question without any passage there is nothing to say
+        on = to_device(of, doc_scores.device)
+        doc_scores = torch.where(counted[:, None], doc_scores, 0.0)
+        losses = self.loss(read.token_logprobs.detach()[on], doc_scores, batch.target_mask[on])
+        return (torch.where(counted & losses.isfinite(), losses, 0.0) * weights).sum()
 
     def read(self, batch: Batch, rows: Tensor, doc_scores: Tensor, loss_weight: Tensor) -> Read:
         """The targets read from passages rows [batch, n_docs] (on the CPU): the objective, weighed by loss_weight

@@ -124,10 +124,14 @@ def test_the_held_out_phrasing_is_never_trained_on(questions: dict[str, Rows]) -
 
 
 def asked(split: str, varied: bool, answer: str = "Montevideo") -> list[str]:
+    return [row["question"] for row in rows_asked(split, varied, answer)]
+
+
+def rows_asked(split: str, varied: bool, answer: str = "Montevideo") -> Rows:
     relation = next(one for one in relations() if one.name == "capital")
     country = Country("uy", "Uruguay", (), True)
     fact = Fact(country, relation, (answer,), ("uy-000",))
-    return [row["question"] for row in ask([fact], split, {"uy": split}, 0, 0, Counter(), varied)]
+    return ask([fact], split, {"uy": split}, 0, 0, Counter(), varied)
 
 
 def test_varied_phrasings_are_for_training_alone() -> None:
@@ -136,6 +140,19 @@ def test_varied_phrasings_are_for_training_alone() -> None:
     assert len(set(varied)) == 14 and not any("{country}" in question for question in varied)
     assert varied == asked("train", True)
     assert asked("test", True) == asked("test", False) and len(asked("test", True)) == 2
+    assert not any(
+        "paraphrases" in row for split, v in (("train", False), ("test", True)) for row in rows_asked(split, v)
+    )
+
+
+def test_a_varied_question_has_other_wordings_as_paraphrases() -> None:
+    relation = next(one for one in relations() if one.name == "capital")
+    every = {text.replace("{country}", "Uruguay") for text in (*relation.trained, *relation.varied)}
+    rows = rows_asked("train", True)
+    for row in rows:
+        others = row["paraphrases"]
+        assert len(set(others)) == 8 and set(others) <= every - {row["question"]}
+    assert len({text for row in rows for text in row["paraphrases"]}) > 25  # not the same for all
 
 
 def test_a_varied_phrasing_that_names_the_answer_is_not_asked() -> None:

@@ -122,7 +122,7 @@ def test_candidates_are_linear_in_the_passages() -> None:
 
 
 def test_a_question_keeps_whatever_else_it_has(tmp_path: Path) -> None:
-    asked = Example("7", "q", ("w1",), ("b", "d"), "capital", "held_out", ("c",), (2, 1), -0.5)
+    asked = Example("7", "q", ("w1",), ("b", "d"), "capital", "held_out", ("c",), (2, 1), -0.5, ("p",))
     empty = [one.name for one in fields(Example) if not getattr(asked, one.name)]
     assert not empty  # a field that is new is set here too
     questions = tmp_path / "q.jsonl"

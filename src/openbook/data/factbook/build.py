@@ -20,7 +20,7 @@ from openbook.utils.files.signed import sign, sound
 
 Files = dict[str, list[dict[str, Any]]]  # the rows of each file by its name without ending
 
-VERSION = 3  # raise it whenever the same options give other bytes
+VERSION = 4  # raise it whenever the same options give other bytes
 
 MAIN_SECTIONS = (
     "Geography",
@@ -74,7 +74,7 @@ class FactbookOptions:
     validation_questions: int = 400  # at most; 0 keeps all
     test_questions: int = 1200  # at most; 0 keeps all
     max_answer_share: float = 0.12  # of one relation's facts that one answer may hold
-    varied: bool = False  # training questions in twice as many phrasings
+    varied: bool = False  # training questions in twice as many phrasings, each with paraphrases
 
 
 WHOLE_BOOK = FactbookOptions(passage_words=100, field_words=0, field_parts=0, sections=ALL_SECTIONS, left_out=())

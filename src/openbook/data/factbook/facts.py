@@ -12,6 +12,7 @@ from openbook.data.factbook.relations import LONGEST_ANSWER, Relation
 from openbook.data.factbook.text import Country, FactbookPassage
 
 SPLITS = ("train", "validation", "test")
+PARAPHRASES = 8  # of a question
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def ask(
     """The questions of one split as rows of its file, at most `limit` of them (0: all).
 
     Training asks every fact in all its trained phrasings, and where `varied` in as many of its varied ones, chosen by a
-    hash, but in none that names the answer. Validation and test ask each fact twice: in one trained phrasing, chosen by
-    a hash, and in the held-out one.
+    hash, but in none that names the answer; each such question has others of them all as paraphrases. Validation and
+    test ask each fact twice: in one trained phrasing, chosen by a hash, and in the held-out one.
     """
     here = [fact for fact in facts if split_of[fact.country.code] == split]
     if split != "train" and limit and 2 * len(here) > limit:
@@ -141,13 +142,16 @@ def ask(
     rows: list[dict[str, Any]] = []
     for fact in here:
         phrasings = [(f"trained{number}", text) for number, text in enumerate(fact.relation.trained, 1)]
+        others: list[tuple[str, str]] = []
         if split != "train":
             pick = int(hashed(f"{seed}-phrasing-{fact.id}"), 16) % len(phrasings)
             phrasings = [phrasings[pick], ("held_out", fact.relation.held_out)]
         elif varied:
             more = [(f"varied{number}", text) for number, text in enumerate(fact.relation.varied, 1)]
             more = [one for one in more if not _names_an_answer(one[1], fact.country, fact.answers)]
-            phrasings += sorted(more, key=lambda one: hashed(f"{seed}-{fact.id}-{one[0]}"))[: len(phrasings)]
+            more.sort(key=lambda one: hashed(f"{seed}-{fact.id}-{one[0]}"))
+            others = [*phrasings, *more]
+            phrasings += more[: len(phrasings)]
         rows += [
             {
                 "id": f"{fact.id}-{phrasing}",
@@ -156,10 +160,18 @@ def ask(
                 "positive_ids": list(fact.positive_ids),
                 "relation": fact.relation.name,
                 "phrasing": "held_out" if phrasing == "held_out" else "trained",
+                **_paraphrases(f"{seed}-{fact.id}-{phrasing}", fact, [other for other in others if other[1] != text]),
             }
             for phrasing, text in phrasings
         ]
     return rows
+
+
+def _paraphrases(salt: str, fact: Fact, others: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """PARAPHRASES other wordings of a fact's question, chosen by a hash."""
+    chosen = sorted(others, key=lambda one: hashed(f"{salt}-{one[0]}"))[:PARAPHRASES]
+    wordings = [text.replace("{country}", fact.country.name_in_question) for _, text in chosen]
+    return {"paraphrases": wordings} if wordings else {}
 
 
 def _first_answer(fact: Fact) -> str:

@@ -200,4 +200,6 @@ def json_of(example: Example) -> dict[str, Any]:
         written["grades"] = example.grades
     if example.reward is not None:
         written["reward"] = example.reward
+    if example.paraphrases:
+        written["paraphrases"] = example.paraphrases
     return written

@@ -2,8 +2,8 @@
 
 Passages: `id`, `title`, `text` in JSON on each line, or DPR's `psgs_w100.tsv` (header `id<TAB>text<TAB>title`, quoted
 as Python's csv module writes them, or not at all), packed or not. Questions: `question` and `answers` in JSON on each
-line, optional `id`, `positive_ids`, `negative_ids`, `grades`, `reward`, `relation`, `phrasing`; not packed, because
-training reads single lines. Every other format is converted into these first (convert.py).
+line, optional `id`, `positive_ids`, `negative_ids`, `grades`, `reward`, `relation`, `phrasing`, `paraphrases`; not
+packed, because training reads single lines. Every other format is converted into these first (convert.py).
 
 A check parses every line once and keeps 8 bytes per line (a hash of the id): 170 MB for 21 million passages.
 """
@@ -180,4 +180,5 @@ def example_of(
         negative_ids=strings(fields.get("negative_ids", []), "negative_ids", numbers=True),
         grades=tuple(grades),
         reward=None if reward is None else float(reward),
+        paraphrases=strings(fields.get("paraphrases", []), "paraphrases"),
     )

@@ -209,6 +209,9 @@ def parts(config: Config) -> Parts:
 
 def data(config: Config, parts: Parts) -> QuestionAnswerData:
     """The DataModule."""
+    retriever = config.retriever
+    learns = has_index(config) and retriever.train_question_encoder
+    paraphrased = learns and config.objective != "dpr" and config.generator.reads == "one"
     return QuestionAnswerData(
         train=parts.files.train,
         validation=parts.files.validation,
@@ -229,5 +232,6 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         prompt=parts.prompt,
         global_batch_size=config.trainer.global_batch_size,
         decoded_questions=config.generator.question == "decoded",
+        paraphrases=retriever.paraphrases if paraphrased else 0,
         limits={"validation": config.evaluate.validation_questions, "test": config.evaluate.test_questions},
     )

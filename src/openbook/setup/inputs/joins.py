@@ -129,7 +129,8 @@ def answers_nowhere(corpus: Corpus, where: str, file: QuestionFile) -> Count:
 def _leaks(where: str, file: QuestionFile, train: QuestionFile) -> Count:
     """Questions that are also training questions, up to case, punctuation and articles."""
     asked = [normalize_answer(example.question) for example in file]
-    trained = set(asked).intersection(normalize_answer(example.question) for example in train)
+    wordings = (one for example in train for one in (example.question, *example.paraphrases))
+    trained = set(asked).intersection(map(normalize_answer, wordings))
     found = Count(where, "questions stand in data.train too", sum(one in trained for one in asked), len(asked))
     if found.n:
         say(f"{where}: {found.n:,} of {found.of:,} {found.what}: what is measured on them may be learned by heart")

@@ -23,7 +23,8 @@ def is_own(record: object) -> bool:
 
 def own(record: dict[str, Any], number: str) -> Iterator[Asked]:
     answers = answers_of(record.get("answers"), "answers")  # a table has them as text
-    lists = {key: list(answers_of(record[key], key)) for key in ("positive_ids", "negative_ids") if record.get(key)}
+    several = ("positive_ids", "negative_ids", "paraphrases")
+    lists = {key: list(answers_of(record[key], key)) for key in several if record.get(key)}
     record = {key: value for key, value in record.items() if value is not None and value != ""}
     yield Asked(example_of(record | {"answers": list(answers)} | lists, number, unanswered=True))
 
