@@ -145,3 +145,7 @@ class Retrieved:
     def mask(self) -> Tensor:
         """[batch, n_docs] bool on the CPU: True where there is a passage."""
         return self.rows != MISSING_ROW
+
+    def of_first(self, n: int) -> Retrieved:
+        """Of the first n questions."""
+        return Retrieved(self.rows[:n], self.index_scores[:n])

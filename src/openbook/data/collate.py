@@ -72,11 +72,10 @@ class Collate:
     def __call__(self, planned: Planned) -> Batch:
         plan, examples = planned
         questions = [example.question for example in examples]
-        most = self.max_question_tokens if self.cut_questions else None
         asked, ids, mask = self._asked(questions)
         read = decoded(self.question_tokenizer, asked) if self.decoded_questions else questions
         write = token_ids if self.prompt is None else self.prompt.questions
-        context_questions = tuple(tuple(ids[:most]) for ids in write(self.generator_tokenizer, read))
+        context_questions = tuple(tuple(ids[: self._most]) for ids in write(self.generator_tokenizer, read))
         if self.sample_answers:
             answers = [sampled_answer(example, plan.epoch, self.seed) for example in examples]
         else:
@@ -93,14 +92,16 @@ class Collate:
             paraphrases=self._paraphrases(examples, plan.epoch) if self.paraphrases else None,
         )
 
+    @property
+    def _most(self) -> int | None:
+        """Tokens that are kept of a question; None: all."""
+        return self.max_question_tokens if self.cut_questions else None
+
     def _asked(self, questions: list[str]) -> tuple[list[list[int]], Tensor, Tensor]:
         """The questions' tokens, and ids and mask [batch, question_len] of the question encoder."""
-        most, style = self.max_question_tokens, self.question_format
-        asked = [
-            ids[: most if self.cut_questions else None]
-            for ids in style.question_ids(self.question_tokenizer, questions)
-        ]
-        return asked, *question_inputs(asked, style, most + style.n_around)
+        style = self.question_format
+        asked = [ids[: self._most] for ids in style.question_ids(self.question_tokenizer, questions)]
+        return asked, *question_inputs(asked, style, self.max_question_tokens + style.n_around)
 
     def _paraphrases(self, examples: list[Example], epoch: int) -> Paraphrases | None:
         every = [sampled_paraphrases(example, epoch, self.seed, self.paraphrases) for example in examples]

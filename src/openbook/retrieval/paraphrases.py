@@ -9,7 +9,7 @@ the right one, and those that some wording would take for it.
 import torch
 from torch import Tensor
 
-from openbook.batch import MISSING_ROW, Retrieved, to_device
+from openbook.batch import Retrieved, to_device
 from openbook.retrieval.dense import DenseRetriever
 
 # So many of a question's own best passages are looked at: what another wording finds beyond them is left out.
@@ -33,4 +33,4 @@ def retrieve_for_all(retriever: DenseRetriever, queries: Tensor, wordings: Tenso
 def _prior(found: Retrieved, temperature: float) -> Tensor:
     """[batch, top_k] on the CPU, 0 where nothing was found."""
     scores = torch.where(found.mask, found.index_scores.detach().cpu().double() / temperature, -torch.inf)
-    return torch.where((found.rows != MISSING_ROW).any(1, keepdim=True), scores.softmax(1), 0.0)
+    return torch.where(found.mask.any(1, keepdim=True), scores.softmax(1), 0.0)

@@ -81,9 +81,9 @@ class PassageTeacher:
     ) -> tuple[Tensor, Lesson]:
         """doc_scores [n, n_docs] as `retriever.score` gives them, the gradient in them through the gate, and what the
         positive passages say. queries [n] are the batch's questions, and behind them other wordings of question `of`
-        [n]. Every passage is encoded once, whichever rank's questions retrieved it or have it as
-        positive, and competes for the questions of all ranks: several give the gradient of one with the whole batch.
-        All ranks call this together."""
+        [n]. Every passage is encoded once, whichever rank's questions retrieved it or have it as positive, and competes
+        for the questions of all ranks: several give the gradient of one with the whole batch. All ranks call this
+        together."""
         positives = torch.tensor(self.passages.positives(batch))[of]
         known = positives != MISSING_ROW
         wanted = torch.cat([retrieved.rows.flatten(), positives])
@@ -101,7 +101,7 @@ class PassageTeacher:
         competes = to_device(competing.scatter(1, right, True), device)
         nll = nll_of(every.masked_fill(~competes, -torch.inf), to_device(right[:, 0], device))
         n = len(batch.examples)
-        own = Retrieved(retrieved.rows[:n], retrieved.index_scores[:n])
+        own = retrieved.of_first(n)
         other = competing[:n].gather(1, columns[:n]) & own.mask
         relevant = self._relevant(batch, own, ~other & own.mask)
         known = to_device(known, device)

@@ -33,13 +33,6 @@ class Read(NamedTuple):
     token_logprobs: Tensor
 
 
-def _weights_of_each(loss_weight: Tensor, of: Tensor) -> Tensor:
-    """[n]: each question's [batch], and of its paraphrases, `of` [n] behind the questions, all together as much."""
-    n = torch.bincount(of[len(loss_weight) :], minlength=len(loss_weight)).to(loss_weight.device)
-    own, on = loss_weight / n.clamp(min=1), to_device(of[len(loss_weight) :], loss_weight.device)
-    return torch.cat([loss_weight, own[on]])
-
-
 class RagModule(QuestionModule):
     """End-to-end RAG training (Lewis et al. 2020, section 2). `training_step` is the method.
 
@@ -79,42 +72,43 @@ class RagModule(QuestionModule):
         self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        queries = self.retriever.represent(batch)  # q(x)
-        queries, of, retrieved = self._retrieved(queries, batch)  # z in top-k, by the index as it stands
-        each, lesson = Retrieved(retrieved.rows[of], retrieved.index_scores[to_device(of, queries.device)]), None
+        n, lesson = len(batch.examples), None  # questions; behind them come their paraphrases
+        queries, of, every = self._retrieved(batch)  # q(x), and z in top-k, by the index as it stands
         if self.teacher is None:
-            scores_of_each = self.retriever.score(queries, each)  # d(z)^T q(x), with the current weights
+            scores = self.retriever.score(queries, every)  # d(z)^T q(x), with the current weights
         else:
-            retriever = cast(DenseRetriever, self.retriever)
-            scores_of_each, lesson = self.teacher.scores(retriever, queries, each, batch, of)
-        doc_scores, others = scores_of_each[: len(batch.examples)], scores_of_each[len(batch.examples) :]
+            scores, lesson = self.teacher.scores(cast(DenseRetriever, self.retriever), queries, every, batch, of)
+        retrieved, doc_scores = every.of_first(n), scores[:n]
         loss_weight = self._loss_weight(doc_scores, batch)
-        weights = _weights_of_each(loss_weight, of)
         read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
-        loss = read.loss
-        if len(others):
-            loss = loss + self._paraphrased(others, of[len(doc_scores) :], read, batch, weights[len(doc_scores) :])
+        loss, weights = read.loss, loss_weight
+        if len(scores) > n:
+            others = _paraphrase_weight(loss_weight, of[n:])
+            weights = torch.cat([loss_weight, others])
+            loss = loss + self._paraphrased(scores[n:], of[n:], read, batch, others)
         if self.teacher is not None and lesson is not None:
             self.teacher.weigh(weights / self.accumulate)  # Lightning divides before the backward
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
             loss = loss + (lesson.nll * weights).sum()
-            positive_nll, known = lesson.nll.detach()[: len(doc_scores)], lesson.known[: len(doc_scores)]
-            self._log_teacher(self.teacher, positive_nll, batch.weight * known)
-        scores = {"doc_scores": doc_scores.detach(), "index_scores": retrieved.index_scores.detach()}
-        self.trail.read(self.global_step + 1, batch, retrieved.rows, nll=read.nll, **scores)
+            self._log_teacher(self.teacher, lesson.nll.detach()[:n], batch.weight * lesson.known[:n])
+        seen = {"doc_scores": doc_scores.detach(), "index_scores": retrieved.index_scores.detach()}
+        self.trail.read(self.global_step + 1, batch, retrieved.rows, nll=read.nll, **seen)
         self._log(read.nll, read.minimised, batch)
-        measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, **scores}
+        measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, **seen}
         return {"loss": loss, **measured, "rows": retrieved.rows}
 
-    def _retrieved(self, queries: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Retrieved]:
+    def _retrieved(self, batch: Batch) -> tuple[Tensor, Tensor, Retrieved]:
         """q(x) [n, dim] of the questions and behind them of their paraphrases; of [n], on the CPU: which question each
-        one is; and the passages [batch, n_docs] that the questions are read with."""
-        of, others, retriever = torch.arange(len(queries)), batch.paraphrases, self.retriever
+        one is; and the passages [n, n_docs] that this question is read with."""
+        retriever, queries = self.retriever, self.retriever.represent(batch)
+        of, others = torch.arange(len(batch.examples)), batch.paraphrases
         if others is None or not isinstance(retriever, DenseRetriever):
             return queries, of, retriever.retrieve(queries, self.n_docs)
         wordings = retriever.question_encoder(others.ids, others.mask)
         retrieved = retrieve_for_all(retriever, queries.detach(), wordings.detach(), others.of, self.n_docs)
-        return torch.cat([queries, wordings]), torch.cat([of, others.of]), retrieved
+        of = torch.cat([of, others.of])
+        every = Retrieved(retrieved.rows[of], retrieved.index_scores[to_device(of, queries.device)])
+        return torch.cat([queries, wordings]), of, every
 
     def _paraphrased(self, doc_scores: Tensor, of: Tensor, read: Read, batch: Batch, weights: Tensor) -> Tensor:
         """The objective of other wordings x' [n] of the questions `of` [n], each times its weight [n], summed:
@@ -208,3 +202,9 @@ class RagModule(QuestionModule):
             raise self.diverged()
         self.log("train/nll", total / questions, rank_zero_only=True)
         self.log("train/nll_per_token", total / n_tokens, rank_zero_only=True)
+
+
+def _paraphrase_weight(loss_weight: Tensor, of: Tensor) -> Tensor:
+    """[n] of paraphrases of the questions `of` [n]: all of a question's together count as much as it does [batch]."""
+    n = torch.bincount(of, minlength=len(loss_weight)).clamp(min=1)
+    return (loss_weight / to_device(n, loss_weight.device))[to_device(of, loss_weight.device)]

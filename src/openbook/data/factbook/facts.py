@@ -82,7 +82,7 @@ def _answers(country: Country, relation: Relation, text: str) -> tuple[tuple[str
 
 
 def _names_an_answer(phrasing: str, country: Country, answers: Iterable[str]) -> bool:
-    question = phrasing.replace("{country}", country.name_in_question).casefold()
+    question = _worded(phrasing, country).casefold()
     return any(occurs(answer.casefold().removeprefix("the "), question) for answer in answers)
 
 
@@ -149,13 +149,13 @@ def ask(
         elif varied:
             more = [(f"varied{number}", text) for number, text in enumerate(fact.relation.varied, 1)]
             more = [one for one in more if not _names_an_answer(one[1], fact.country, fact.answers)]
-            more.sort(key=lambda one: hashed(f"{seed}-{fact.id}-{one[0]}"))
+            more = _by_hash(more, f"{seed}-{fact.id}")
             others = [*phrasings, *more]
             phrasings += more[: len(phrasings)]
         rows += [
             {
                 "id": f"{fact.id}-{phrasing}",
-                "question": text.replace("{country}", fact.country.name_in_question),
+                "question": _worded(text, fact.country),
                 "answers": list(fact.answers),
                 "positive_ids": list(fact.positive_ids),
                 "relation": fact.relation.name,
@@ -169,9 +169,17 @@ def ask(
 
 def _paraphrases(salt: str, fact: Fact, others: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     """PARAPHRASES other wordings of a fact's question, chosen by a hash."""
-    chosen = sorted(others, key=lambda one: hashed(f"{salt}-{one[0]}"))[:PARAPHRASES]
-    wordings = [text.replace("{country}", fact.country.name_in_question) for _, text in chosen]
+    wordings = [_worded(text, fact.country) for _, text in _by_hash(others, salt)[:PARAPHRASES]]
     return {"paraphrases": wordings} if wordings else {}
+
+
+def _by_hash(phrasings: Iterable[tuple[str, str]], salt: str) -> list[tuple[str, str]]:
+    """Names and texts of phrasings in an order that the salt and their names decide."""
+    return sorted(phrasings, key=lambda one: hashed(f"{salt}-{one[0]}"))
+
+
+def _worded(phrasing: str, country: Country) -> str:
+    return phrasing.replace("{country}", country.name_in_question)
 
 
 def _first_answer(fact: Fact) -> str:
