@@ -81,11 +81,9 @@ class RagModule(QuestionModule):
         retrieved, doc_scores = every.of_first(n), scores[:n]
         loss_weight = self._loss_weight(doc_scores, batch)
         read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
-        loss, weights = read.loss, loss_weight
+        loss, weights = read.loss, loss_weight[to_device(of, loss_weight.device)]  # every wording is a question
         if len(scores) > n:
-            others = _paraphrase_weight(loss_weight, of[n:])
-            weights = torch.cat([loss_weight, others])
-            loss = loss + self._paraphrased(scores[n:], of[n:], read, batch, others)
+            loss = loss + self._paraphrased(scores[n:], of[n:], read, batch, weights[n:])
         if self.teacher is not None and lesson is not None:
             self.teacher.weigh(weights / self.accumulate)  # Lightning divides before the backward
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
@@ -202,9 +200,3 @@ class RagModule(QuestionModule):
             raise self.diverged()
         self.log("train/nll", total / questions, rank_zero_only=True)
         self.log("train/nll_per_token", total / n_tokens, rank_zero_only=True)
-
-
-def _paraphrase_weight(loss_weight: Tensor, of: Tensor) -> Tensor:
-    """[n] of paraphrases of the questions `of` [n]: all of a question's together count as much as it does [batch]."""
-    n = torch.bincount(of, minlength=len(loss_weight)).clamp(min=1)
-    return (loss_weight / to_device(n, loss_weight.device))[to_device(of, loss_weight.device)]

@@ -101,7 +101,8 @@ def test_every_positive_passage_holds_every_answer(
     for row in (row for split in SPLITS for row in questions[split]):
         assert row["positive_ids"] and row["answers"]
         for id_ in row["positive_ids"]:
-            assert all(occurs(answer, passages[id_]["text"]) for answer in row["answers"]), row
+            text = passages[id_]["text"].casefold()  # "BRUSSELS (capital)" answers as well
+            assert all(occurs(answer.casefold(), text) for answer in row["answers"]), row
             assert id_.split("-")[0] == row["id"].split("-")[0]
 
 

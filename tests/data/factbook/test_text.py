@@ -160,3 +160,24 @@ def test_an_answer_cut_off_by_the_passage_is_dropped_and_counted() -> None:
     assert dropped == {"not in the passages as cut": 1}
     kept = {"uy-000": cut_passages(country(capital), replace(settings, field_words=4))[0]}
     assert [fact.positive_ids for fact in read_facts(country(capital), [asked], kept, dropped)] == [("uy-000",)]
+
+
+def test_a_passage_that_states_the_fact_in_another_field_is_positive_too() -> None:
+    units = (
+        Unit(
+            "People and Society",
+            "Major urban areas",
+            "population",
+            "1.2 million Port San Jose, 3 million SAN JOSE (capital)",
+        ),
+        Unit("People and Society", "Population", "distribution", "most people live around San Jose"),
+        Unit("People and Society", "Ports", "", "Port San Jose (capital works)"),
+        Unit("Government", "Capital", "name", "San Jose"),
+    )
+    asked = [relation for relation in relations() if relation.name == "capital"]
+    settings = cut(sections=("Government", "People and Society"))
+    made = {f"uy-00{place}": cut_passages(country(unit), settings)[0] for place, unit in enumerate(units)}
+    [fact] = read_facts(country(*units), asked, made, Counter())
+    assert fact.positive_ids == ("uy-003", "uy-000")
+    [unnamed] = read_facts(country(*units), [replace(one, stated="") for one in asked], made, Counter())
+    assert unnamed.positive_ids == ("uy-003",)

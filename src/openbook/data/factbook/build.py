@@ -20,7 +20,7 @@ from openbook.utils.files.signed import sign, sound
 
 Files = dict[str, list[dict[str, Any]]]  # the rows of each file by its name without ending
 
-VERSION = 4  # raise it whenever the same options give other bytes
+VERSION = 5  # raise it whenever the same options give other bytes
 
 MAIN_SECTIONS = (
     "Geography",

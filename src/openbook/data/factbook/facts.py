@@ -17,7 +17,8 @@ PARAPHRASES = 8  # of a question
 
 @dataclass(frozen=True)
 class Fact:
-    """One relation of one country: the answers, best first, and the passages whose field holds them."""
+    """One relation of one country: the answers, best first, and the passages whose field holds them, before others that
+    state the same."""
 
     country: Country
     relation: Relation
@@ -47,7 +48,8 @@ def read_facts(
             continue
         answers, problem = _answers(country, relation, field.text)
         if not problem:
-            # Only the field's own piece counts: the same number or name elsewhere does not answer the question.
+            # Only the field's own piece counts: the same number or name elsewhere does not answer the question, unless
+            # it stands in words that say so.
             held = {
                 id_: {answer for answer in answers if occurs(answer, unit.text) and occurs(answer, passage.text)}
                 for id_, passage in passages.items()
@@ -60,8 +62,15 @@ def read_facts(
         if problem:
             dropped[problem] += 1
         else:
-            facts.append(Fact(country, relation, answers, positive))
+            others = (id_ for id_ in passages if id_ not in positive)
+            stating = (id_ for id_ in others if _states(relation, answers, passages[id_].text))
+            facts.append(Fact(country, relation, answers, (*positive, *stating)))
     return facts
+
+
+def _states(relation: Relation, answers: Iterable[str], text: str) -> bool:
+    words = (relation.stated.format(answer=answer).casefold() for answer in answers)
+    return bool(relation.stated) and all(occurs(each, text.casefold()) for each in words)
 
 
 def _answers(country: Country, relation: Relation, text: str) -> tuple[tuple[str, ...], str]:

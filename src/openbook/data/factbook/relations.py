@@ -25,7 +25,8 @@ _TITLE = re.compile(
 
 @dataclass(frozen=True)
 class Relation:
-    """One kind of fact. `sub_fields` are the names it goes by; a yearly series is named without its year."""
+    """One kind of fact. `sub_fields` are the names it goes by; a yearly series is named without its year. `stated`:
+    words, with {answer}, in which other fields of the book state the same fact; empty: none does."""
 
     name: str
     section: str
@@ -35,6 +36,7 @@ class Relation:
     trained: tuple[str, ...]  # with {country}
     varied: tuple[str, ...]  # for the training split only, with {country}
     held_out: str  # with {country}
+    stated: str = ""
 
     def reads(self, unit: Unit) -> bool:
         """Whether this piece of the book is the one that holds the answer."""
@@ -129,6 +131,7 @@ def relations() -> tuple[Relation, ...]:
             trained=tuple(row["trained"]),
             varied=tuple(row["varied"]),
             held_out=row["held_out"],
+            stated=row.get("stated", ""),
         )
         for row in rows
     )
