@@ -95,12 +95,14 @@ def test_a_run_reads_them_from_its_training_questions_alone(small_system: SmallS
         row["paraphrases"] = [rows[number - 1]["question"], rows[number - 2]["question"]][: number % 3]
     path = tmp_path / "worded.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    losses = {}
+    losses, memory = {}, {}
     for name, words in {"none": ("retriever.paraphrases=0",), "one": ("retriever.paraphrases=1",), "all": ()}.items():
         run = tmp_path / name
         train(small_system.config(run, f"data.train={path}", "trainer.max_steps=2", *words))
         losses[name] = column(run, "train/nll")
+        memory[name] = json.loads((run / "plan.json").read_text(encoding="utf-8"))["models"]["activations"]
     plain = tmp_path / "plain"
     train(small_system.config(plain, "trainer.max_steps=2"))
     assert column(plain, "train/nll") == losses["none"]
     assert len({str(values) for values in losses.values()}) == 3
+    assert memory["none"] < memory["one"] < memory["all"]  # the plan counts them

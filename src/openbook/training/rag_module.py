@@ -72,18 +72,18 @@ class RagModule(QuestionModule):
         self.train()  # transformers gives models in eval mode, and Lightning leaves modes alone: dropout would be off
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        n, lesson = len(batch.examples), None  # questions; behind them come their paraphrases
-        queries, of, every = self._retrieved(batch)  # q(x), and z in top-k, by the index as it stands
+        n, lesson = len(batch.examples), None
+        queries, of = self.represented(batch)  # q(x)
+        every = self._retrieved(queries, of, n)  # z in top-k, by the index as it stands
         if self.teacher is None:
             scores = self.retriever.score(queries, every)  # d(z)^T q(x), with the current weights
         else:
             scores, lesson = self.teacher.scores(cast(DenseRetriever, self.retriever), queries, every, batch, of)
         retrieved, doc_scores = every.of_first(n), scores[:n]
         loss_weight = self._loss_weight(doc_scores, batch)
+        weights = loss_weight[to_device(of, loss_weight.device)]  # every wording is a question
         read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
-        loss, weights = read.loss, loss_weight[to_device(of, loss_weight.device)]  # every wording is a question
-        if len(scores) > n:
-            loss = loss + self._paraphrased(scores[n:], of[n:], read, batch, weights[n:])
+        loss = read.loss + self.paraphrased(scores[n:], of[n:], read, batch, weights[n:])
         if self.teacher is not None and lesson is not None:
             self.teacher.weigh(weights / self.accumulate)  # Lightning divides before the backward
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
@@ -95,22 +95,28 @@ class RagModule(QuestionModule):
         measured = {"nll": read.nll, "token_logprobs": read.token_logprobs, **seen}
         return {"loss": loss, **measured, "rows": retrieved.rows}
 
-    def _retrieved(self, batch: Batch) -> tuple[Tensor, Tensor, Retrieved]:
+    def represented(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """q(x) [n, dim] of the questions and behind them of their paraphrases; of [n], on the CPU: which question each
-        one is; and the passages [n, n_docs] that this question is read with."""
-        retriever, queries = self.retriever, self.retriever.represent(batch)
-        of, others = torch.arange(len(batch.examples)), batch.paraphrases
-        if others is None or not isinstance(retriever, DenseRetriever):
-            return queries, of, retriever.retrieve(queries, self.n_docs)
-        wordings = retriever.question_encoder(others.ids, others.mask)
-        retrieved = retrieve_for_all(retriever, queries.detach(), wordings.detach(), others.of, self.n_docs)
-        of = torch.cat([of, others.of])
-        every = Retrieved(retrieved.rows[of], retrieved.index_scores[to_device(of, queries.device)])
-        return torch.cat([queries, wordings]), of, every
+        one is."""
+        queries, of, others = self.retriever.represent(batch), torch.arange(len(batch.examples)), batch.paraphrases
+        if others is None or not isinstance(self.retriever, DenseRetriever):
+            return queries, of
+        wordings = self.retriever.question_encoder(others.ids, others.mask)
+        return torch.cat([queries, wordings]), torch.cat([of, others.of])
 
-    def _paraphrased(self, doc_scores: Tensor, of: Tensor, read: Read, batch: Batch, weights: Tensor) -> Tensor:
+    def _retrieved(self, queries: Tensor, of: Tensor, n: int) -> Retrieved:
+        """The passages [len(of), n_docs] that the n questions are read with, for all of their wordings."""
+        if len(of) == n:
+            return self.retriever.retrieve(queries, self.n_docs)
+        retriever, asked = cast(DenseRetriever, self.retriever), queries.detach()
+        retrieved = retrieve_for_all(retriever, asked[:n], asked[n:], of[n:], self.n_docs)
+        return Retrieved(retrieved.rows[of], retrieved.index_scores[to_device(of, queries.device)])
+
+    def paraphrased(self, doc_scores: Tensor, of: Tensor, read: Read, batch: Batch, weights: Tensor) -> Tensor:
         """The objective of other wordings x' [n] of the questions `of` [n], each times its weight [n], summed:
-        p(z|x') is theirs, p(y|x,z) is what was read of the question, and a constant."""
+        p(z|x') is theirs, p(y|x,z) is what was read of the question, and a constant. 0 where there are none."""
+        if not len(of):
+            return weights.new_zeros(())
         counted = torch.isfinite(doc_scores).any(1)  # of a question without any passage there is nothing to say
         on = to_device(of, doc_scores.device)
         doc_scores = torch.where(counted[:, None], doc_scores, 0.0)

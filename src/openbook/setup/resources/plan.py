@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import Batch, Retrieved
+from openbook.batch import Batch, Retrieved, to_device
 from openbook.config.checks import has_index
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus, PassageTokens
@@ -137,13 +137,14 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
         nll, _, weight = module.likelihood(batch)
         return torch.where(weight > 0, nll, 0.0).mean()
     retriever = cast(DenseRetriever, module.retriever)
-    rows = candidates[:, : module.n_docs]
-    found = Retrieved(rows, torch.zeros(rows.shape, device=batch.weight.device))
-    question_emb = retriever.question_encoder(batch.question_ids, batch.question_mask)
+    n, rows = len(batch.examples), candidates[:, : module.n_docs]
+    queries, of = module.represented(batch)
     if retriever.rerank > 0:
         retriever.passages.encode_once(torch.unique(candidates))
-    doc_scores = retriever.score(question_emb, found)
-    return module.read(batch, rows, doc_scores, batch.weight).loss
+    doc_scores = retriever.score(queries, Retrieved(rows[of], torch.zeros(len(of), rows.shape[1])))
+    read = module.read(batch, rows, doc_scores[:n], batch.weight)
+    weights = batch.weight[to_device(of[n:], batch.weight.device)]
+    return read.loss + module.paraphrased(doc_scores[n:], of[n:], read, batch, weights)
 
 
 def announce_sizes(plan: Plan, config: Config, run: Path | None = None) -> None:
