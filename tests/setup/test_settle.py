@@ -37,7 +37,7 @@ def settled(corpus: Corpus, n_questions: int, *words: str) -> Config:
 
 def test_the_embedded_values_are_for_the_embedded_data_alone(corpus: Corpus) -> None:
     book, own = load_experiment("rag_token"), load_experiment("rag_token", OWN)
-    assert (book.trainer.max_steps, own.trainer.max_steps) == (90, 0)
+    assert (book.trainer.max_steps, own.trainer.max_steps) == (60, 0)
     assert (book.retriever.teacher, own.retriever.teacher) == ("generator", "auto")
     assert not book.retriever.train_word_embeddings and not own.retriever.train_word_embeddings
     assert settle(book, corpus, 5000) == book
