@@ -141,7 +141,8 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
     queries, of = module.represented(batch)
     if retriever.rerank > 0:
         retriever.passages.encode_once(torch.unique(candidates))
-    doc_scores = retriever.score(queries, Retrieved(rows[of], torch.zeros(len(of), rows.shape[1])))
+    unknown = torch.zeros(len(of), rows.shape[1], device=batch.weight.device)
+    doc_scores = retriever.score(queries, Retrieved(rows[of], unknown))
     read = module.read(batch, rows, doc_scores[:n], batch.weight)
     weights = batch.weight[to_device(of[n:], batch.weight.device)]
     return read.loss + module.paraphrased(doc_scores[n:], of[n:], read, batch, weights)
