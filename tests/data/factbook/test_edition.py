@@ -254,7 +254,7 @@ def test_the_names_stand_for_its_files(book: FactbookFiles, other: EditionFiles)
         ("test", "factbook_changed"): other.changed_facts,
         ("test", "factbook_original_facts"): other.original_facts,
     }
-    config = load_experiment("rag_token", [f"data.cache={book.folder.parent}"])
+    config = load_experiment("rag_token", [f"data.cache={book.folder.parent}", "data.factbook.varied=false"])
     assert config.data.factbook == FactbookConfig()
     for (key, name), path in named.items():
         found = setup_data.named_file(config, key, name)
