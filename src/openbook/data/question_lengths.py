@@ -126,5 +126,6 @@ def over(reader: Reader, numbered: list[tuple[int, str]], limit: int) -> list[tu
         numbered = [(number, text) for (number, _), text in zip(numbered, read, strict=True)]
     texts = ((number, reader.prefix + text) for number, text in numbered)
     suspects = [(number, text) for number, text in texts if len(text.encode()) > limit]
-    ids = token_ids(reader.tokenizer, [text for _, text in suspects])
-    return [(number, len(found)) for (number, _), found in zip(suspects, ids, strict=True) if len(found) > limit]
+    distinct = list(dict.fromkeys(text for _, text in suspects))  # as paraphrases and answers, many come again
+    lengths = dict(zip(distinct, map(len, token_ids(reader.tokenizer, distinct)), strict=True))
+    return [(number, lengths[text]) for number, text in suspects if lengths[text] > limit]

@@ -50,6 +50,7 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
         _passages_cut(config, parts.corpus, parts)
     if config.evaluate.regex_answers:
         _check_patterns(questions)
+    trained = _in_training(questions)
     for split, file in questions.items():
         where, some = f"data.{split}", _spread(file, SAMPLE)
         positives = [one for example in _spread(file, 10 * SAMPLE) for one in example.positive_ids]
@@ -69,7 +70,7 @@ def check_joins(config: Config, parts: Parts, questions: dict[str, QuestionFile]
             if n:
                 say(f"{where}: {n:,} of {len(some):,} questions have a `reward`, which only dpr.loss=ordered reads")
         if split != "train" and "train" in questions:
-            counts.append(_leaks(where, file, questions["train"]))
+            counts.append(_leaks(where, file, trained))
         if config.objective == "dpr" and split != "train":
             counts.append(_own(config, parts.corpus, where, file))
         if config.objective == "dpr":
@@ -126,11 +127,18 @@ def answers_nowhere(corpus: Corpus, where: str, file: QuestionFile) -> Count:
     )
 
 
-def _leaks(where: str, file: QuestionFile, train: QuestionFile) -> Count:
+def _in_training(questions: dict[str, QuestionFile]) -> set[str]:
+    """Those of the other files' questions, normalised, that are also training questions or paraphrases of one."""
+    others = (file for split, file in questions.items() if split != "train")
+    asked = {normalize_answer(example.question) for file in others for example in file}
+    train = questions.get("train", ()) if asked else ()
+    wordings = (one for example in train for one in (example.question, *example.paraphrases))
+    return asked.intersection(map(normalize_answer, wordings))
+
+
+def _leaks(where: str, file: QuestionFile, trained: set[str]) -> Count:
     """Questions that are also training questions, up to case, punctuation and articles."""
     asked = [normalize_answer(example.question) for example in file]
-    wordings = (one for example in train for one in (example.question, *example.paraphrases))
-    trained = set(asked).intersection(map(normalize_answer, wordings))
     found = Count(where, "questions stand in data.train too", sum(one in trained for one in asked), len(asked))
     if found.n:
         say(f"{where}: {found.n:,} of {found.of:,} {found.what}: what is measured on them may be learned by heart")
