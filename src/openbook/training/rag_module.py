@@ -81,10 +81,10 @@ class RagModule(QuestionModule):
             scores, lesson = self.teacher.scores(cast(DenseRetriever, self.retriever), queries, every, batch, of)
         retrieved, doc_scores = every.of_first(n), scores[:n]
         loss_weight = self._loss_weight(doc_scores, batch)
-        weights = loss_weight[to_device(of, loss_weight.device)]  # every wording is a question
         read = self.read(batch, retrieved.rows, doc_scores, loss_weight)
-        loss = read.loss + self.paraphrased(scores[n:], of[n:], read, batch, weights[n:])
+        loss = self.loss_of_all(read, scores, of, batch, loss_weight)
         if self.teacher is not None and lesson is not None:
+            weights = loss_weight[to_device(of, loss_weight.device)]
             self.teacher.weigh(weights / self.accumulate)  # Lightning divides before the backward
             self.teacher.measure(read.token_logprobs, lesson, batch.weight)
             loss = loss + (lesson.nll * weights).sum()
@@ -112,16 +112,18 @@ class RagModule(QuestionModule):
         retrieved = retrieve_for_all(retriever, asked[:n], asked[n:], of[n:], self.n_docs)
         return Retrieved(retrieved.rows[of], retrieved.index_scores[to_device(of, queries.device)])
 
-    def paraphrased(self, doc_scores: Tensor, of: Tensor, read: Read, batch: Batch, weights: Tensor) -> Tensor:
-        """The objective of other wordings x' [n] of the questions `of` [n], each times its weight [n], summed:
-        p(z|x') is theirs, p(y|x,z) is what was read of the question, and a constant. 0 where there are none."""
-        if not len(of):
-            return weights.new_zeros(())
+    def loss_of_all(self, read: Read, scores: Tensor, of: Tensor, batch: Batch, loss_weight: Tensor) -> Tensor:
+        """What was read of the questions, and behind them the objective of their other wordings x': p(z|x') is theirs
+        (scores [n, n_docs]), p(y|x,z) is what was read of question `of` [n], and a constant. Every wording counts as
+        its question does: loss_weight [batch]."""
+        n = len(loss_weight)
+        if len(of) == n:
+            return read.loss
+        doc_scores, on = scores[n:], to_device(of[n:], scores.device)
         counted = torch.isfinite(doc_scores).any(1)  # of a question without any passage there is nothing to say
-        on = to_device(of, doc_scores.device)
         doc_scores = torch.where(counted[:, None], doc_scores, 0.0)
         losses = self.loss(read.token_logprobs.detach()[on], doc_scores, batch.target_mask[on])
-        return (torch.where(counted & losses.isfinite(), losses, 0.0) * weights).sum()
+        return read.loss + (torch.where(counted & losses.isfinite(), losses, 0.0) * loss_weight[on]).sum()
 
     def read(self, batch: Batch, rows: Tensor, doc_scores: Tensor, loss_weight: Tensor) -> Read:
         """The targets read from passages rows [batch, n_docs] (on the CPU): the objective, weighed by loss_weight

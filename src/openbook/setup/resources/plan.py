@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openbook.batch import Batch, Retrieved, to_device
+from openbook.batch import Batch, Retrieved
 from openbook.config.checks import has_index
 from openbook.config.schema import Config
 from openbook.data.corpus import Corpus, PassageTokens
@@ -137,15 +137,14 @@ def _loss(module: RagModule | DprModule, batch: Batch, candidates: Tensor) -> Te
         nll, _, weight = module.likelihood(batch)
         return torch.where(weight > 0, nll, 0.0).mean()
     retriever = cast(DenseRetriever, module.retriever)
-    n, rows = len(batch.examples), candidates[:, : module.n_docs]
+    rows = candidates[:, : module.n_docs]
     queries, of = module.represented(batch)
     if retriever.rerank > 0:
         retriever.passages.encode_once(torch.unique(candidates))
     unknown = torch.zeros(len(of), rows.shape[1], device=batch.weight.device)
-    doc_scores = retriever.score(queries, Retrieved(rows[of], unknown))
-    read = module.read(batch, rows, doc_scores[:n], batch.weight)
-    weights = batch.weight[to_device(of[n:], batch.weight.device)]
-    return read.loss + module.paraphrased(doc_scores[n:], of[n:], read, batch, weights)
+    scores = retriever.score(queries, Retrieved(rows[of], unknown))
+    read = module.read(batch, rows, scores[: len(rows)], batch.weight)
+    return module.loss_of_all(read, scores, of, batch, batch.weight)
 
 
 def announce_sizes(plan: Plan, config: Config, run: Path | None = None) -> None:
