@@ -21,9 +21,9 @@ EXPERIMENTS = Path("experiments")
 # What a run did that was started before there were these keys; its config.yaml does not have them.
 BEFORE = {
     **{"retriever.teacher": "generator", "evaluate.checkpoint": "last", "warmup.spans": "0", "warmup.window": "0"},
-    **dict.fromkeys(("retriever.question_prefix", "retriever.passage_prefix"), ""),
-    **{"retriever.paraphrases": "0", "retriever.passage_layout": "separated", "retriever.override_folder": "true"},
-    **dict.fromkeys(("generator.source_language", "generator.target_language"), "as_is"),
+    **{"retriever.question_prefix": "", "retriever.passage_prefix": "", "retriever.passage_layout": "separated"},
+    **{"generator.source_language": "as_is", "generator.target_language": "as_is", "retriever.override_folder": "true"},
+    "retriever.paraphrases": "0",
 }
 
 # The section of an experiment's file that counts for the embedded data alone.
