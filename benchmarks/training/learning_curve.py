@@ -17,15 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.docs_page import between_marks, read_results
-from openbook.commands.child_process import run_command
-from openbook.config.load import flat, load_experiment
-from openbook.config.schema import Config
+from benchmarks.common.kept_runs import trained
+from openbook.config.load import load_experiment
 from openbook.data.question_file import QuestionFile
 from openbook.data.readers.checked_lines import read_lines
-from openbook.errors import OpenBookError
 from openbook.setup.inputs.data import files
-from openbook.tracking.open_keys import agrees
-from openbook.tracking.run_folder import RunFolder
 from openbook.utils.atomic import replacing, write_json, write_text
 
 ROOT = Path("runs/learning-curve")
@@ -51,12 +47,8 @@ def main(words: Sequence[str]) -> int:
             continue
         of_size = rows.setdefault(questions, [])
         for seed in map(int, asked.seeds.split()):
-            run = RunFolder(ROOT / asked.name / f"{size or 'all'}-seed{seed}")
-            more = [f"data.train={train}", f"seed={seed}", f"run.dir={run.path}"]
-            if run.read_summary().get("status") == "finished":
-                check_same(run, load_experiment(asked.experiment, [*asked.overrides, *more]))
-            elif run_command(["train", asked.experiment, *asked.overrides, *more]):
-                return 1
+            words = [*asked.overrides, f"data.train={train}", f"seed={seed}"]
+            run = trained(ROOT / asked.name / f"{size or 'all'}-seed{seed}", asked.experiment, words)
             of_size.append(run.read_summary())
     measured = figures(rows)
     text = table(asked.name, measured)
@@ -66,25 +58,6 @@ def main(words: Sequence[str]) -> int:
         write_text(page, between_marks(page, text, asked.name))
         write_json(results, read_results(results) | {asked.name: measured})
     return 0
-
-
-def check_same(run: RunFolder, wanted: Config) -> None:
-    """OpenBookError where the run that lies there is of other settings."""
-    theirs, mine = (flat(one) for one in (run.load_config([], training=False), wanted))
-    opened = run.read_summary().get("left_open")
-    other = [
-        key
-        for key in mine
-        if not key.startswith(("run.", "wandb.")) and not agrees({key: theirs[key]}, {key: mine[key]}, opened)
-    ]
-    if other:
-        raise OpenBookError(
-            "a run of other settings lies there",
-            where=run.path,
-            got=f"{other[0]} {theirs[other[0]]!r}",
-            expected=repr(mine[other[0]]),
-            action="Choose another NAME, or move it away.",
-        )
 
 
 def subset(path: Path, size: int, cache: Path) -> Path:

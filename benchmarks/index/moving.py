@@ -1,0 +1,172 @@
+"""Do moving passages pay? Nothing of the retriever trained, its question encoder alone (as in the paper), both encoders
+over an index that is never refreshed, and both with refreshes: at equal steps, the generator trained in all of them.
+
+    python -m benchmarks.index.moving [--full] [--seeds "0 1 2"] [--layers "6 2"] [--docs] [KEY=VALUE ...]
+
+--layers: how many of MiniLM's six layers both encoders start with; fewer know less. --full: the data, steps and
+refreshes of factbook_full, for a GPU, instead of rag_token's. Runs lie in runs/moving/ and are kept. Differences are
+paired over the test questions, each with its mean over the seeds. --docs puts the tables into docs/results.md and the
+figures into docs/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from benchmarks.common.docs_page import publish
+from benchmarks.common.kept_runs import trained
+from openbook.config.models import MINILM
+from openbook.metrics.bootstrap import paired_difference
+from openbook.metrics.retrieval import first_hit
+from openbook.metrics.summary import HELD_OUT
+from openbook.models.pretrained import model_folder
+from openbook.utils.atomic import replacing_folder
+
+ROOT = Path("runs/moving")
+ALL_LAYERS = 6
+CONDITIONS: Mapping[str, Sequence[str]] = {  # experiments on rag_token, and what makes them of another
+    "frozen_retriever": ["retriever.train_question_encoder=false", "retriever.train_passage_encoder=false"],
+    "query_only": ["retriever.train_passage_encoder=false"],
+    "stale_index": ["refresh.every=0", "refresh.fresh_test=false", "retriever.rerank=-1"],
+    "rag_token": [],
+}
+PAIRS = (
+    ("query_only", "frozen_retriever"),
+    ("stale_index", "query_only"),
+    ("rag_token", "query_only"),
+    ("rag_token", "stale_index"),
+)
+MEASURES = ("exact match", "recall@1", "exact match, unseen phrasings", "recall@1, unseen phrasings")
+
+Answers = Mapping[str, Mapping[str, float]]
+"""{measure: {question id: value}} of one run."""
+
+
+def main(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--seeds", default="0 1 2")
+    parser.add_argument("--layers", default=f"{ALL_LAYERS} 2")
+    parser.add_argument("--docs", action="store_true")
+    asked = parser.parse_args(list(words))
+    for layers in map(int, asked.layers.split()):
+        found = {
+            condition: [
+                answers(train(condition, layers, seed, asked.full, asked.overrides))
+                for seed in map(int, asked.seeds.split())
+            ]
+            for condition in CONDITIONS
+        }
+        measured = figures(found)
+        text = tables(measured)
+        name = f"moving-{'full-' if asked.full else ''}{layers}"
+        print(f"{name}\n\n{text}")
+        if asked.docs:
+            publish(Path("docs"), name, text, {name: measured})
+    return 0
+
+
+def train(condition: str, layers: int, seed: int, full: bool, overrides: Sequence[str]) -> Path:
+    """The folder of the finished run."""
+    folder = ROOT / f"{'full-' if full else ''}{layers}" / f"{condition}-seed{seed}"
+    words = [*overrides, f"seed={seed}"]
+    if layers < ALL_LAYERS:
+        encoder = with_layers(layers)
+        words += [f"retriever.question_encoder={encoder}", f"retriever.passage_encoder={encoder}"]
+    if full:
+        return trained(folder, "factbook_full", [*CONDITIONS[condition], *words]).path
+    return trained(folder, condition, words).path
+
+
+def with_layers(n: int) -> Path:
+    """A folder of MiniLM's first n layers, made where it is not there."""
+    target, source = ROOT / f"minilm-{n}-layers", Path(model_folder(MINILM))
+    if not target.exists():
+        with replacing_folder(target) as new:
+            shutil.copytree(source, new, dirs_exist_ok=True)
+            config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+            (new / "config.json").write_text(json.dumps(config | {"num_hidden_layers": n}), encoding="utf-8")
+            weights = load_file(source / "model.safetensors")
+            save_file({name: weights[name] for name in weights if _layer(name) < n}, new / "model.safetensors")
+    return target
+
+
+def _layer(name: str) -> int:
+    """Of a weight's name; -1 outside the layers."""
+    _, inside, rest = name.partition("encoder.layer.")
+    return int(rest.split(".")[0]) if inside else -1
+
+
+def answers(run: Path) -> Answers:
+    """Exact match and recall@1 of every test question."""
+    of: dict[str, dict[str, float]] = {measure: {} for measure in MEASURES}
+    for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
+        row: dict[str, Any] = json.loads(line)
+        among = MEASURES[2:] if row["phrasing"] == HELD_OUT else MEASURES[:2]
+        values = (float(row["exact_match"]), float(first_hit(row["hits"]) == 1))
+        for measure, value in zip(among, values, strict=True):
+            of[measure][row["id"]] = value
+    return of
+
+
+def figures(found: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
+    """{"means": {condition: {measure: [of each seed]}}, "differences": {"A - B": {measure: [mean, low, high]}}}, of the
+    measures that have questions."""
+    asked = [measure for measure in MEASURES if all(one[measure] for of_seeds in found.values() for one in of_seeds)]
+    means = {
+        condition: {measure: [fmean(one[measure].values()) for one in of_seeds] for measure in asked}
+        for condition, of_seeds in found.items()
+    }
+
+    def each(condition: str, measure: str) -> list[float]:
+        seeds = [one[measure] for one in found[condition]]
+        return [fmean(one[question] for one in seeds) for question in sorted(seeds[0])]
+
+    differences = {
+        f"{ahead} - {behind}": {
+            measure: list(paired_difference(each(ahead, measure), each(behind, measure))) for measure in asked
+        }
+        for ahead, behind in PAIRS
+    }
+    return {"means": means, "differences": differences}
+
+
+def tables(measured: Mapping[str, Any]) -> str:
+    """Markdown of `figures`."""
+
+    means = {
+        f"`{condition}`": {measure: _spread(values) for measure, values in of.items()}
+        for condition, of in measured["means"].items()
+    }
+    differences = {
+        " - ".join(f"`{name}`" for name in pair.split(" - ")): {
+            measure: "{:+.3f} ({:+.3f} to {:+.3f})".format(*of[measure]) for measure in of
+        }
+        for pair, of in measured["differences"].items()
+    }
+    return f"{_table('', means)}\n\n{_table('difference, paired', differences)}"
+
+
+def _table(first: str, rows: Mapping[str, Mapping[str, str]]) -> str:
+    columns = list(next(iter(rows.values())))
+    lines = [f"| {first} | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    return "\n".join(lines + [f"| {name} | {' | '.join(cells.values())} |" for name, cells in rows.items()])
+
+
+def _spread(values: Sequence[float]) -> str:
+    shown = f"{fmean(values):.3f}"
+    return f"{shown} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else shown
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
