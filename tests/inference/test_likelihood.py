@@ -11,8 +11,13 @@ import torch
 from openbook.batch import IGNORED_LABEL
 from openbook.inference import likelihood
 from openbook.inference.likelihood import EncodedOnce, label_logprobs, target_logprobs
+from openbook.models import contexts as contexts_module
+from openbook.models.contexts import encode_contexts
 from openbook.models.seq2seq import load_generator
+from openbook.models.small_reader.layers import ReaderConfig
+from openbook.models.small_reader.model import MiniLMReader
 
+SMALL_READER = ReaderConfig((0,), (0,), vocab=100, dim=12, heads=2, inner_dim=24, start_id=1, end_id=2)
 BATCH, N_DOCS, N_TARGETS, TARGET_LEN, CONTEXT_LEN = 2, 3, 5, 7, 11
 
 
@@ -136,3 +141,30 @@ def test_contexts_are_encoded_once(generator: Any, contexts: Any, monkeypatch: p
         first, again = once.encode(*contexts), once.encode(*contexts)
     assert first is again and calls == [1]
     assert once.eos_token_id == generator.eos_token_id
+
+
+def test_contexts_of_like_length_are_encoded_together(
+    generator: Any, contexts: Any, labels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids, mask = contexts
+    lengths = mask.sum(1)
+    reader = MiniLMReader(SMALL_READER).eval()
+    for one in (generator, reader):
+        with monkeypatch.context() as patch, torch.inference_mode():
+            shapes: list[tuple[int, ...]] = []
+            encode = one.encode
+            patch.setattr(one, "encode", lambda *given, of=encode, to=shapes: to.append(given[0].shape) or of(*given))
+            patch.setattr(contexts_module, "TOKENS_OF_A_PASS", {"cpu": 0})
+            passes = encode_contexts(one, ids, mask)
+            whole = encode(ids, mask)
+        # Passes cost nothing here: each length has its own, and none is padded.
+        assert sorted(width for n, width in shapes for _ in range(n)) == sorted(lengths.tolist())
+        assert len(shapes) == len(set(lengths.tolist())) > 1
+        parts = (memory if isinstance(memory, tuple) else (memory,) for memory in (passes, whole))
+        for found, wanted in zip(*parts, strict=True):
+            assert found.shape == wanted.shape and found.dtype == wanted.dtype
+            torch.testing.assert_close(found[mask], wanted[mask])
+            assert not found[~mask].any()
+        with torch.inference_mode():
+            logprobs = [target_logprobs(one, memory, mask, labels) for memory in (passes, whole)]
+        torch.testing.assert_close(*logprobs)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from openbook.metrics.matching import exact_match, f1
 from openbook.metrics.prediction import Prediction, TokenProvenance
 from openbook.metrics.summary import Task
 from openbook.models.all_passages.reading import FusedContexts, side_by_side
-from openbook.models.contexts import ContextBuilder, null_documents
+from openbook.models.contexts import ContextBuilder, encode_contexts, null_documents
 from openbook.models.generator import Generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.objectives.marginal import all_passages_nll, doc_logprobs, posterior, token_posterior
@@ -68,7 +68,8 @@ class Answering:
         """
         top, doc_scores = best_passages(batch, retriever, self.n_docs, index_is_exact, depth)
         ids, mask = self._contexts(batch, top[:, : self.n_docs])
-        encoded: Any = EncodedOnce(self.generator)
+        in_passes = partial(encode_contexts, self.generator, tokens_per_pass=self.contexts.tokens_per_pass)
+        encoded: Any = EncodedOnce(self.generator, in_passes)
         memory = encoded.encode(ids, mask)
         reader, read_ids, read_mask, read_scores = encoded, ids, mask, doc_scores
         if self.likelihood == "all_passages":
@@ -179,7 +180,7 @@ class Answering:
 
     def _closed_book_nll(self, batch: Batch, labels: Tensor) -> Tensor:
         ids, mask = self._contexts(batch, null_documents(batch))
-        token_logprobs = target_logprobs(self.generator, self.generator.encode(ids, mask), mask, labels)
+        token_logprobs = target_logprobs(self.generator, encode_contexts(self.generator, ids, mask), mask, labels)
         return _nll("closed_book", token_logprobs, torch.zeros(len(labels), 1, device=labels.device), labels)
 
     def _answered(self, found: Prediction, candidates: Sequence[Hypothesis], weights: list[list[float]]) -> Prediction:

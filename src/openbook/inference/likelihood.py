@@ -1,5 +1,6 @@
 """How likely given answers are, passage by passage: gold answers, produced answers, labels. No gradient is meant."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -20,10 +21,11 @@ TOKENS_AT_ONCE = 1 << 13
 class EncodedOnce:
     """A generator that keeps the contexts it has just encoded: decoding and scoring read the same memory."""
 
-    def __init__(self, generator: Generator):
+    def __init__(self, generator: Generator, encode: Callable[[Tensor, Tensor], Any] | None = None):
+        """encode: how it encodes, where not by the generator's own way."""
         self._generator = generator
         # Tensors are told apart by identity, not by what they hold.
-        self.encode = lru_cache(maxsize=1)(generator.encode)
+        self.encode = lru_cache(maxsize=1)(encode or generator.encode)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._generator, name)

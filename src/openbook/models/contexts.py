@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from openbook.batch import NULL_ROW, Batch, to_device
 from openbook.data.corpus import PassageTokens
@@ -15,7 +16,8 @@ from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.data.prompts import Prompt
 from openbook.models.cast_weights import with_weights_cast
 from openbook.models.decoder_only.joined_prompt import joined_contexts
-from openbook.models.generator import Generator
+from openbook.models.decoder_only.model import DecoderOnlyGenerator
+from openbook.models.generator import Generator, each_part
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,24 @@ class ContextBuilder:
 def null_documents(batch: Batch) -> Tensor:
     """Rows [batch, 1] of the null document: the context is the question alone."""
     return torch.full((len(batch.examples), 1), NULL_ROW)
+
+
+def encode_contexts(generator: Generator, ids: Tensor, mask: Tensor, tokens_per_pass: int = 65536) -> Any:
+    """`generator.encode` of contexts [n, context_len], an encoder-decoder's in passes of like length as `answer_hidden`
+    has them: what a question found may be half as long as what another did. Padding is 0 in the memory then."""
+    lengths = mask.sum(-1).clamp(min=1).cpu().numpy()
+    passes = cheapest_passes(lengths, tokens_per_pass, TOKENS_OF_A_PASS.get(ids.device.type, 0))
+    if len(passes) < 2 or isinstance(generator, DecoderOnlyGenerator):
+        return generator.encode(ids, mask)
+
+    def encoded(positions: np.ndarray) -> Any:
+        some, length = to_device(torch.from_numpy(positions), ids.device), int(lengths[positions[0]])
+        memory = generator.encode(ids[some, :length], mask[some, :length])
+        missing = ids.shape[1] - length
+        return each_part(lambda part: F.pad(part, [0, 0] * (part.dim() - 2) + [0, missing]), memory)
+
+    back = to_device(torch.from_numpy(np.argsort(np.concatenate(passes))), ids.device)
+    return each_part(lambda *parts: torch.cat(parts)[back], *map(encoded, passes))
 
 
 def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: ContextBuilder) -> Tensor:

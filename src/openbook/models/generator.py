@@ -11,6 +11,7 @@ beams, the rows of decoder_input_ids for each of n contexts, follows from the sh
 models (decoder_only) and the small reader (small_reader) have these calls; `load_generator` gives each.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,3 +42,10 @@ class Generator(Protocol):
     def reorder(self, cache: Any, rows: Tensor) -> Any: ...
     def logits(self, hidden: Tensor) -> Tensor: ...
     def save_pretrained(self, folder: str | Path) -> None: ...
+
+
+def each_part(change: Callable[..., Tensor], *memories: Any) -> Any:
+    """An encoder-decoder's memory, a tensor or a named tuple of them [n, context_len, ...], part by part."""
+    if isinstance(memories[0], Tensor):
+        return change(*memories)
+    return type(memories[0])(*(change(*parts) for parts in zip(*memories, strict=True)))

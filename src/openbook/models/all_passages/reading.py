@@ -25,7 +25,7 @@ from openbook.models.all_passages.undropped import without_dropout
 from openbook.models.cast_weights import with_weights_cast
 from openbook.models.contexts import ContextBuilder
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
-from openbook.models.generator import Generator
+from openbook.models.generator import Generator, each_part
 
 Groups = Sequence[Sequence[int]]  # Numbers of contexts, each group of one question.
 
@@ -107,7 +107,7 @@ class FusedContexts:
 
     def __init__(self, generator: Generator, memory: Any, batch: int):
         self._generator = generator
-        self._memory = _each_part(lambda part: part.reshape(batch, -1, *part.shape[2:]), memory)
+        self._memory = each_part(lambda part: part.reshape(batch, -1, *part.shape[2:]), memory)
 
     def encode(self, context_ids: Tensor, context_mask: Tensor) -> Any:
         return self._memory
@@ -149,8 +149,8 @@ class _Fused(_Reader):
             here = mask[some, :length]
             memory = generator.encode(to_device(ids[some, :length], self.device), to_device(here, self.device))
             tokens = to_device(here.flatten().nonzero()[:, 0], self.device)
-            encoded.append(_each_part(lambda part, at=tokens: _take(part.flatten(0, 1), at), memory))
-        self.memory = _each_part(lambda *parts: torch.cat(parts), *encoded)
+            encoded.append(each_part(lambda part, at=tokens: _take(part.flatten(0, 1), at), memory))
+        self.memory = each_part(lambda *parts: torch.cat(parts), *encoded)
         order = np.concatenate(passes)
         self.owner = np.repeat(order, self.lengths[order])  # the context of each token
         self.starts = np.empty_like(self.lengths)
@@ -191,7 +191,7 @@ class _Fused(_Reader):
         tokens[here] = np.concatenate(spans)
         mask = to_device(torch.from_numpy(here), self.device)
         at = to_device(torch.from_numpy(tokens), self.device)
-        memory = _each_part(lambda part: _take(part, at), self.memory)
+        memory = each_part(lambda part: _take(part, at), self.memory)
         return self.generator.decode(self.inputs[questions], memory, mask)[0], tokens, mask
 
 
@@ -236,13 +236,6 @@ def _present(rows: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
     present = rows != MISSING_ROW
     present[:, 0] |= ~present.any(1)
     return list(zip(np.arange(rows.numel()).reshape(rows.shape), present.numpy(), strict=True))
-
-
-def _each_part(change: Callable[..., Tensor], *memories: Any) -> Any:
-    """A generator's memory, a tensor or a named tuple of them, part by part."""
-    if isinstance(memories[0], Tensor):
-        return change(*memories)
-    return type(memories[0])(*(change(*parts) for parts in zip(*memories, strict=True)))
 
 
 def _take(part: Tensor, at: Tensor) -> Tensor:
