@@ -10,6 +10,7 @@ from openbook.config.load import flat, load_experiment
 from openbook.errors import OpenBookError
 from openbook.tracking.open_keys import agrees
 from openbook.tracking.run_folder import RunFolder
+from openbook.tracking.search.found_run import without_effect
 
 
 def trained(path: Path, experiment: str, overrides: Sequence[str]) -> RunFolder:
@@ -27,9 +28,7 @@ def _check_same(run: RunFolder, experiment: str, overrides: Sequence[str]) -> No
     theirs, mine = (flat(one) for one in (run.load_config([], training=False), load_experiment(experiment, overrides)))
     opened = run.read_summary().get("left_open")
     other = [
-        key
-        for key in mine
-        if not key.startswith(("run.", "wandb.")) and not agrees({key: theirs[key]}, {key: mine[key]}, opened)
+        key for key in mine if not without_effect(key) and not agrees({key: theirs[key]}, {key: mine[key]}, opened)
     ]
     if other:
         raise OpenBookError(

@@ -54,7 +54,7 @@ PLACES = {
     "answering": (
         "openbook.inference.answering.Answering.__call__",
         by_numpy,
-        ["answering, test split after training", "evaluate.batch_size=", "decode.beams="],
+        ["answering, test split after training", "evaluate.batch_size=16", "decode.beams="],
         ["Lower evaluate.batch_size and decode.beams"],
     ),
     "loading": (

@@ -19,6 +19,7 @@ from openbook.metrics.ranking import lines_of
 from openbook.reporting.results_table import results_table
 from openbook.retrieval.dense import DenseRetriever
 from openbook.serving.served import Served
+from openbook.setup.inputs.data import answered_at_once
 from openbook.setup.prepare import NOTHING_OWN, RANKED, OwnParts, Prepared, prepare
 from openbook.setup.start_from import resolve_start, start_encoders
 from openbook.setup.trainer import make_trainer, together
@@ -242,5 +243,5 @@ def load_served(run: RunFolder, config: Config, own: OwnParts = NOTHING_OWN) -> 
         "index": retriever.index_facts(),
     }
     n_docs = config.evaluate.n_docs or config.retriever.n_docs
-    passes = (config.serve.batch_size, config.evaluate.batch_size)
+    passes = (config.serve.batch_size, answered_at_once(config))
     return Served(module, prepared.questions.batch_of, corpus, n_docs, passes, facts), prepared

@@ -29,7 +29,7 @@ POSITIVE = """
     data.max_target_tokens retriever.n_docs index.nprobe
     index.ef_search index.gpu_temp_memory refresh.probes refresh.overlap_k refresh.spread warmup.batch_size warmup.lr
     trainer.batch_size trainer.accumulate trainer.devices trainer.nodes trainer.timeout
-    trainer.log_every trainer.keep_checkpoints evaluate.batch_size
+    trainer.log_every trainer.keep_checkpoints
     decode.beams decode.n_best dpr.depth distill_temperature data.spans.per_passage data.spans.most data.split.size
     serve.batch_size serve.max_queries serve.max_characters serve.max_topk serve.max_n_docs serve.max_beams
     serve.max_waiting wandb.timeout
@@ -44,6 +44,7 @@ NOT_NEGATIVE = """
     dpr.index_negatives generator.lora.rank generator.lora.alpha retriever.lora.rank retriever.lora.alpha retriever.dim
     trainer.global_batch_size trainer.card_gib retriever.projection data.split.overlap evaluate.depth
     decode.no_repeat_ngram wandb.predictions warmup.window retriever.paraphrases
+    evaluate.batch_size
 """.split()
 FRACTIONS = (
     "refresh.share",

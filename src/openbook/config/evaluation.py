@@ -47,7 +47,9 @@ class EvaluateConfig:
         "the weights that `evaluate`, `hot-swap` and the test after training use: of the last step, or of the best "
         "validation (trainer.monitor), the one before training among them; auto: best where there is one",
     )
-    batch_size: int = unit(16, "questions per forward pass")
+    batch_size: int = unit(
+        0, "questions per forward pass; 0: 16 on a CPU, on a GPU as many as read 512 passages, at least 16"
+    )
     task: Literal["qa", "generation", "labels"] = unit(
         "qa",
         "metrics besides exact match, F1 and recall: qa: none; generation: ROUGE-L, BLEU-1, Q-BLEU-1 and "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from openbook.config.load import load_experiment
 from openbook.errors import OpenBookError
 from openbook.setup.inputs import data
 from openbook.setup.inputs.own_files import own_passages, was_cut
@@ -61,3 +62,13 @@ def test_files_whose_passages_have_the_same_ids(small_system: SmallSystem, tmp_p
             r"another text, in .*dev\.json; 1 such passages.*leave their ids out.*data\.corpus=FILE",
         ):
             corpus(other)
+
+
+def test_a_gpu_answers_more_questions_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(*words: str) -> int:
+        return data.answered_at_once(load_experiment("rag_token", words))
+
+    assert (at_once(), at_once("evaluate.batch_size=3")) == (16, 3)
+    monkeypatch.setattr(data, "accelerator", lambda wanted: "gpu")
+    assert (at_once(), at_once("evaluate.batch_size=3")) == (128, 3)
+    assert (at_once("retriever.n_docs=8"), at_once("evaluate.n_docs=50")) == (64, 16)

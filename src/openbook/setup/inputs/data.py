@@ -34,9 +34,13 @@ from openbook.setup.inputs.own_files import (
 )
 from openbook.utils.console import progress, say
 from openbook.utils.files.file_sums import forget
+from openbook.utils.hardware import accelerator
 from openbook.utils.turns import in_turn
 
 SPLITS = ("train", "validation", "test")
+
+# Questions answered in one pass, and on a GPU, which waits for its kernels to be launched, passages read in one.
+QUESTIONS_AT_ONCE, GPU_CONTEXTS = 16, 512
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,13 @@ def parts(config: Config) -> Parts:
     return Parts(named, corpus, *tokenizers, question_format, passage_format, prompt, language)
 
 
+def answered_at_once(config: Config) -> int:
+    """Questions in one pass of an evaluation."""
+    on_gpu = accelerator(config.trainer.accelerator) == "gpu"
+    n_docs = config.evaluate.n_docs or config.retriever.n_docs
+    return config.evaluate.batch_size or max(QUESTIONS_AT_ONCE, GPU_CONTEXTS // n_docs if on_gpu else 0)
+
+
 def data(config: Config, parts: Parts) -> QuestionAnswerData:
     """The DataModule."""
     retriever = config.retriever
@@ -220,7 +231,7 @@ def data(config: Config, parts: Parts) -> QuestionAnswerData:
         question_format=parts.question_format,
         generator_tokenizer=parts.generator_tokenizer,
         batch_size=config.trainer.batch_size,
-        evaluation_batch_size=config.evaluate.batch_size,
+        evaluation_batch_size=answered_at_once(config),
         max_question_tokens=config.data.max_question_tokens,
         max_target_tokens=config.data.max_target_tokens,
         seed=config.seed,

@@ -11,6 +11,7 @@ import torch
 from openbook.config.checks import value_of
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
+from openbook.setup.inputs.data import answered_at_once
 from openbook.utils.distributed import phase
 from openbook.utils.host_memory import available_memory, gpu_free_memory, human
 
@@ -78,7 +79,8 @@ def memory_error(error: BaseException, config: Config) -> NoMemoryError | None:
         return None
     cause, of = found
     where = "a worker that reads data" if of == "worker" else _place(error)
-    sizes = ", ".join(f"{key}={value_of(config, key)}" for key in _SIZES.get(where, ()))
+    chosen = {"evaluate.batch_size": answered_at_once(config)}
+    sizes = ", ".join(f"{key}={chosen.get(key, value_of(config, key))}" for key in _SIZES.get(where, ()))
     asked = _ASKED.search(str(cause))
     free = gpu_free_memory() if of == "GPU" else available_memory()
     facts = [
