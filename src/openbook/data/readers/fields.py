@@ -105,7 +105,19 @@ def strings(value: Any, key: str, *, numbers: bool = False) -> tuple[str, ...]:
     if not isinstance(value, list):
         expected = "a list of strings, also for a single one"
         raise BadLineError(f"`{key}` is not a list", got=f"{value!r}"[:80], expected=expected)
-    return tuple(string(item, key, numbers=numbers, empty=False) for item in value)
+    if not _all_sound(value):  # one by one, for what is wrong with which
+        return tuple(string(item, key, numbers=numbers, empty=False) for item in value)
+    return tuple(value)
+
+
+def _all_sound(values: list[Any]) -> bool:
+    """Whether all are texts that `string` would return as they are; looked at together, as most of a file's are."""
+    try:
+        together = "".join(values)
+        together.encode()
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return "\0" not in together and all(map(str.strip, values))
 
 
 def text(fields: Mapping[str, Any], key: str, *, empty: bool = False) -> str:

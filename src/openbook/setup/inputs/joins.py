@@ -1,6 +1,7 @@
 """What of the data fits together: every join is counted and said, and refused where nothing at all matches."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -133,7 +134,8 @@ def _in_training(questions: dict[str, QuestionFile]) -> set[str]:
     asked = {normalize_answer(example.question) for file in others for example in file}
     train = questions.get("train", ()) if asked else ()
     wordings = (one for example in train for one in (example.question, *example.paraphrases))
-    return asked.intersection(map(normalize_answer, wordings))
+    # The questions about one fact stand together and have their paraphrases in common.
+    return asked.intersection(map(lru_cache(1 << 14)(normalize_answer), wordings))
 
 
 def _leaks(where: str, file: QuestionFile, trained: set[str]) -> Count:
