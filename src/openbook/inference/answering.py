@@ -180,7 +180,7 @@ class Answering:
 
     def _closed_book_nll(self, batch: Batch, labels: Tensor) -> Tensor:
         ids, mask = self._contexts(batch, null_documents(batch))
-        token_logprobs = target_logprobs(self.generator, encode_contexts(self.generator, ids, mask), mask, labels)
+        token_logprobs = target_logprobs(self.generator, self.generator.encode(ids, mask), mask, labels)
         return _nll("closed_book", token_logprobs, torch.zeros(len(labels), 1, device=labels.device), labels)
 
     def _answered(self, found: Prediction, candidates: Sequence[Hypothesis], weights: list[list[float]]) -> Prediction:
