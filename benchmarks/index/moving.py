@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from benchmarks.common.docs_page import publish
 from benchmarks.common.kept_runs import trained
 from openbook.config.models import MINILM
-from openbook.metrics.bootstrap import paired_difference
 from openbook.metrics.retrieval import first_hit
 from openbook.metrics.summary import HELD_OUT
 from openbook.models.pretrained import model_folder
+from openbook.reporting.comparison_table import Row, Spread, markdown, paired, shown
 from openbook.utils.atomic import replacing_folder
 
 ROOT = Path("runs/moving")
@@ -128,13 +128,12 @@ def figures(found: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
         for condition, of_seeds in found.items()
     }
 
-    def each(condition: str, measure: str) -> list[float]:
-        seeds = [one[measure] for one in found[condition]]
-        return [fmean(one[question] for one in seeds) for question in sorted(seeds[0])]
+    def row(condition: str, measure: str) -> Row:
+        return Row(condition, matches=dict(enumerate(one[measure] for one in found[condition])))
 
     differences = {
         f"{ahead} - {behind}": {
-            measure: list(paired_difference(each(ahead, measure), each(behind, measure))) for measure in asked
+            measure: list(paired(row(ahead, measure), row(behind, measure)) or ()) for measure in asked
         }
         for ahead, behind in PAIRS
     }
@@ -143,29 +142,20 @@ def figures(found: Mapping[str, Sequence[Answers]]) -> dict[str, Any]:
 
 def tables(measured: Mapping[str, Any]) -> str:
     """Markdown of `figures`."""
-
-    means = {
-        f"`{condition}`": {measure: _spread(values) for measure, values in of.items()}
-        for condition, of in measured["means"].items()
-    }
-    differences = {
-        " - ".join(f"`{name}`" for name in pair.split(" - ")): {
-            measure: "{:+.3f} ({:+.3f} to {:+.3f})".format(*of[measure]) for measure in of
-        }
-        for pair, of in measured["differences"].items()
-    }
-    return f"{_table('', means)}\n\n{_table('difference, paired', differences)}"
-
-
-def _table(first: str, rows: Mapping[str, Mapping[str, str]]) -> str:
-    columns = list(next(iter(rows.values())))
-    lines = [f"| {first} | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
-    return "\n".join(lines + [f"| {name} | {' | '.join(cells.values())} |" for name, cells in rows.items()])
-
-
-def _spread(values: Sequence[float]) -> str:
-    shown = f"{fmean(values):.3f}"
-    return f"{shown} ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else shown
+    means, differences = measured["means"], measured["differences"]
+    columns = list(means["rag_token"])
+    spreads = [
+        [
+            f"`{condition}`",
+            *(shown(Spread(fmean(of), min(of), max(of), len(of)), measure) for measure, of in row.items()),
+        ]
+        for condition, row in means.items()
+    ]
+    apart = [
+        [f"`{pair.replace(' - ', '` - `')}`", *("{:+.3f} ({:+.3f} to {:+.3f})".format(*of) for of in row.values())]
+        for pair, row in differences.items()
+    ]
+    return f"{markdown([['', *columns], *spreads])}\n{markdown([['difference, paired', *columns], *apart])}"
 
 
 if __name__ == "__main__":

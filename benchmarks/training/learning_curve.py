@@ -47,8 +47,8 @@ def main(words: Sequence[str]) -> int:
             continue
         of_size = rows.setdefault(questions, [])
         for seed in map(int, asked.seeds.split()):
-            words = [*asked.overrides, f"data.train={train}", f"seed={seed}"]
-            run = trained(ROOT / asked.name / f"{size or 'all'}-seed{seed}", asked.experiment, words)
+            settings = [*asked.overrides, f"data.train={train}", f"seed={seed}"]
+            run = trained(ROOT / asked.name / f"{size or 'all'}-seed{seed}", asked.experiment, settings)
             of_size.append(run.read_summary())
     measured = figures(rows)
     text = table(asked.name, measured)

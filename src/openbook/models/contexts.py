@@ -62,9 +62,11 @@ def null_documents(batch: Batch) -> Tensor:
 def encode_contexts(generator: Generator, ids: Tensor, mask: Tensor, tokens_per_pass: int = 65536) -> Any:
     """`generator.encode` of contexts [n, context_len], an encoder-decoder's in passes of like length as `answer_hidden`
     has them: what a question found may be half as long as what another did. Padding is 0 in the memory then."""
+    if isinstance(generator, DecoderOnlyGenerator):
+        return generator.encode(ids, mask)
     lengths = mask.sum(-1).clamp(min=1).cpu().numpy()
     passes = cheapest_passes(lengths, tokens_per_pass, TOKENS_OF_A_PASS.get(ids.device.type, 0))
-    if len(passes) < 2 or isinstance(generator, DecoderOnlyGenerator):
+    if len(passes) < 2:
         return generator.encode(ids, mask)
 
     def encoded(positions: np.ndarray) -> Any:
