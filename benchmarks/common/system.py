@@ -51,7 +51,7 @@ def system(quick: bool, *overrides: str) -> System:
     config = load_experiment("tiny" if quick else "rag_token", [never, "index.keep_vectors=0", *overrides])
     quiet()
     prepared = prepare(config)
-    module = setup_models.rag_module(config, prepared.parts, None)
+    module = setup_models.rag_module(config, prepared.parts)
     return System(config, prepared.parts, prepared.questions, module, prepared.refresh().manager, prepared.autocast)
 
 

@@ -263,6 +263,7 @@ def main() -> None:
     prepared = prepare(config)
     questions = questions_of(config, prepared.parts, given.steps)
     module, refresh = prepared.module(), prepared.refresh(probes=False)
+    prepared.warm_up(module)
     kept = [
         ("write-back", "rolling", 0.0),
         ("rolling 10 %", "rolling", 0.1),

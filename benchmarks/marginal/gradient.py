@@ -141,6 +141,7 @@ def tables(run: RunFolder, n_questions: int, n_passages: int) -> dict[str, Table
     """Of the models before training and after it."""
     prepared = prepare(run.load_config([], training=False))
     module: Any = prepared.module()
+    prepared.warm_up(module)
     module.eval()
     corpus, asked = prepared.parts.corpus, prepared.questions.questions["train"]
     order = torch.Generator().manual_seed(0)

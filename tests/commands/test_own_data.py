@@ -116,4 +116,4 @@ def test_text_without_a_span_is_read_without_masked_ones(
     assert prepared.config.warmup.spans == 0
     assert "the reader's warm-up reads the questions alone" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(OpenBookError, match=r"no masked span can be made .*warmup\.spans=0 and data\.spans\.share=0"):
-        prepare(small_system.config(tmp_path / "run", *words, "warmup.spans=1")).module()
+        prepare(small_system.config(tmp_path / "run", *words, "warmup.spans=1"))

@@ -128,7 +128,7 @@ def test_a_run_reads_and_answers_in_its_languages(small_system: SmallSystem, tmp
         setup_data.parts(small_system.config(tmp_path / "run", *words))
     config = small_system.config(tmp_path / "run", *words, "generator.target_language=fr_XX")
     parts = setup_data.parts(config)
-    module: Any = setup_models.rag_module(config, parts, None)
+    module: Any = setup_models.rag_module(config, parts)
     contexts, _ = module.answering.contexts(((7, 8), (9,)), torch.tensor([[0, 1], [2, -1]]))
     english, french = tokenizer.convert_tokens_to_ids(["en_XX", "fr_XX"])
     assert contexts[:, 0].tolist() == [english] * 4

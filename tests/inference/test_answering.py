@@ -467,7 +467,7 @@ def test_labels_that_begin_alike_are_refused(system: System, small_system: Small
         tmp_path / "run", "evaluate.task=labels", "evaluate.labels=a b,a c", "objective=closed_book"
     )
     with pytest.raises(OpenBookError, match="begin with the same token"):  # before training
-        setup_models.rag_module(config, setup_data.parts(config), None)
+        setup_models.rag_module(config, setup_data.parts(config))
 
 
 def test_patterns_are_matched_and_have_no_likelihood(system: System) -> None:
@@ -565,14 +565,14 @@ def test_settings_reach_the_answers(small_system: SmallSystem, tmp_path: Path) -
         "evaluate.task=labels",
         "evaluate.labels=xi, nu",
     )
-    module: Any = setup_models.rag_module(config, setup_data.parts(config), None)
+    module: Any = setup_models.rag_module(config, setup_data.parts(config))
     answering = module.answering
     assert (answering.likelihood, answering.n_docs, module.n_docs, answering.utility) == ("rag_token", 11, 3, False)
     assert (answering.decode.beams, answering.decode.n_best, answering.labels) == (3, 2, ("xi", "nu"))
     assert answering.decode.max_tokens == config.data.max_target_tokens
     assert answering.targets(["alpha"]).tolist()[0][-1] == module.generator.eos_token_id
     config = small_system.config(tmp_path / "run", "decode.max_tokens=3")
-    module = setup_models.rag_module(config, setup_data.parts(config), None)
+    module = setup_models.rag_module(config, setup_data.parts(config))
     assert (module.answering.n_docs, module.answering.decode.max_tokens) == (3, 3)
 
 

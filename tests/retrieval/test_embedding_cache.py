@@ -199,7 +199,7 @@ def test_a_frozen_passage_encoders_passages_are_encoded_once() -> None:
 def module(small_system: SmallSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RagModule:
     monkeypatch.setenv("OPENBOOK_RUN_DIR", "")
     config = small_system.config(tmp_path / "run", "retriever.rerank=7")
-    return setup_models.rag_module(config, setup_data.parts(config), None)
+    return setup_models.rag_module(config, setup_data.parts(config))
 
 
 def test_the_real_optimizer_outdates_what_is_kept(module: RagModule) -> None:

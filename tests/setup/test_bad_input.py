@@ -26,7 +26,7 @@ def refused(
         raise AssertionError("a model was loaded before the input was checked")
 
     monkeypatch.setattr("openbook.setup.models.rag_module", no_models)
-    monkeypatch.setattr("openbook.setup.warmup.reader", no_models)
+    monkeypatch.setattr("openbook.setup.prepare.warmed_up", no_models)
 
     def run(*overrides: str) -> str:
         words = small_system.words(tmp_path / "run", *overrides)

@@ -169,7 +169,6 @@ def _stages(
     elif rank_from_environment() == 0:
         run.create(config)
     module = prepared.module()
-    clock.warmup = prepared.seconds.get("warmup", 0.0)
     if resumed:
         check_weights(module, run.newest)
     else:
@@ -184,6 +183,8 @@ def _stages(
             write_json(run.plan, prepared.plan(module, clock.refresh, run.path))
     elif rank_from_environment() == 0:
         check_checkpoints(n_checkpoints(config) * checkpoint_bytes(module), run.path)
+    if not resumed:  # it may take minutes: what does not fit has been refused
+        clock.warmup = prepared.warm_up(module)
     checkpointing = Checkpointing(
         run.last,
         config.trainer.checkpoint_every,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
@@ -48,16 +47,14 @@ from openbook.utils.hardware import accelerator
 def rag_module(
     config: Config,
     parts: Parts,
-    reader_folder: Path | None,
     retriever: Retriever[Any] | None = None,
     loss: Loss | None = None,
     teacher: PassageTeacher | None = None,
 ) -> RagModule:
-    """The LightningModule with its models loaded. reader_folder: the warmed-up small reader, where there was a warm-up.
-    retriever, loss: the caller's own, instead of those of the configuration."""
+    """The LightningModule with its models loaded. retriever, loss: the caller's own, instead of those of the
+    configuration."""
     retriever = retriever if retriever is not None else retriever_of(config, parts)
-    name, dropout = str(reader_folder or config.generator.model), config.generator.dropout
-    generator = load_generator(name, dropout, config.seed, config.generator)
+    generator = load_generator(config.generator.model, config.generator.dropout, config.seed, config.generator)
     if config.trainer.checkpointing:
         checkpoint_layers(cast(nn.Module, generator))
     if not isinstance(generator, DecoderOnlyGenerator):

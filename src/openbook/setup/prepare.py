@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,6 @@ from openbook.retrieval.base import Retriever
 from openbook.retrieval.bm25 import BM25Retriever
 from openbook.retrieval.corpus_encoder import CorpusOptions
 from openbook.setup import models as setup_models
-from openbook.setup import warmup as setup_warmup
 from openbook.setup.encoders import encoder_dim, follow_folders
 from openbook.setup.inputs import data as setup_data
 from openbook.setup.inputs.joins import Count, check_bm25, check_joins
@@ -37,6 +36,7 @@ from openbook.setup.preflight import check, check_corpus
 from openbook.setup.resources import plan as planning
 from openbook.setup.resources.model_memory import Kept, memory_of
 from openbook.setup.settle import settle
+from openbook.setup.warmup import warmed_up, without_missing_spans
 from openbook.training.dpr_module import DprModule
 from openbook.training.rag_module import RagModule
 from openbook.utils.console import say
@@ -107,8 +107,7 @@ NOTHING_OWN = OwnParts()
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that has passed its checks, and what the models will run on; no model is loaded yet. seconds: of the stages
-    of making the models that are told apart."""
+    """Data that has passed its checks, and what the models will run on; no model is loaded yet."""
 
     config: Config
     parts: setup_data.Parts
@@ -117,7 +116,6 @@ class Prepared:
     autocast: torch.dtype | None
     own: OwnParts = NOTHING_OWN
     counts: Sequence[Count] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_dense(self) -> bool:
@@ -134,8 +132,8 @@ class Prepared:
         return {"corpus": self.parts.corpus.fingerprint} | found
 
     def module(self, training: bool = True, planning: bool = False) -> RagModule | DprModule:
-        """With what training starts from (the warmed-up small reader, DPR's passages), or to be loaded into, or for
-        planning, with stand-ins that cost as much in a step and nothing to make."""
+        """With what training starts from (but for the warm-up), or to be loaded into, or for planning, with stand-ins
+        that cost as much in a step and nothing to make."""
         module = self._module(training, planning)
         module.test_depth = self.test_depth
         return module
@@ -154,17 +152,24 @@ class Prepared:
             questions = None if planning else self.questions
             passages = setup_models.training_passages(config, parts, questions, config.dpr) if training else None
             return setup_models.dpr_module(config, parts, passages)
-        started = time.perf_counter()
-        reader = setup_warmup.reader(config, self.on, self.autocast) if training and not planning else None
-        self.seconds["warmup"] = time.perf_counter() - started
         own = self.own.retriever_over(parts.corpus)
         teacher = None
         if training and own is None:
             teacher = setup_models.passage_teacher(config, parts, None if planning else self.questions)
-        module = setup_models.rag_module(config, parts, reader, own, self.own.objective, teacher)
+        module = setup_models.rag_module(config, parts, own, self.own.objective, teacher)
         if training and not planning and isinstance(module.retriever, BM25Retriever):
             check_bm25(module.retriever.index, self.questions.questions)
         return module
+
+    def warm_up(self, module: RagModule | DprModule) -> float:
+        """Seconds in which the small reader was warmed up, or found to be, and its weights taken over; 0 where the
+        configuration has no warm-up."""
+        if not (isinstance(module, RagModule) and self.config.warmup.steps):
+            return 0.0
+        started = time.perf_counter()
+        reader: Any = module.generator
+        reader.load_state_dict(warmed_up(self.config, self.on, self.autocast).state_dict())
+        return time.perf_counter() - started
 
     def refresh(self, probes: bool = True) -> IndexRefresh:
         """The callback that owns the index; without probes one index is not compared with the next."""
@@ -206,7 +211,7 @@ def prepare(config: Config, stage: str | None = None, own: OwnParts = NOTHING_OW
         config = replace(config, retriever=replace(config.retriever, teacher="generator"))
     prompt = 0 if parts.prompt is None else parts.prompt.n_in_context
     config = settle(config, parts.corpus, len(questions.questions["train"]) if stage is None else 0, prompt)
-    config = setup_warmup.without_missing_spans(config) if stage is None else config
+    config = without_missing_spans(config) if stage is None else config
     if parts.prompt is not None:
         least = 0 if config.objective == "closed_book" else 8
         limits = (config.data.max_question_tokens, config.data.max_context_tokens)

@@ -13,15 +13,14 @@ from openbook.data.corpus_build import build_corpus
 from openbook.data.spans.files import NoSpansError
 from openbook.models.encoders import load_tokenizer
 from openbook.models.pretrained import model_folder
+from openbook.models.small_reader.model import MiniLMReader
 from openbook.setup.inputs.data import files, masked_spans
 from openbook.training.reader_warmup import WarmupOptions, warm_up
 from openbook.utils.console import say
 
 
-def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None:
-    """The folder of the warmed-up small reader; None without a warm-up. One rank of a node makes it."""
-    if not config.warmup.steps:
-        return None
+def warmed_up(config: Config, on: str, autocast: torch.dtype | None) -> MiniLMReader:
+    """The small reader as its warm-up leaves it, which one rank of a node makes."""
     warmup, reads = config.warmup, _on_its_data(config)
     named = files(reads)
     masked = masked_spans(reads).paths["train"] if warmup.spans else None
@@ -42,7 +41,7 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         warmup.window or None,
     )
     device = torch.device("cuda" if on == "gpu" else "cpu")
-    return warm_up(
+    folder = warm_up(
         model_folder(MINILM),
         options,
         corpus,
@@ -54,15 +53,19 @@ def reader(config: Config, on: str, autocast: torch.dtype | None) -> Path | None
         autocast,
         masked,
     )
+    return MiniLMReader.from_pretrained(folder)
 
 
 def without_missing_spans(config: Config) -> Config:
-    """The configuration; without a share of masked spans in the warm-up where the corpus gives none, which is said."""
-    if not (config.warmup.steps and 0 < config.warmup.spans < 1):
+    """The configuration; without a share of masked spans in the warm-up where the corpus gives none, which is said.
+    Raises NoSpansError where the warm-up would read nothing else."""
+    if not (config.warmup.steps and config.warmup.spans):
         return config
     try:
         masked_spans(_on_its_data(config))
     except NoSpansError:
+        if config.warmup.spans == 1:
+            raise
         say(
             "warning: no sentence of the corpus has a name, a date or a number that could be masked "
             f"(data.spans.language={config.data.spans.language}): the reader's warm-up reads the questions alone"
