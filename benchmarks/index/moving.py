@@ -20,10 +20,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import yaml
 from safetensors.torch import load_file, save_file
 
 from benchmarks.common.docs_page import publish
 from benchmarks.common.kept_runs import trained
+from openbook.config.load import known_experiments
 from openbook.config.models import MINILM
 from openbook.metrics.retrieval import first_hit
 from openbook.metrics.summary import HELD_OUT
@@ -33,12 +35,7 @@ from openbook.utils.atomic import replacing_folder
 
 ROOT = Path("runs/moving")
 ALL_LAYERS = 6
-CONDITIONS: Mapping[str, Sequence[str]] = {  # experiments on rag_token, and what makes them of another
-    "frozen_retriever": ["retriever.train_question_encoder=false", "retriever.train_passage_encoder=false"],
-    "query_only": ["retriever.train_passage_encoder=false"],
-    "stale_index": ["refresh.every=0", "refresh.fresh_test=false", "retriever.rerank=-1"],
-    "rag_token": [],
-}
+CONDITIONS = ("frozen_retriever", "query_only", "stale_index", "rag_token")  # experiments; the last is what they extend
 PAIRS = (
     ("query_only", "frozen_retriever"),
     ("stale_index", "query_only"),
@@ -84,8 +81,21 @@ def train(condition: str, layers: int, seed: int, full: bool, overrides: Sequenc
         encoder = with_layers(layers)
         words += [f"retriever.question_encoder={encoder}", f"retriever.passage_encoder={encoder}"]
     if full:
-        return trained(folder, "factbook_full", [*CONDITIONS[condition], *words]).path
+        return trained(folder, "factbook_full", [*changes_of(condition), *words]).path
     return trained(folder, condition, words).path
+
+
+def changes_of(condition: str) -> list[str]:
+    """What the experiment's file says beside rag_token, as overrides."""
+    if condition == CONDITIONS[-1]:
+        return []
+    sections = yaml.safe_load(known_experiments()[condition].read_text(encoding="utf-8"))
+    return [
+        f"{name}.{key}={json.dumps(value)}"
+        for name, section in sections.items()
+        if isinstance(section, dict)
+        for key, value in section.items()
+    ]
 
 
 def with_layers(n: int) -> Path:

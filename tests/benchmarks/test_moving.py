@@ -10,7 +10,9 @@ import torch
 from transformers import BertModel
 
 from benchmarks.index import moving
+from openbook.config.load import flat, load_experiment
 from openbook.config.models import MINILM
+from openbook.config.schema import Config
 from openbook.models.pretrained import model_folder
 from tests.small_system import SmallSystem
 
@@ -41,6 +43,16 @@ def test_four_runs_are_trained_once_and_compared(
     assert moving.main(asked) == 0
     assert len(written) == 4 and written == {path: path.stat().st_mtime_ns for path in runs.glob("*/summary.json")}
     assert said[2] in (tmp_path / "docs" / "results.md").read_text()
+
+
+@pytest.mark.parametrize("condition", moving.CONDITIONS)
+def test_a_condition_changes_the_whole_factbook_as_it_changes_rag_token(condition: str) -> None:
+    def changed(before: Config, after: Config) -> dict[str, object]:
+        then = flat(before)
+        return {key: value for key, value in flat(after).items() if "." in key and value != then[key]}
+
+    whole = changed(load_experiment("factbook_full"), load_experiment("factbook_full", moving.changes_of(condition)))
+    assert whole == changed(load_experiment("rag_token"), load_experiment(condition))
 
 
 def test_differences_are_of_the_same_questions_over_the_seeds() -> None:
