@@ -184,7 +184,8 @@ def _paraphrases(salt: str, fact: Fact, others: Sequence[tuple[str, str]]) -> di
 
 def _by_hash(phrasings: Iterable[tuple[str, str]], salt: str) -> list[tuple[str, str]]:
     """Names and texts of phrasings in an order that the salt and their names decide."""
-    return sorted(phrasings, key=lambda one: hashed(f"{salt}-{one[0]}"))
+    before = f"{salt}-".encode()
+    return sorted(phrasings, key=lambda one: hashlib.sha256(before + one[0].encode()).digest())
 
 
 def _worded(phrasing: str, country: Country) -> str:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Country:
     units: tuple[Unit, ...]
     is_country: bool
 
-    @property
+    @cached_property
     def name_in_question(self) -> str:
         """The title as it reads within a sentence: `the Bahamas`, `the Netherlands`, `Uruguay`."""
         if self.title.startswith("The "):
@@ -78,7 +79,7 @@ class FactbookPassage:
 
     units: tuple[Unit, ...]
 
-    @property
+    @cached_property
     def text(self) -> str:
         """Field names and contents as one readable line; a field's name is said once, before its first piece."""
         text, said = "", ""
