@@ -184,7 +184,7 @@ def _paraphrases(salt: str, fact: Fact, others: Sequence[tuple[str, str]]) -> di
 
 def _by_hash(phrasings: Iterable[tuple[str, str]], salt: str) -> list[tuple[str, str]]:
     """Names and texts of phrasings in an order that the salt and their names decide."""
-    before = f"{salt}-".encode()
+    before = f"{salt}-".encode()  # the order of `hashed`, millions of times
     return sorted(phrasings, key=lambda one: hashlib.sha256(before + one[0].encode()).digest())
 
 
