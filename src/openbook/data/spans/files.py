@@ -81,7 +81,8 @@ def build_spans(
             counts = Counter(str(row["relation"]) for row in rows)
             (new / "counts.json").write_text(json.dumps(dict(sorted(counts.items()))), encoding="utf-8")
     kinds = json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    say(f"masked spans of the corpus as questions: {', '.join(f'{n:,} {kind}s' for kind, n in kinds.items())}")
+    told = (f"{n:,} {kind}{'s' if n > 1 else ''}" for kind, n in kinds.items())
+    say(f"masked spans of the corpus as questions: {', '.join(told)}")
     return SpanFiles({split: folder / f"{split}.jsonl" for split in SPLITS}, kinds)
 
 
