@@ -28,8 +28,8 @@ from benchmarks.common.peer import SHAPES, Case, Sides, Text, Way
 from benchmarks.common.system import prepare_machine
 from benchmarks.training.cost import Stack
 from openbook.data.length_batches import TOKENS_OF_A_PASS
-from openbook.models import cast_weights
 from openbook.models.attention import UNSEEN
+from openbook.models.passes import cast_weights
 from openbook.objectives import fused, vocabulary_head
 
 A15BF0E = 1707

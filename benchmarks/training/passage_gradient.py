@@ -24,8 +24,8 @@ from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.system import prepare_machine
 from openbook.data.corpus import PassageTokens
 from openbook.data.encoder_inputs import encoder_format
-from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.encoders import load_encoder, load_tokenizer
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
 from openbook.retrieval.dense import DenseRetriever
 from openbook.retrieval.passage_embedder import PassageEmbedder
 from openbook.utils.hardware import autocast_dtype

@@ -32,8 +32,8 @@ from benchmarks.common.figures import Value, finish, median, options
 from benchmarks.common.peer import PADDED, PEERS, Asked, Case, Sides, Text, Way, ways
 from benchmarks.common.system import now, prepare_machine
 from benchmarks.decoding.decode import AT_ONCE, memory_of, most_held
-from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.attention import implementation
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
 from openbook.utils.hardware import autocast_dtype
 
 VARIANTS = {

@@ -18,10 +18,10 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.attention import NAME, absorbing_pays, cross_attentions, use_implementation
 from openbook.models.encoders import TextEncoder
 from openbook.models.generator import Generator
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
 from openbook.models.seq2seq import Seq2SeqGenerator
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader

@@ -14,10 +14,10 @@ from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
 from openbook.data.prompts import Prompt
 from openbook.errors import OpenBookError
-from openbook.models.cast_weights import hold_in_bf16
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.encoders import TextEncoder, load_encoder
 from openbook.models.lora import BASE, add_adapters, merged
+from openbook.models.passes.cast_weights import hold_in_bf16
 from openbook.models.seq2seq import Seq2SeqGenerator, load_generator
 from openbook.retrieval.corpus_encoder import PassageCoder
 from tests.decoder_only import VOCAB, causal_model

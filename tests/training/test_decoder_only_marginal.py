@@ -12,11 +12,11 @@ from torch import Tensor
 from openbook.batch import MISSING_ROW, Batch, Example
 from openbook.data.corpus_build import build_corpus
 from openbook.inference.likelihood import label_logprobs, target_logprobs
-from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.decoder_only.prompting import prompt_of
 from openbook.models.encoders import load_tokenizer
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
 from openbook.models.seq2seq import load_generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.objectives.fused import fused_marginal_nll

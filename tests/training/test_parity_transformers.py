@@ -22,6 +22,7 @@ from openbook.data.encoder_inputs import encoder_format
 from openbook.data.inputs import special_ids
 from openbook.models.contexts import ContextBuilder, answer_hidden
 from openbook.models.encoders import load_encoder, load_tokenizer
+from openbook.models.passes import packed
 from openbook.models.seq2seq import Seq2SeqGenerator, load_generator
 from openbook.objectives.by_name import OBJECTIVES
 from openbook.retrieval.dense import DenseRetriever
@@ -62,11 +63,20 @@ def peer(name: str, generator: Seq2SeqGenerator) -> torch.nn.Module:
     )
 
 
+@pytest.mark.parametrize("packs", [False, True])
 @pytest.mark.parametrize("name", PEERS)
 def test_loss_and_all_gradients(
-    name: str, encoder_folder: Path, generator_folder: Path, small_data: Path, tmp_path: Path
+    name: str,
+    packs: bool,
+    encoder_folder: Path,
+    generator_folder: Path,
+    small_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(packed, "PACKS", {"cpu"} if packs else set())
     retriever, generator, contexts = system(encoder_folder, generator_folder, small_data, tmp_path)
+    assert generator.packs == retriever.passage_encoder.packs == packs
     questions = tuple(tuple(range(6 + b, 10 + 2 * b)) for b in range(BATCH))
     ids = torch.tensor([[2, 7, 8, 9, 3], [2, 9, 10, 3, 0], [2, 11, 12, 13, 3]])
     batch = Batch(

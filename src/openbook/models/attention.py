@@ -29,6 +29,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from openbook.models.passes.packed import attend_packed, fused
+
 NAME = "openbook"
 
 UNSEEN = "openbook_unseen"  # torch's fused kernel, with masks that nobody waits for.
@@ -135,6 +137,8 @@ def attend(
     n rows, where rows = n * beams, or key is memory [n, context_len, dim]. position_bias: [1, heads, target_len,
     length].
     """
+    if (read := attend_packed(query, key, value, scaling)) is not None:
+        return read, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     for observe in observers:
         observe(module, query, key, value, attention_mask, scaling, position_bias)
@@ -239,5 +243,5 @@ def _unseen_mask(*arguments: Any, **named: Any) -> Tensor | None:
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, _mask)
-AttentionInterface.register(UNSEEN, sdpa_attention_forward)
+AttentionInterface.register(UNSEEN, fused)
 AttentionMaskInterface.register(UNSEEN, _unseen_mask)

@@ -14,10 +14,11 @@ from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.data.prompts import Prompt
-from openbook.models.cast_weights import with_weights_cast
 from openbook.models.decoder_only.joined_prompt import joined_contexts
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator, each_part
+from openbook.models.passes.cast_weights import with_weights_cast
+from openbook.models.passes.packed import passes_of
 
 
 @dataclass(frozen=True)
@@ -84,20 +85,26 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     y_<t).
 
     The decoder starts at the model's own decoder_start_token_id, in training and in generation alike. Contexts go
-    through the generator in passes of like length, cut where padding and passes cost least, whatever question they
-    belong to.
+    through the generator without padding where it packs, otherwise in passes of like length, cut where padding and
+    passes cost least, whatever question they belong to.
     """
     n_docs, device = rows.shape[1], batch.labels.device
     ids, mask = contexts(batch.context_questions, rows)
     inputs = decoder_inputs(batch.labels, generator.decoder_start_token_id, generator.pad_token_id)
     lengths = mask.sum(-1).numpy()
-    if contexts.one_pass and torch.is_grad_enabled():
+    packs = getattr(generator, "packs", False) and not contexts.one_pass
+    if packs:
+        passes = passes_of(lengths, contexts.tokens_per_pass)
+    elif contexts.one_pass and torch.is_grad_enabled():
         passes = [np.argsort(-lengths, kind="stable")]
     else:
         passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
 
     def hidden_of(positions: np.ndarray) -> Tensor:
-        some, length = torch.from_numpy(positions), int(lengths[positions[0]])
+        some, length = torch.from_numpy(positions), int(lengths[positions].max())
+        if packs and len(some) > 1:
+            there = to_device(ids[some][mask[some].bool()], device)
+            return generator.packed_hidden(there, lengths[positions], inputs[to_device(some // n_docs, device)])  # type: ignore[attr-defined]
         some_mask = to_device(mask[some, :length], device)
         memory = generator.encode(to_device(ids[some, :length], device), some_mask)
         # context i is of question i // n_docs

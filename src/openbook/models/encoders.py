@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import transformers
 from tokenizers import normalizers
@@ -22,10 +23,11 @@ from transformers import (
 
 from openbook.errors import OpenBookError
 from openbook.models.attention import use_implementation
-from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoder_folder import POOLINGS, is_dpr, lower_cases, read_folder, standalone, write_modules
 from openbook.models.linear import Linear, new_projection, read_dense, write_dense
 from openbook.models.lora import merged
+from openbook.models.passes import packed
+from openbook.models.passes.cast_weights import with_weights_cast
 from openbook.models.pretrained import (
     OFFSET_POSITIONS,
     drops_out,
@@ -93,14 +95,20 @@ class TextEncoder(nn.Module):
         """Take the table of word vectors out of training; positions and the rest of the model stay in."""
         self.model.get_input_embeddings().requires_grad_(False)  # type: ignore[operator]
 
-    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor | None, lengths: np.ndarray | None = None) -> Tensor:
         """ids, mask [n, length] -> embeddings [n, dim], fp32 under any autocast; of length 1 when normalize is set.
-        Without a mask every id counts."""
+        Without a mask every id counts. lengths [n]: of sequences that stand one behind the other in ids [total], where
+        the model packs (models/passes/packed)."""
+        if lengths is not None:
+            return self._made(packed.pooled(self.model, ids, lengths, self.pooling))
         more = {}
         if self._positions and mask is not None:
             more["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
         found = with_weights_cast(self.model, partial(self.model, input_ids=ids, attention_mask=mask, **more))
-        pooled = self.head(self._pooled(found.last_hidden_state.float(), mask))
+        return self._made(self._pooled(found.last_hidden_state.float(), mask))
+
+    def _made(self, pooled: Tensor) -> Tensor:
+        pooled = self.head(pooled)
         if self.dimensions:
             pooled = pooled[:, : self.dimensions]
         return nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
@@ -118,6 +126,11 @@ class TextEncoder(nn.Module):
         tokens = mask.sum(1)
         place = states.shape[1] - tokens if first else tokens - 1
         return states[torch.arange(len(states), device=states.device), place]
+
+    @property
+    def packs(self) -> bool:
+        """Whether `forward` takes sequences without padding here and now."""
+        return not self.pads_left and packed.packs(self.model)
 
     def copied_state(self) -> dict[str, Tensor] | None:
         """The weights as they are, on the CPU; None where they are frozen, for they stay what they are."""

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -14,6 +15,7 @@ from openbook.models.attention import absorbing_pays, cache_over, cross_attentio
 from openbook.models.decoder_only.known_by import is_decoder_only
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.lora import add_adapters, merged, quantization
+from openbook.models.passes.packed import packed, packing_of, packs
 from openbook.models.pretrained import load_weights, model_config, model_facts, model_folder, set_dropout
 from openbook.models.small_reader.model import MiniLMReader
 
@@ -103,6 +105,23 @@ class Seq2SeqGenerator(nn.Module):
                 use_cache=True,
             )
         return output.last_hidden_state * self.scale, cache
+
+    @property
+    def packs(self) -> bool:
+        """Whether `packed_hidden` can be asked here and now."""
+        return packs(self.model)
+
+    def packed_hidden(self, context_ids: Tensor, lengths: np.ndarray, decoder_input_ids: Tensor) -> Tensor:
+        """The decoder's states [n, target_len, dim], as `encode` and `decode` have them, of n >= 2 contexts that stand
+        one behind the other in context_ids [total] (models/passes/packed). lengths [n], on the CPU; decoder_input_ids
+        [n, target_len]."""
+        packing, encoder = packing_of(lengths, context_ids.device), self.model.get_encoder()
+        with packed(packing, encoder):
+            memory = encoder(input_ids=context_ids[None], use_cache=False).last_hidden_state
+            output = self.model.get_decoder()(
+                input_ids=decoder_input_ids, encoder_hidden_states=memory, use_cache=False
+            )
+        return output.last_hidden_state * self.scale
 
     def reorder(self, cache: Any, rows: Tensor) -> Any:
         (cache.self_attention_cache if self.shared_layers else cache).reorder_cache(rows)

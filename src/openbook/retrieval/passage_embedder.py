@@ -11,8 +11,9 @@ from openbook.batch import to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.encoder_inputs import EncoderFormat, passage_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, by_length, cheapest_passes
-from openbook.models.activation_checkpointing import recomputed
 from openbook.models.encoders import TextEncoder
+from openbook.models.passes.activation_checkpointing import recomputed
+from openbook.models.passes.packed import passes_of
 from openbook.retrieval.embedding_cache import EmbeddingCache
 
 
@@ -50,15 +51,24 @@ class PassageEmbedder:
         device, chosen = self.device, rows.numpy()
         lengths = np.minimum(self.tokens.length(chosen) + self.style.n_special, self.max_tokens)
         encode: Callable[..., Tensor] = self.encoder
+        packs = self.encoder.packs
         if torch.is_grad_enabled() and self.encoder.trains:
             most = min(self.tokens_per_pass, self.tokens_per_backward or self.tokens_per_pass)
-            passes = cheapest_passes(lengths, most, TOKENS_OF_A_PASS.get(device.type, 0))
+            if packs:
+                passes = passes_of(lengths, most)
+            else:
+                passes = cheapest_passes(lengths, most, TOKENS_OF_A_PASS.get(device.type, 0))
             if self.tokens_per_backward:
                 encode = partial(recomputed, encode)
         else:
-            passes = list(by_length(lengths, self.tokens_per_pass))
-        inputs = (passage_inputs(self.tokens, chosen[places], self.style, self.max_tokens) for places in passes)
-        parts = [encode(to_device(ids, device), to_device(mask, device)) for ids, mask in inputs]
+            passes = list((passes_of if packs else by_length)(lengths, self.tokens_per_pass))
+        parts = []
+        for places in passes:
+            ids, mask = passage_inputs(self.tokens, chosen[places], self.style, self.max_tokens)
+            if packs and len(places) > 1:
+                parts.append(encode(to_device(ids[mask], device), None, lengths[places]))
+            else:
+                parts.append(encode(to_device(ids, device), to_device(mask, device)))
         back = np.argsort(np.concatenate(passes))
         return torch.cat(parts)[to_device(torch.from_numpy(back), device)]
 

@@ -12,10 +12,10 @@ from openbook.config.schema import Config
 from openbook.data.encoder_inputs import EncoderFormat
 from openbook.data.question_lengths import Reader, check_prefix
 from openbook.errors import OpenBookError, raise_all
-from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.encoder_folder import PASSAGE_PROMPTS, POOLINGS, EncoderFolder, read_folder
 from openbook.models.encoders import TextEncoder, load_encoder
 from openbook.models.lora import add_adapters
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
 from openbook.models.probe import freeze_unreached, probe_encoder
 from openbook.utils.console import say
 

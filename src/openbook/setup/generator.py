@@ -6,10 +6,10 @@ from openbook.config.checks import longest_answer
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
 from openbook.models.all_passages.cross_mass import has_cross_attention
-from openbook.models.cast_weights import hold_in_bf16
 from openbook.models.decoder_only.joined_prompt import passage_fields
 from openbook.models.generator import Generator
 from openbook.models.lora import has_adapters
+from openbook.models.passes.cast_weights import hold_in_bf16
 from openbook.models.small_reader.model import MiniLMReader
 from openbook.setup.inputs.data import Parts
 from openbook.utils.console import say

@@ -16,10 +16,10 @@ from openbook.data.corpus import Corpus
 from openbook.data.datamodule import QuestionAnswerData
 from openbook.data.inputs import target_start, targets
 from openbook.inference.answering import Answering
-from openbook.models.activation_checkpointing import checkpoint_layers
 from openbook.models.contexts import ContextBuilder
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
 from openbook.models.probe import freeze_unreached, probe_generator
 from openbook.models.seq2seq import load_generator
 from openbook.models.small_reader.detokenize import detokenize

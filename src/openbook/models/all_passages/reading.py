@@ -22,10 +22,10 @@ from openbook.data.inputs import decoder_inputs
 from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
 from openbook.models.all_passages.cross_mass import watched
 from openbook.models.all_passages.undropped import without_dropout
-from openbook.models.cast_weights import with_weights_cast
 from openbook.models.contexts import ContextBuilder
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator, each_part
+from openbook.models.passes.cast_weights import with_weights_cast
 
 Groups = Sequence[Sequence[int]]  # Numbers of contexts, each group of one question.
 

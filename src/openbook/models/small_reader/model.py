@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from openbook.errors import OpenBookError
-from openbook.models.activation_checkpointing import recomputed
+from openbook.models.passes.activation_checkpointing import recomputed
 from openbook.models.small_reader import layers as parts
 from openbook.models.small_reader.layers import Cache, Layer, Memory, ReaderConfig
 
@@ -38,7 +38,7 @@ from openbook.models.small_reader.layers import Cache, Layer, Memory, ReaderConf
 class MiniLMReader(nn.Module):
     """See the module's text. Word embeddings and the head are buffers: they are frozen and get no gradient.
 
-    checkpointing: while gradients are recorded, keep only the layers' inputs (see models/activation_checkpointing.py).
+    checkpointing: while gradients are recorded, keep only the layers' inputs (see models/passes).
     """
 
     word_embeddings: Tensor

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from openbook.config.models import MINILM
 from openbook.config.schema import Config
 from openbook.errors import OpenBookError
-from openbook.models.activation_checkpointing import layers_of
+from openbook.models.passes.activation_checkpointing import layers_of
 from openbook.utils.host_memory import human
 
 CARDS = (24, 40, 80)  # GiB

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from openbook.errors import OpenBookError
-from openbook.models.activation_checkpointing import layers_of
+from openbook.models.passes.activation_checkpointing import layers_of
 from openbook.utils.distributed import sum_over_ranks
 
 

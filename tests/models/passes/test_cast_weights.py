@@ -20,11 +20,11 @@ from transformers import (
 )
 
 from openbook.config.models import LoraConfig
-from openbook.models import cast_weights
-from openbook.models.activation_checkpointing import checkpoint_layers
-from openbook.models.cast_weights import with_weights_cast
 from openbook.models.encoders import load_encoder
 from openbook.models.lora import add_adapters
+from openbook.models.passes import cast_weights
+from openbook.models.passes.activation_checkpointing import checkpoint_layers
+from openbook.models.passes.cast_weights import with_weights_cast
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
 from tests.tiny_models import bart_config

@@ -19,8 +19,8 @@ from openbook.batch import Retrieved
 from openbook.commands.train import train
 from openbook.config.load import load_experiment
 from openbook.errors import OpenBookError
-from openbook.models.activation_checkpointing import checkpoint_layers, recomputed
 from openbook.models.encoders import TextEncoder
+from openbook.models.passes.activation_checkpointing import checkpoint_layers, recomputed
 from openbook.models.seq2seq import Seq2SeqGenerator
 from openbook.models.small_reader.layers import ReaderConfig
 from openbook.models.small_reader.model import MiniLMReader
