@@ -45,6 +45,18 @@ def cheapest_passes(lengths: np.ndarray, tokens_per_pass: int, tokens_of_a_pass:
     return passes[::-1]
 
 
+def packed_passes(lengths: np.ndarray, tokens_per_pass: int) -> list[np.ndarray]:
+    """Positions of `lengths` [n], in order, cut into passes of at most tokens_per_pass tokens (one position at least)
+    that need no padding (models/passes/packed)."""
+    passes, start, total = [], 0, 0
+    for place, length in enumerate(lengths.tolist()):
+        if total + length > tokens_per_pass and place > start:
+            passes.append(np.arange(start, place))
+            start, total = place, 0
+        total += length
+    return [*passes, np.arange(start, len(lengths))] if len(lengths) else passes
+
+
 def plan_passes(lengths: np.ndarray, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
     """Places into lengths [n], in forward passes of one length and at most tokens_per_pass tokens each.
 

@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from openbook.models.passes.packed import attend_packed, fused
+from openbook.models.passes.packed import fused
 
 NAME = "openbook"
 
@@ -137,8 +137,6 @@ def attend(
     n rows, where rows = n * beams, or key is memory [n, context_len, dim]. position_bias: [1, heads, target_len,
     length].
     """
-    if (read := attend_packed(query, key, value, scaling)) is not None:
-        return read, None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     for observe in observers:
         observe(module, query, key, value, attention_mask, scaling, position_bias)

@@ -12,13 +12,12 @@ from torch.nn import functional as F
 from openbook.batch import NULL_ROW, Batch, to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.inputs import SpecialIds, context_inputs, decoder_inputs
-from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes
+from openbook.data.length_batches import TOKENS_OF_A_PASS, cheapest_passes, packed_passes
 from openbook.data.prompts import Prompt
 from openbook.models.decoder_only.joined_prompt import joined_contexts
 from openbook.models.decoder_only.model import DecoderOnlyGenerator
 from openbook.models.generator import Generator, each_part
 from openbook.models.passes.cast_weights import with_weights_cast
-from openbook.models.passes.packed import passes_of
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ def answer_hidden(generator: Generator, batch: Batch, rows: Tensor, contexts: Co
     lengths = mask.sum(-1).numpy()
     packs = getattr(generator, "packs", False) and not contexts.one_pass
     if packs:
-        passes = passes_of(lengths, contexts.tokens_per_pass)
+        passes = packed_passes(lengths, contexts.tokens_per_pass)
     elif contexts.one_pass and torch.is_grad_enabled():
         passes = [np.argsort(-lengths, kind="stable")]
     else:
         passes = cheapest_passes(lengths, contexts.tokens_per_pass, TOKENS_OF_A_PASS.get(device.type, 0))
 
     def hidden_of(positions: np.ndarray) -> Tensor:
-        some, length = torch.from_numpy(positions), int(lengths[positions].max())
+        some, length = torch.from_numpy(positions), int(lengths[positions[0]])
         if packs and len(some) > 1:
             there = to_device(ids[some][mask[some].bool()], device)
             return generator.packed_hidden(there, lengths[positions], inputs[to_device(some // n_docs, device)])  # type: ignore[attr-defined]

@@ -10,10 +10,9 @@ from torch import Tensor
 from openbook.batch import to_device
 from openbook.data.corpus import PassageTokens
 from openbook.data.encoder_inputs import EncoderFormat, passage_inputs
-from openbook.data.length_batches import TOKENS_OF_A_PASS, by_length, cheapest_passes
+from openbook.data.length_batches import TOKENS_OF_A_PASS, by_length, cheapest_passes, packed_passes
 from openbook.models.encoders import TextEncoder
 from openbook.models.passes.activation_checkpointing import recomputed
-from openbook.models.passes.packed import passes_of
 from openbook.retrieval.embedding_cache import EmbeddingCache
 
 
@@ -51,21 +50,19 @@ class PassageEmbedder:
         device, chosen = self.device, rows.numpy()
         lengths = np.minimum(self.tokens.length(chosen) + self.style.n_special, self.max_tokens)
         encode: Callable[..., Tensor] = self.encoder
-        packs = self.encoder.packs
-        if torch.is_grad_enabled() and self.encoder.trains:
-            most = min(self.tokens_per_pass, self.tokens_per_backward or self.tokens_per_pass)
-            if packs:
-                passes = passes_of(lengths, most)
-            else:
-                passes = cheapest_passes(lengths, most, TOKENS_OF_A_PASS.get(device.type, 0))
-            if self.tokens_per_backward:
-                encode = partial(recomputed, encode)
+        learns, most = torch.is_grad_enabled() and self.encoder.trains, self.tokens_per_pass
+        if learns and self.tokens_per_backward:
+            encode, most = partial(recomputed, encode), min(most, self.tokens_per_backward)
+        if packs := self.encoder.packs:
+            passes = packed_passes(lengths, most)
+        elif learns:
+            passes = cheapest_passes(lengths, most, TOKENS_OF_A_PASS.get(device.type, 0))
         else:
-            passes = list((passes_of if packs else by_length)(lengths, self.tokens_per_pass))
+            passes = list(by_length(lengths, most))
         parts = []
         for places in passes:
             ids, mask = passage_inputs(self.tokens, chosen[places], self.style, self.max_tokens)
-            if packs and len(places) > 1:
+            if packs:
                 parts.append(encode(to_device(ids[mask], device), None, lengths[places]))
             else:
                 parts.append(encode(to_device(ids, device), to_device(mask, device)))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BartForConditionalGeneration, BertConfig, MBartConfig, MBartForConditionalGeneration
 
-from openbook.models.attention import use_implementation
+from openbook.data.length_batches import packed_passes
+from openbook.models import attention
+from openbook.models.attention import UNSEEN, use_implementation
 from openbook.models.encoders import TextEncoder, load_encoder
 from openbook.models.passes import packed
 from openbook.models.passes.activation_checkpointing import checkpoint_layers
@@ -27,6 +29,7 @@ FLAT = torch.tensor([token for one in SEQUENCES for token in one])
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "PACKS", {"cpu"})
+    monkeypatch.setattr(attention, "implementation", lambda: UNSEEN)  # as on a GPU
 
 
 def generator(kind: str) -> Seq2SeqGenerator:
@@ -131,9 +134,9 @@ def test_a_corpus_row_is_embedded_as_without_packing(
 
 
 def test_passes_hold_as_many_tokens_as_they_may() -> None:
-    cut = packed.passes_of(np.array([5, 3, 7, 1, 20, 2]), 10)
+    cut = packed_passes(np.array([5, 3, 7, 1, 20, 2]), 10)
     assert [one.tolist() for one in cut] == [[0, 1], [2, 3], [4], [5]]
-    assert packed.passes_of(np.array([], dtype=np.int64), 10) == []
+    assert packed_passes(np.array([], dtype=np.int64), 10) == []
 
 
 def test_where_the_sequences_stand() -> None:
@@ -167,7 +170,7 @@ def test_what_the_kernel_knows(dim: int, dtype: str, known: bool) -> None:
         assert packed._known_to_the_kernel(config, weight) == (dim == 64)
 
 
-def test_a_kernel_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_run_is_said() -> None:
     packed._kernel_runs.cache_clear()
     with pytest.warns(UserWarning, match="attention without padding cannot run .*: sequences are padded"):
         assert not packed._kernel_runs(10**6)  # there is no such device
@@ -177,12 +180,11 @@ def test_a_kernel_that_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.gpu
 def test_the_kernel_is_as_exact_as_one_by_one() -> None:
     torch.manual_seed(0)
-    starts = packed._Starts(torch.tensor([0, 5, 8, 70], dtype=torch.int32), 62)
     parts = [torch.randn(70, 2, 64) for _ in range(3)]
 
     def attended(device: str, dtype: torch.dtype) -> list[Tensor]:
         inputs = [one.to(device, dtype).requires_grad_() for one in parts]
-        at = packed._Starts(starts.places.to(device), starts.longest)
+        at = packed.packing_of(np.array([5, 3, 62]), torch.device(device))
         read = (packed._kernel if device == "cuda" else packed._one_by_one)(*inputs, at, at, 0.125)
         found = torch.autograd.grad(read.float().cos().sum(), inputs)
         return [read.float().cpu(), *(one.float().cpu() for one in found)]

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from openbook.batch import to_device
 from openbook.models.passes.cast_weights import with_weights_cast
@@ -39,40 +40,22 @@ class Packing(NamedTuple):
     longest: int
 
 
-class _Starts(NamedTuple):
-    """Of packed queries or keys."""
-
-    places: Tensor
-    longest: int
-
-
 _PACKING: ContextVar[Packing | None] = ContextVar("packing", default=None)
 
 
 def packs(model: Any) -> bool:
-    """Whether a transformers model that attends by models/attention can read packed sequences here and now."""
+    """Whether a transformers model that attends by `fused` can read packed sequences here and now."""
     config, weight = model.config, next(model.parameters(), None)
     dropout = _DROPOUT.get(config.model_type)
     if dropout is None or config.is_decoder or weight is None or weight.device.type not in PACKS:
         return False
-    if not str(config._attn_implementation).startswith("openbook"):
+    if ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation) is not fused:
         return False
     if (model.training and getattr(config, dropout) > 0) or any(
         getattr(part, "gradient_checkpointing", False) for part in model.modules()
     ):  # what is computed again for its gradient would know nothing of the packing
         return False
     return not weight.is_cuda or (_known_to_the_kernel(config, weight) and _kernel_runs(weight.device.index))
-
-
-def passes_of(lengths: np.ndarray, tokens_per_pass: int) -> list[np.ndarray]:
-    """Positions of `lengths` [n], in order, in passes of at most tokens_per_pass tokens (one sequence at least)."""
-    passes, start, total = [], 0, 0
-    for place, length in enumerate(lengths.tolist()):
-        if total + length > tokens_per_pass and place > start:
-            passes.append(np.arange(start, place))
-            start, total = place, 0
-        total += length
-    return [*passes, np.arange(start, len(lengths))] if len(lengths) else passes
 
 
 def packing_of(lengths: np.ndarray, device: torch.device) -> Packing:
@@ -105,7 +88,7 @@ def packed(packing: Packing, encoder: Any = None) -> Iterator[None]:
         _PACKING.reset(token)
 
 
-def attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor | None:
+def _attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor | None:
     """[rows, length, heads, dim per head]; None where these are no packed sequences.
 
     key, value [1, heads, total, dim per head] of n packed sequences; query the same, or [n, heads, length, dim per
@@ -115,19 +98,20 @@ def attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     if packing is None or len(key) != 1:
         return None
     rows, heads, length, head_dim = query.shape
-    keys = starts = _Starts(packing.starts, packing.longest)
+    asked = packing
     if rows > 1:
-        starts = _Starts(torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length, length)
+        each = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
+        asked = packing._replace(starts=each, longest=length)
     flat = query.transpose(1, 2).reshape(rows * length, heads, head_dim)
     attend = _kernel if query.is_cuda else _one_by_one
     scale = head_dim**-0.5 if scaling is None else scaling
-    read = attend(flat, key[0].transpose(0, 1), value[0].transpose(0, 1), starts, keys, scale)
+    read = attend(flat, key[0].transpose(0, 1), value[0].transpose(0, 1), asked, packing, scale)
     return read.reshape(rows, length, heads, head_dim)
 
 
 def fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
     """Attention by torch's kernels, of packed sequences and of others, as transformers asks for it."""
-    if (read := attend_packed(query, key, value, rest.get("scaling"))) is not None:
+    if (read := _attend_packed(query, key, value, rest.get("scaling"))) is not None:
         return read, None
     return sdpa_attention_forward(module, query, key, value, mask, **rest)
 
@@ -144,25 +128,22 @@ def pooled(model: Any, ids: Tensor, lengths: np.ndarray, pooling: str) -> Tensor
     return states[packing.starts[:-1] if pooling == "cls" else packing.starts[1:] - 1]
 
 
-def _kernel(query: Tensor, key: Tensor, value: Tensor, starts: _Starts, key_starts: _Starts, scale: float) -> Tensor:
+def _kernel(query: Tensor, key: Tensor, value: Tensor, asked: Packing, read: Packing, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch has it from 2.10 on
 
     query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-    at, ends = (starts.places, key_starts.places), (starts.longest, key_starts.longest)
-    read = varlen_attn(query, key, value, *at, *ends, scale=scale)
-    assert isinstance(read, Tensor)
-    return read
+    found = varlen_attn(query, key, value, asked.starts, read.starts, asked.longest, read.longest, scale=scale)
+    assert isinstance(found, Tensor)
+    return found
 
 
-def _one_by_one(
-    query: Tensor, key: Tensor, value: Tensor, starts: _Starts, key_starts: _Starts, scale: float
-) -> Tensor:
+def _one_by_one(query: Tensor, key: Tensor, value: Tensor, asked: Packing, read: Packing, scale: float) -> Tensor:
     cut = [
-        part.transpose(0, 1).tensor_split(cuts.places[1:-1].long(), dim=1)
-        for part, cuts in ((query, starts), (key, key_starts), (value, key_starts))
+        part.transpose(0, 1).tensor_split(packing.starts[1:-1].long(), dim=1)
+        for part, packing in ((query, asked), (key, read), (value, read))
     ]
-    read = [nn.functional.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*cut, strict=True)]
-    return torch.cat(read, 1).transpose(0, 1)
+    found = [nn.functional.scaled_dot_product_attention(q, k, v, scale=scale) for q, k, v in zip(*cut, strict=True)]
+    return torch.cat(found, 1).transpose(0, 1)
 
 
 def _known_to_the_kernel(config: Any, weight: Tensor) -> bool:
@@ -179,8 +160,8 @@ def _kernel_runs(device: int | None) -> bool:
     with torch.enable_grad(), torch.autocast("cuda", enabled=False):
         try:
             states = torch.zeros(4, 1, 64, device=f"cuda:{device or 0}", dtype=torch.bfloat16, requires_grad=True)
-            starts = _Starts(torch.tensor([0, 1, 4], dtype=torch.int32, device=states.device), 3)
-            _kernel(states, states, states, starts, starts, 1.0).sum().backward()
+            packing = packing_of(np.array([1, 3]), states.device)
+            _kernel(states, states, states, packing, packing, 1.0).sum().backward()
         except Exception as error:  # a torch without it, a GPU that it does not know
             said = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"attention without padding cannot run ({said}): sequences are padded", stacklevel=2)
