@@ -47,6 +47,7 @@ WANTED: dict[str, tuple[float, float]] = {
     "serving.lost": (0, 0),
     "serving.mixed": (0, 0),
     "operators.step.share_of_a15bf0e": (0, 0.5),
+    "operators.step.padded.share_of_a15bf0e": (0, 0.5),
     "gpu.step.base.speedup_own_length": (1.8, math.inf),
     "gpu.step.base.speedup_padded": (2.5, math.inf),
     "gpu.step.base.fraction_of_peak": (0.3, math.inf),

@@ -115,8 +115,9 @@ class Seq2SeqGenerator(nn.Module):
         """The decoder's states [n, target_len, dim], as `encode` and `decode` have them, of n >= 2 contexts that stand
         one behind the other in context_ids [total] (models/passes/packed). lengths [n], on the CPU; decoder_input_ids
         [n, target_len]."""
-        packing, encoder = packing_of(lengths, context_ids.device), self.model.get_encoder()
-        with packed(packing, encoder):
+        encoder, device = self.model.get_encoder(), context_ids.device
+        answers = packing_of(np.full(len(lengths), decoder_input_ids.shape[1]), device)
+        with packed(packing_of(lengths, device), encoder, answers):
             memory = encoder(input_ids=context_ids[None], use_cache=False).last_hidden_state
             output = self.model.get_decoder()(
                 input_ids=decoder_input_ids, encoder_hidden_states=memory, use_cache=False

@@ -180,10 +180,10 @@ def test_a_kernel_that_does_not_run_is_said() -> None:
 @pytest.mark.gpu
 def test_the_kernel_is_as_exact_as_one_by_one() -> None:
     torch.manual_seed(0)
-    parts = [torch.randn(70, 2, 64) for _ in range(3)]
+    parts = torch.randn(70, 3, 2, 64)
 
     def attended(device: str, dtype: torch.dtype) -> list[Tensor]:
-        inputs = [one.to(device, dtype).requires_grad_() for one in parts]
+        inputs = parts.to(device, dtype).requires_grad_().unbind(1)  # views, as of joined projections
         at = packed.packing_of(np.array([5, 3, 62]), torch.device(device))
         read = (packed._kernel if device == "cuda" else packed._one_by_one)(*inputs, at, at, 0.125)
         found = torch.autograd.grad(read.float().cos().sum(), inputs)

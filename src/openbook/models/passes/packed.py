@@ -40,7 +40,7 @@ class Packing(NamedTuple):
     longest: int
 
 
-_PACKING: ContextVar[Packing | None] = ContextVar("packing", default=None)
+_PACKINGS: ContextVar[tuple[Packing, Packing | None] | None] = ContextVar("packings", default=None)
 
 
 def packs(model: Any) -> bool:
@@ -70,10 +70,10 @@ def packing_of(lengths: np.ndarray, device: torch.device) -> Packing:
 
 
 @contextmanager
-def packed(packing: Packing, encoder: Any = None) -> Iterator[None]:
+def packed(packing: Packing, encoder: Any = None, answers: Packing | None = None) -> Iterator[None]:
     """Inside the block a row of the packing's length is attended to sequence by sequence. encoder: BART's, to which
-    positions can be handed in no other way."""
-    token = _PACKING.set(packing)
+    positions can be handed in no other way. answers: a decoder's rows, of which row i reads sequence i."""
+    token = _PACKINGS.set((packing, answers))
     hook = None
     if encoder is not None:
         given = {"position_ids": packing.positions}
@@ -85,7 +85,7 @@ def packed(packing: Packing, encoder: Any = None) -> Iterator[None]:
     finally:
         if hook is not None:
             hook.remove()
-        _PACKING.reset(token)
+        _PACKINGS.reset(token)
 
 
 def _attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor | None:
@@ -94,19 +94,17 @@ def _attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
     key, value [1, heads, total, dim per head] of n packed sequences; query the same, or [n, heads, length, dim per
     head], whose row i reads sequence i. n is at least 2, so that a row each is told from all in one row.
     """
-    packing = _PACKING.get()
-    if packing is None or len(key) != 1:
+    packings = _PACKINGS.get()
+    if packings is None or len(key) != 1:
         return None
+    packing, answers = packings
     rows, heads, length, head_dim = query.shape
-    asked = packing
-    if rows > 1:
-        each = torch.arange(rows + 1, dtype=torch.int32, device=query.device) * length
-        asked = packing._replace(starts=each, longest=length)
-    flat = query.transpose(1, 2).reshape(rows * length, heads, head_dim)
+    asked = packing if rows == 1 else answers
+    assert asked is not None
     attend = _kernel if query.is_cuda else _one_by_one
     scale = head_dim**-0.5 if scaling is None else scaling
-    read = attend(flat, key[0].transpose(0, 1), value[0].transpose(0, 1), asked, packing, scale)
-    return read.reshape(rows, length, heads, head_dim)
+    read = attend(*(part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)), asked, packing, scale)
+    return read.view(rows, length, heads, head_dim)
 
 
 def fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **rest: Any) -> Any:
@@ -131,7 +129,7 @@ def pooled(model: Any, ids: Tensor, lengths: np.ndarray, pooling: str) -> Tensor
 def _kernel(query: Tensor, key: Tensor, value: Tensor, asked: Packing, read: Packing, scale: float) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn  # torch has it from 2.10 on
 
-    query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+    query, key, value = (part if part.stride(-1) == 1 else part.contiguous() for part in (query, key, value))
     found = varlen_attn(query, key, value, asked.starts, read.starts, asked.longest, read.longest, scale=scale)
     assert isinstance(found, Tensor)
     return found
@@ -159,9 +157,9 @@ def _kernel_runs(device: int | None) -> bool:
     """Tried once, forwards and backwards: where it fails, sequences are padded as before, and that is said."""
     with torch.enable_grad(), torch.autocast("cuda", enabled=False):
         try:
-            states = torch.zeros(4, 1, 64, device=f"cuda:{device or 0}", dtype=torch.bfloat16, requires_grad=True)
+            states = torch.zeros(4, 1, 192, device=f"cuda:{device or 0}", dtype=torch.bfloat16, requires_grad=True)
             packing = packing_of(np.array([1, 3]), states.device)
-            _kernel(states, states, states, packing, packing, 1.0).sum().backward()
+            _kernel(*states.chunk(3, -1), packing, packing, 1.0).sum().backward()  # views, as of joined projections
         except Exception as error:  # a torch without it, a GPU that it does not know
             said = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"attention without padding cannot run ({said}): sequences are padded", stacklevel=2)
