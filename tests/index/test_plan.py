@@ -17,6 +17,7 @@ import torch
 from openbook.data.corpus import PassageTokens
 from openbook.data.encoder_inputs import separated
 from openbook.data.inputs import SpecialIds
+from openbook.data.length_batches import plan_passes
 from openbook.errors import OpenBookError
 from openbook.index.plan import Plan, sizes, times
 from openbook.index.plan_fit import check_fits
@@ -299,14 +300,15 @@ def coder(clock: Clock, tokens: PassageTokens, seen: list[int]) -> Callable[[np.
 def test_a_refresh_is_predicted_from_a_sample_of_all_lengths(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     lengths = np.random.default_rng(seed).gamma(3.0, 20.0, 40_009).astype(np.int64) + 1
     clock, tokens, seen = Clock(monkeypatch), tokens_of(lengths), [0]
-    rows = range(7, 40_000)
     read = np.minimum(lengths[7:40_000] + 3, 113)
     whole = 0.0
     for length in np.unique(read):
         n, most = int((read == length).sum()), 997 // int(length)
         whole += 1e-4 * n * length * (1 + length / 40) + 0.01 * -(-n // most)
     seen.clear()
-    predicted = time_encoding(coder(clock, tokens, seen), tokens, SPECIAL, 113, 997, rows, seconds=3.0, seed=seed)
+    passes = [places + 7 for places in plan_passes(read, 997, seed)]
+    of = [int(read[one - 7].sum()) for one in passes]
+    predicted = time_encoding(coder(clock, tokens, seen), passes, of, seed=seed, seconds=3.0)
     assert predicted == pytest.approx(whole, rel=0.05)
     assert clock.now < 5 + 3.5  # the warm-up and about the seconds allowed
     assert min(seen) >= 7 and max(seen) < 40_000
@@ -314,9 +316,10 @@ def test_a_refresh_is_predicted_from_a_sample_of_all_lengths(monkeypatch: pytest
 
 def test_a_small_corpus_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, tokens = Clock(monkeypatch), tokens_of(np.array([20, 30, 30, 50]))
-    predicted = time_encoding(coder(clock, tokens, []), tokens, SPECIAL, 113, 997, range(4))
+    passes = [np.array([1, 2]), np.array([3]), np.array([0])]
+    predicted = time_encoding(coder(clock, tokens, []), passes, [66, 53, 23])
     assert predicted == pytest.approx(sum(1e-4 * n * k * (1 + k / 40) + 0.01 for n, k in ((1, 23), (2, 33), (1, 53))))
-    assert time_encoding(coder(clock, tokens, []), tokens, SPECIAL, 113, 997, range(2, 2)) == 0.0
+    assert time_encoding(coder(clock, tokens, []), [], []) == 0.0
 
 
 def test_a_step_takes_the_median_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from openbook.data.length_batches import plan_passes
+from openbook.models import attention
+from openbook.models.attention import use_implementation
 from openbook.models.encoders import TextEncoder
+from openbook.models.passes import packed
 from openbook.retrieval.corpus_encoder import PassageCoder, encode_passes
 from tests.small_system import DIM, tiny_corpus, tiny_encoder
 
@@ -106,6 +109,41 @@ def test_passes_hold_every_place_once_and_one_length_each(tokens_per_pass: int) 
     for places in passes:
         assert len(set(lengths[places].tolist())) == 1
         assert len(places) == 1 or lengths[places].sum() <= tokens_per_pass
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 29, 64, 10_000])
+def test_what_fills_no_pass_of_its_length_is_packed(tokens_per_pass: int) -> None:
+    lengths = np.random.default_rng(5).integers(3, 17, 211)
+    passes = plan_passes(lengths, tokens_per_pass, seed=7, packs=True)
+    assert sorted(np.concatenate(passes).tolist()) == list(range(211))
+    mixed = [places for places in passes if len(set(lengths[places].tolist())) > 1]
+    for places in passes:
+        assert len(places) == 1 or lengths[places].sum() <= tokens_per_pass
+    rest = sum(int(lengths[places].sum()) for places in mixed)
+    for length in range(3, 17):  # as many of each length as there can be go through without the others
+        alone = [places for places in passes if set(lengths[places].tolist()) == {length}]
+        n, most = int((lengths == length).sum()), max(1, tokens_per_pass // length)
+        assert len(alone) >= n // most
+    assert len(mixed) <= 1 + rest / (tokens_per_pass - 16 if tokens_per_pass > 16 else 1)
+    assert bool(mixed) == (tokens_per_pass > 16)
+    if tokens_per_pass == 10_000:
+        assert len(passes) == 1
+    assert plan_passes(np.empty(0, dtype=np.int64), 64, packs=True) == []
+
+
+@pytest.mark.parametrize("tokens_per_pass", [37, 10_000])
+def test_packed_passages_are_embedded_as_alone(
+    tokens_per_pass: int, alone: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "PACKS", {"cpu"})
+    monkeypatch.setattr(attention, "implementation", lambda: attention.UNSEEN)  # as on a GPU
+    coder, given = coder_of(tiny_encoder()), []
+    use_implementation(coder.encoder.model)
+    coder.encoder.register_forward_pre_hook(lambda module, args: given.append(args[1:]))
+    torch.testing.assert_close(encoded(coder, tokens_per_pass), alone, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(coder(np.arange(N)), alone, atol=1e-6, rtol=1e-5)
+    assert len(given) < len(coder_of(tiny_encoder()).passes(range(N), tokens_per_pass))
+    assert all(mask is None for mask, _ in given) and any(lengths is not None for _, lengths in given)
 
 
 def test_the_order_of_passes_is_the_seeds() -> None:

@@ -57,11 +57,17 @@ def packed_passes(lengths: np.ndarray, tokens_per_pass: int) -> list[np.ndarray]
     return [*passes, np.arange(start, len(lengths))] if len(lengths) else passes
 
 
-def plan_passes(lengths: np.ndarray, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
-    """Places into lengths [n], in forward passes of one length and at most tokens_per_pass tokens each.
+def plan_passes(lengths: np.ndarray, tokens_per_pass: int, seed: int = 0, packs: bool = False) -> list[np.ndarray]:
+    """Places into lengths [n], in forward passes of one length and at most tokens_per_pass tokens each. packs: what is
+    too little to fill a pass of its length goes into passes of several (`packed_passes`).
 
     The passes come in a seeded random order: whatever a part of them takes, it takes passages of all lengths.
     """
     passes = list(by_length(lengths, tokens_per_pass, padded=False))
+    if packs:
+        has_room = [(len(places) + 1) * lengths[places[0]] <= tokens_per_pass for places in passes]
+        full = [places for places, room in zip(passes, has_room, strict=True) if not room]
+        rest = np.concatenate([lengths[:0], *(places for places, room in zip(passes, has_room, strict=True) if room)])
+        passes = full + [rest[some] for some in packed_passes(lengths[rest], tokens_per_pass)]
     order = np.random.default_rng(seed).permutation(len(passes))
     return [passes[number] for number in order]

@@ -136,8 +136,8 @@ class RebuildRefresh:
 class Rebuild:
     """Makes the next snapshot of `encoder`, whole or slice by slice; nothing that is searched changes meanwhile.
 
-    Passages are encoded in passes of one length, in a seeded order, so that the first of n slices costs what the last
-    does. Families that learn see a seeded sample first. What `store` knows of these weights is not encoded again.
+    Passages are encoded in a seeded order of passes, so that the first of n slices costs what the last does. Families
+    that learn see a seeded sample first. What `store` knows of these weights is not encoded again.
     encoder_state: the encoder's weights for a checkpoint, where they train.
     All methods are called by all ranks together; what one rank raises is raised on all.
     """
@@ -171,6 +171,7 @@ class Rebuild:
             parts = (rows[first], rows[~first])  # a seeded sample to learn from comes first, where there is one
             self.passes = [p for part in parts for p in self.coder.passes(part, corpus.tokens_per_pass, corpus.seed)]
             self.n_to_encode = sum(map(len, self.passes))
+            self._tokens = [int(self.coder.lengths(rows).sum()) for rows in self.passes]
 
     def run(self, label: str = "encoding the corpus") -> None:
         """Encode all that is left."""
@@ -183,12 +184,11 @@ class Rebuild:
         """Encode the next slice, of slices_left that remain with it; the slices are alike in tokens."""
         with raise_on_all_ranks():
             self._take_encoded(self.coder.finished())
-            lengths = self.coder.lengths(np.array([rows[0] for rows in self.passes], dtype=np.int64))
-            tokens = np.cumsum(lengths * np.array([len(rows) for rows in self.passes], dtype=np.int64))
+            tokens = np.cumsum(self._tokens)
             # As many passes as bring the sum nearest to an even share; in the last slice all of them.
             n = int(np.abs(tokens - tokens[-1] / max(slices_left, 1)).argmin()) + 1 if len(tokens) else 0
             self._take_encoded(self.coder.begin(self.passes[:n]))
-            del self.passes[:n]
+            del self.passes[:n], self._tokens[:n]
 
     def finish(self) -> tuple[Snapshot, dict[str, float]]:
         """The snapshot, once everything is encoded, and what it changes."""

@@ -40,10 +40,10 @@ BACKGROUND = 0.25
 class RollingRefresh:
     """Replaces passages of this rank's shard between steps; a search never meets a half-written one.
 
-    `rolling` encodes the oldest passages, group by group of one length (the groups are those of a refresh, so encoding
-    costs no more than there). `hot` encodes, of the passages that the questions of the last steps retrieved or nearly
-    retrieved, those with the most hits times age, and with the rest of its budget the oldest. Both take at no
-    further cost what a step has encoded anyway (`write_back`).
+    `rolling` encodes the oldest passages, group by group (the groups are the passes of a refresh, so encoding costs no
+    more than there). `hot` encodes, of the passages that the questions of the last steps retrieved or nearly retrieved,
+    those with the most hits times age, and with the rest of its budget the oldest. Both take at no further cost what a
+    step has encoded anyway (`write_back`).
 
     The order follows from the ages and the hits alone, so a run continues on any number of ranks.
     """
@@ -202,7 +202,7 @@ class RollingRefresh:
         self.made_at[places[newer]] = made_at
 
     def _oldest(self, exclude: np.ndarray) -> list[np.ndarray]:
-        """The oldest passages as far as the credit reaches; `rolling` takes them by groups of one length."""
+        """The oldest passages as far as the credit reaches; `rolling` takes them by groups."""
         left = self.credit - len(exclude)
         if self.mode == "hot":
             n = min(max(0, int(left)), len(self.made_at))
@@ -229,6 +229,6 @@ class RollingRefresh:
         yield from self._grouped(rows[best[worth[best] > 0]])
 
     def _grouped(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Few passages rarely share a length: passes are padded."""
+        """Few passages rarely share a length: passes are padded, where the encoder does not pack them."""
         for places in by_length(self.coder.lengths(rows), self.corpus.tokens_per_pass):
             yield rows[places]

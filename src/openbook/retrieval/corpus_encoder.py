@@ -1,4 +1,8 @@
-"""Passages to embeddings, one length at a time without padding, by a copy of the encoder that stays as it was."""
+"""Passages to embeddings, without padding, by a copy of the encoder that stays as it was.
+
+One length at a time; where the encoder packs (models/passes/packed), passages that are too few to fill a pass of their
+length are read together.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +72,8 @@ class PassageCoder:
     def passes(self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
         """`plan_passes` of these rows, as rows."""
         rows = np.asarray(rows)
-        return [rows[places] for places in plan_passes(self.lengths(rows), tokens_per_pass, seed)]
+        places = plan_passes(self.lengths(rows), tokens_per_pass, seed, packs=self.encoder.packs)
+        return [rows[some] for some in places]
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         return self.start(rows).result()
@@ -76,13 +81,20 @@ class PassageCoder:
     def start(self, rows: np.ndarray) -> Encoding:
         """Begin to encode the passages at rows [n] in one forward pass; of one length they need no padding."""
         ids, mask = passage_inputs(self.tokens, rows, self.style, self.max_length)
-        padded = not bool(mask.all())
+        lengths: np.ndarray | None = None
+        hidden: Tensor | None = None
+        if not bool(mask.all()):
+            if self.encoder.packs:
+                ids, lengths = ids[mask], self.lengths(rows)
+            else:
+                hidden = mask
         with torch.inference_mode():
             if self._stream is None:
-                return Encoding(rows, self.encoder(ids, mask if padded else None), kept=self.kept)
+                return Encoding(rows, self.encoder(ids, hidden, lengths), kept=self.kept)
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):
-                embeddings = self.encoder(to_device(ids, self.device), to_device(mask, self.device) if padded else None)
+                hidden = None if hidden is None else to_device(hidden, self.device)
+                embeddings = self.encoder(to_device(ids, self.device), hidden, lengths)
                 return Encoding(rows, embeddings, self._stream.record_event(), self.kept)
 
     def begin(self, passes: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:

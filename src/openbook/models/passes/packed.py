@@ -103,7 +103,8 @@ def _attend_packed(query: Tensor, key: Tensor, value: Tensor, scaling: float | N
     assert asked is not None
     attend = _kernel if query.is_cuda else _one_by_one
     scale = head_dim**-0.5 if scaling is None else scaling
-    read = attend(*(part.transpose(1, 2).flatten(0, 1) for part in (query, key, value)), asked, packing, scale)
+    query, key, value = (part.transpose(1, 2).flatten(0, 1) for part in (query, key, value))
+    read = attend(query, key, value, asked, packing, scale)
     return read.view(rows, length, heads, head_dim)
 
 
@@ -159,7 +160,8 @@ def _kernel_runs(device: int | None) -> bool:
         try:
             states = torch.zeros(4, 1, 192, device=f"cuda:{device or 0}", dtype=torch.bfloat16, requires_grad=True)
             packing = packing_of(np.array([1, 3]), states.device)
-            _kernel(*states.chunk(3, -1), packing, packing, 1.0).sum().backward()  # views, as of joined projections
+            query, key, value = states.chunk(3, -1)  # views, as of joined projections
+            _kernel(query, key, value, packing, packing, 1.0).sum().backward()
         except Exception as error:  # a torch without it, a GPU that it does not know
             said = (str(error) or type(error).__name__).splitlines()[0]
             warnings.warn(f"attention without padding cannot run ({said}): sequences are padded", stacklevel=2)

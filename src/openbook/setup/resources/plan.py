@@ -15,9 +15,7 @@ from torch import Tensor
 from openbook.batch import Batch, Retrieved
 from openbook.config.checks import has_index
 from openbook.config.schema import Config
-from openbook.data.corpus import Corpus, PassageTokens
-from openbook.data.encoder_inputs import EncoderFormat
-from openbook.data.length_batches import plan_passes
+from openbook.data.corpus import Corpus
 from openbook.index.faiss_factory import search_device
 from openbook.index.plan import PLANNING_PASSES, Plan, sizes, times
 from openbook.index.plan_fit import check_fits
@@ -108,17 +106,11 @@ def timed(
             loss.backward()
         retriever.passages.cache.outdate()
 
+    coder = corpus.coder(retriever.passage_encoder)
+    passes = coder.passes(range(plan.n_shard), corpus.tokens_per_pass, config.seed)
     plan = replace(
         plan,
-        refresh_seconds=time_encoding(
-            corpus.coder(retriever.passage_encoder),
-            corpus.tokens,
-            corpus.style,
-            corpus.max_length,
-            corpus.tokens_per_pass,
-            range(plan.n_shard),
-            seed=config.seed,
-        ),
+        refresh_seconds=time_encoding(coder, passes, [int(coder.lengths(rows).sum()) for rows in passes], config.seed),
         step_seconds=0.0 if in_parts_on_gpu(config, batch) else time_step(steps),
     )
     module.zero_grad(set_to_none=True)
@@ -188,31 +180,28 @@ def _check(plan: Plan, config: Config, run: Path | None = None) -> None:
 
 def time_encoding(
     coder: Callable[[np.ndarray], object],
-    tokens: PassageTokens,
-    style: EncoderFormat,
-    max_length: int,
-    tokens_per_pass: int,
-    rows: range,
-    seconds: float = 1.5,
+    passes: list[np.ndarray],
+    tokens: list[int],
     seed: int = 0,
+    seconds: float = 1.5,
 ) -> float:
-    """Predicted seconds to encode all rows with coder(rows of one pass).
+    """Predicted seconds to encode all rows with coder(rows of one pass). tokens: of each pass.
 
     After a warm-up, as many passes as fit into `seconds` are timed, at least five. They are evenly spaced over the
-    tokens of all passages sorted by length, from a seeded start: each represents equally many tokens, so that long
-    passages, whose tokens cost more, are weighted correctly. A corpus with no more passes than that is timed whole.
+    tokens of all passes sorted by the length of their passages, from a seeded start: each represents equally many
+    tokens, so that long passages, whose tokens cost more, are weighted correctly. A corpus with no more passes than
+    that is timed whole.
     """
-    lengths = np.minimum(tokens.lengths[rows.start : rows.stop] + style.n_special, max_length)
-    passes = sorted(plan_passes(lengths, tokens_per_pass, seed), key=lambda places: int(lengths[places[0]]))
-    n_tokens = np.array([len(places) * int(lengths[places[0]]) for places in passes])
+    if not passes:
+        return 0.0
+    order = np.argsort(np.array(tokens) / [len(rows) for rows in passes], kind="stable")
+    n_tokens = np.array(tokens)[order]
 
     def timed(number: int) -> float:
         started = time.perf_counter()
-        coder(passes[number] + rows.start)
+        coder(passes[order[number]])
         return time.perf_counter() - started
 
-    if not passes:
-        return 0.0
     middle = int(np.searchsorted(np.cumsum(n_tokens), n_tokens.sum() / 2))
     n_timed = max(5, int(seconds / max(min(timed(middle), timed(middle)), 1e-9)))
     if n_timed >= len(passes):
