@@ -30,9 +30,10 @@ from tests.references import search
 FLAT = IndexOptions("Flat")
 
 
-@pytest.fixture(autouse=True)
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """torch searches, in small parts and groups; whether each search of its gave an order."""
+@pytest.fixture(autouse=True, params=[0, 999], ids=["neighbours", "apart"])
+def asked(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> list[bool]:
+    """torch searches, in small parts and in groups of both kinds; whether each search of its gave an order."""
+    monkeypatch.setattr(cpu_flat, "_SHORT", request.param)
     plain, told = cpu_flat.best_of, []
 
     def best_of(table: np.ndarray, queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray] | None:
