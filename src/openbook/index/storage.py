@@ -60,6 +60,9 @@ def sum_by_halves(terms: Any) -> Any:
     the first until one number is left. Every machine, library and batch adds in that order, to the same bits."""
     while (n := terms.shape[-1]) > 1:
         half = (n + 1) // 2
+        if isinstance(terms, np.ndarray) and n == 2 * half:  # in place, numpy would copy what it takes for overlapping
+            terms = terms[..., :half] + terms[..., half:]
+            continue
         terms[..., : n - half] += terms[..., half:]
         terms = terms[..., :half]
     return terms[..., 0]
