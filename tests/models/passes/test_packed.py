@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,7 +175,18 @@ def test_what_the_kernel_knows(dim: int, dtype: str, known: bool) -> None:
 def test_a_kernel_that_does_not_run_is_said() -> None:
     packed._kernel_runs.cache_clear()
     with pytest.warns(UserWarning, match="attention without padding cannot run .*: sequences are padded"):
-        assert not packed._kernel_runs(10**6)  # there is no such device
+        assert not packed._kernel_runs(torch.device("cuda:100"))  # there is no such device
+    packed._kernel_runs.cache_clear()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_kernel_can_be_tried_where_nothing_is_learnt(mode: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a trained run is evaluated, which asks for it first under inference mode."""
+    monkeypatch.setattr(packed, "_kernel", packed._one_by_one)
+    packed._kernel_runs.cache_clear()
+    with mode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert packed._kernel_runs(torch.device("cpu"))
     packed._kernel_runs.cache_clear()
 
 

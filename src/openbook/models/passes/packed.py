@@ -55,7 +55,7 @@ def packs(model: Any) -> bool:
         getattr(part, "gradient_checkpointing", False) for part in model.modules()
     ):  # what is computed again for its gradient would know nothing of the packing
         return False
-    return not weight.is_cuda or (_known_to_the_kernel(config, weight) and _kernel_runs(weight.device.index))
+    return not weight.is_cuda or (_known_to_the_kernel(config, weight) and _kernel_runs(weight.device))
 
 
 def packing_of(lengths: np.ndarray, device: torch.device) -> Packing:
@@ -154,11 +154,11 @@ def _known_to_the_kernel(config: Any, weight: Tensor) -> bool:
 
 
 @cache
-def _kernel_runs(device: int | None) -> bool:
+def _kernel_runs(device: torch.device) -> bool:
     """Tried once, forwards and backwards: where it fails, sequences are padded as before, and that is said."""
-    with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
         try:
-            states = torch.zeros(4, 1, 192, device=f"cuda:{device or 0}", dtype=torch.bfloat16, requires_grad=True)
+            states = torch.zeros(4, 1, 192, device=device, dtype=torch.bfloat16, requires_grad=True)
             packing = packing_of(np.array([1, 3]), states.device)
             query, key, value = states.chunk(3, -1)  # views, as of joined projections
             _kernel(query, key, value, packing, packing, 1.0).sum().backward()
