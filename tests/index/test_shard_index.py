@@ -42,8 +42,8 @@ FAMILIES = {
     "OPQ13,PQ13x4np": 0.5,
     "IVF7,SQ8,RFlat": 0.9,
 }
-PLAIN_CODES = {"Flat", "SQfp16", "SQbf16", "SQ8", "PQ13x4np"}
-IN_PLACE = {"Flat", "SQfp16", "SQbf16"}
+PLAIN_CODES = ("Flat", "SQfp16", "SQbf16", "SQ8", "PQ13x4np")
+IN_PLACE = ("Flat", "SQfp16", "SQbf16")
 
 
 def random_vectors(n: int, seed: int = 0) -> np.ndarray:
