@@ -154,8 +154,8 @@ bench-gpu: $(READY) ## on a GPU: step, loss, search and encoding beside transfor
 faults: $(READY) ## plant faults of every kind and count what is survived: docs/faults.json, docs/reliability.md (QUICK=1 ONLY=kills)
 	$(PY) -m benchmarks.faults.run $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)")
 
-test: $(READY) ## run the tests
-	$(PY) -m pytest $(ARGS)
+test: $(READY) ## run the tests, a process on every core: make test ARGS="tests/objectives -n 0" (all in one process)
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(READY) ## ruff
 	$(PY) -m ruff check .

@@ -11,13 +11,23 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration, BertConfig, BertModel, BertTokenizerFast
 
+from openbook.utils.hardware import n_cores
 from tests.small_system import SmallSystem
 from tests.tiny_models import bart_config
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for of_make in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "OPENBOOK_QUIET"):  # of the `make test` that started the tests
     os.environ.pop(of_make, None)
+# Tests on several cores share the threads, and so do the processes that they start.
+if (processes := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(os.environ.get("OMP_NUM_THREADS", n_cores())) // processes))
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Of `-n auto`. On a GPU tests take turns: some look at how much of its memory is free."""
+    return 0 if torch.cuda.is_available() else min(n_cores(), 8)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
