@@ -18,8 +18,9 @@ from openbook.models.attention import UNSEEN, use_implementation
 from openbook.models.encoders import TextEncoder, load_encoder
 from openbook.models.passes import packed
 from openbook.models.passes.activation_checkpointing import checkpoint_layers
-from openbook.models.seq2seq import Seq2SeqGenerator
+from openbook.models.seq2seq import Seq2SeqGenerator, load_generator
 from openbook.retrieval.passage_embedder import PassageEmbedder
+from tests import encoder_families, seq2seq_families
 from tests.small_system import tiny_corpus
 from tests.tiny_models import bart_config
 
@@ -101,6 +102,40 @@ def test_passages_are_embedded_as_each_alone(pooling: str, encoder_folder: Path)
     torch.testing.assert_close(found, alone, atol=1e-6, rtol=1e-6)  # embeddings are fp32
     for name, one in gradients(encoder, found).items():
         torch.testing.assert_close(one, expected[name], atol=1e-5, rtol=1e-4)
+
+
+# Of those that write texts, whose encoders can be taken too.
+HALVES = [one for one in seq2seq_families.FAMILIES if one.name in ("BART", "mBART-50", "M2M100, NLLB", "T5, FLAN-T5")]
+ENCODERS = (*encoder_families.FAMILIES, *HALVES)
+PACKED = {"BERT, cls", "BERT, prefixes", "DPR", "DPR, projection", "BART", "mBART-50"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ENCODERS, ids=lambda family: family.name)
+def test_encoders_of_every_family(family: Any, small_data: Path, tmp_path: Path) -> None:
+    """Those that pack embed as without; BART's is an encoder too."""
+    words = (encoder_families.texts_of(small_data),) if isinstance(family, encoder_families.Family) else ()
+    encoder = load_encoder(str(family.made(tmp_path, *words)), "mean", True, 0.0).eval()
+    assert encoder.packs == (family.name in PACKED)
+    if encoder.packs:
+        alone = torch.cat([encoder(torch.tensor([one]), None) for one in SEQUENCES])
+        torch.testing.assert_close(encoder(FLAT, None, LENGTHS), alone, atol=1e-5, rtol=1e-5)
+        assert not torch.allclose(alone[0], alone[1], atol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", seq2seq_families.FAMILIES, ids=lambda family: family.name)
+def test_generators_of_every_family(family: seq2seq_families.Family, tmp_path: Path) -> None:
+    model = load_generator(str(family.made(tmp_path)), 0.0, 0)
+    assert isinstance(model, Seq2SeqGenerator) and model.packs == (family.name in PACKED)
+    if model.packs:
+        inputs = torch.tensor([[2, 9, 8], [2, 4, 4], [2, 30, 12], [2, 7, 7]])
+        alone = [
+            model.decode(inputs[n : n + 1], model.encode(ids, torch.ones_like(ids)), torch.ones_like(ids))[0]
+            for n, ids in enumerate(torch.tensor([one]) for one in SEQUENCES)
+        ]
+        found = model.packed_hidden(FLAT, LENGTHS, inputs)
+        torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("tokens_per_backward", [0, 40])

@@ -29,7 +29,12 @@ from openbook.models.passes.cast_weights import with_weights_cast
 PACKS = {"cuda"}  # kinds of devices that have the kernel; elsewhere sequences are attended to one by one, for tests
 
 # By type of model, the probability of its configuration that attention's weights are dropped with.
-_DROPOUT = {"bert": "attention_probs_dropout_prob", "bart": "attention_dropout", "mbart": "attention_dropout"}
+_DROPOUT = {
+    "bert": "attention_probs_dropout_prob",
+    "dpr": "attention_probs_dropout_prob",
+    "bart": "attention_dropout",
+    "mbart": "attention_dropout",
+}
 
 
 class Packing(NamedTuple):
@@ -116,11 +121,12 @@ def fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Te
 
 
 def pooled(model: Any, ids: Tensor, lengths: np.ndarray, pooling: str) -> Tensor:
-    """BERT's states fp32 of n sequences that stand one behind the other in ids [total], pooled ("mean", "cls" or
+    """An encoder's states fp32 of n sequences that stand one behind the other in ids [total], pooled ("mean", "cls" or
     "last"): [n, dim]. lengths [n], on the CPU."""
     packing = packing_of(lengths, ids.device)
-    with packed(packing):
-        run = partial(model, input_ids=ids[None], position_ids=packing.positions[None])
+    of_bart = hasattr(model, "embed_positions")
+    with packed(packing, model if of_bart else None):
+        run = partial(model, input_ids=ids[None], **({} if of_bart else {"position_ids": packing.positions[None]}))
         states = with_weights_cast(model, run).last_hidden_state[0].float()
     if pooling == "mean":
         return torch.segment_reduce(states, "mean", offsets=packing.starts.long(), axis=0, unsafe=True)
