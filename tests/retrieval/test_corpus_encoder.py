@@ -162,6 +162,20 @@ def test_no_passages_are_no_passes() -> None:
     assert coder_of(tiny_encoder()).passes(range(0), 64) == []
 
 
+def test_few_passes_wait_at_a_time(alone: torch.Tensor) -> None:
+    """As on a GPU: a slice of any length holds the embeddings of a few, in the order in which they were begun."""
+    coder = coder_of(tiny_encoder())
+    coder._may_wait = 2
+    passes, given, waiting = coder.passes(range(N), 29), [], []
+    for rows, embeddings in coder.begin(passes):
+        torch.testing.assert_close(embeddings, alone[torch.from_numpy(rows)], atol=1e-6, rtol=1e-5)
+        given.append(rows)
+        waiting.append(len(coder._waiting))
+    assert len(given) == len(passes) - 2 and set(waiting) == {2}
+    given += [rows for rows, _ in coder.finished()]
+    assert all(np.array_equal(one, other) for one, other in zip(given, passes, strict=True))
+
+
 def test_rows_of_a_shard_are_rows_of_the_corpus(alone: torch.Tensor) -> None:
     coder = coder_of(tiny_encoder())
     passes = coder.passes(range(11, 30), 29)

@@ -26,6 +26,8 @@ from openbook.utils.distributed import rank, shard, world_size
 
 CPU = torch.device("cpu")
 
+_MOST_WAITING = 32  # passes under way on a GPU, each with some MiB of embeddings
+
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
@@ -39,7 +41,7 @@ class PassageCoder:
     The encoder itself and the random state are left as they are; weights are cast once, not in every forward pass.
 
     coder(rows) -> embeddings [n, dim] fp32 on the CPU, under inference_mode; on the device that encodes where they are
-    to be `kept` on it. On a GPU the work goes to a stream of its own beside training: `start` returns at once, and the
+    to be `kept` on it. On a GPU the work goes to a stream of its own beside training: `start` does not wait, and the
     embeddings are waited for when they are asked for. `begin` and `finished` do so with many passes.
     """
 
@@ -58,6 +60,7 @@ class PassageCoder:
         self.device, self.kept = next(encoder.parameters()).device, kept
         self._stream = _side_stream(self.device) if self.device.type == "cuda" else None
         self._waiting: list[Encoding] = []
+        self._may_wait = 0 if self._stream is None else _MOST_WAITING
 
     def take(self, encoder: TextEncoder) -> None:
         """Copy the weights as they are now."""
@@ -98,12 +101,13 @@ class PassageCoder:
                 return Encoding(rows, embeddings, self._stream.record_event(), self.kept)
 
     def begin(self, passes: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Begin to encode each pass; gives (rows, embeddings) of those that are done, which on a CPU each is at once
-        and on a GPU none: there they are `finished` later."""
+        """Begin to encode each pass; gives (rows, embeddings) of those that are done, which on a CPU each is at once.
+        On a GPU the last of them are `finished` later, as many as its memory can hold beside a step."""
         for rows in passes:
             self._waiting.append(self.start(rows))
-            if self._stream is None:
-                yield from self.finished()
+            while len(self._waiting) > self._may_wait:
+                done = self._waiting.pop(0)
+                yield done.rows, done.result()
 
     def finished(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(rows, embeddings) of each pass that was begun and not given yet; waits for what is still computed."""
