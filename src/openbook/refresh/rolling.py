@@ -40,10 +40,10 @@ BACKGROUND = 0.25
 class RollingRefresh:
     """Replaces passages of this rank's shard between steps; a search never meets a half-written one.
 
-    `rolling` encodes the oldest passages, group by group (the groups are the passes of a refresh, so encoding costs no
-    more than there). `hot` encodes, of the passages that the questions of the last steps retrieved or nearly retrieved,
-    those with the most hits times age, and with the rest of its budget the oldest. Both take at no further cost what a
-    step has encoded anyway (`write_back`).
+    `rolling` encodes the oldest passages, group by group of one length: little is encoded at a time. `hot` encodes, of
+    the passages that the questions of the last steps retrieved or nearly retrieved, those with the most hits times age,
+    and with the rest of its budget the oldest. Both take at no further cost what a step has encoded anyway
+    (`write_back`).
 
     The order follows from the ages and the hits alone, so a run continues on any number of ranks.
     """
@@ -52,7 +52,7 @@ class RollingRefresh:
         self.corpus, self.coder, self.mode = corpus, coder, mode
         self.index: ShardIndex = snapshot.index
         self.rows = corpus.my_rows()
-        self.groups = coder.passes(self.rows, corpus.tokens_per_pass, corpus.seed)
+        self.groups = coder.passes(self.rows, corpus.tokens_per_pass, corpus.seed, full=False)
         self._in_groups = np.concatenate([*self.groups, self.rows[:0]]).astype(np.int64) - self.rows.start
         self._group_sizes = np.array([len(rows) for rows in self.groups])
         self.made_at = np.zeros(len(self.rows), dtype=np.int32)
@@ -202,7 +202,7 @@ class RollingRefresh:
         self.made_at[places[newer]] = made_at
 
     def _oldest(self, exclude: np.ndarray) -> list[np.ndarray]:
-        """The oldest passages as far as the credit reaches; `rolling` takes them by groups."""
+        """The oldest passages as far as the credit reaches; `rolling` takes them by groups of one length."""
         left = self.credit - len(exclude)
         if self.mode == "hot":
             n = min(max(0, int(left)), len(self.made_at))

@@ -72,10 +72,12 @@ class PassageCoder:
         """[n] tokens of each passage as the encoder reads it, special tokens included."""
         return np.minimum(self.tokens.length(np.asarray(rows)) + self.style.n_special, self.max_length)
 
-    def passes(self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0) -> list[np.ndarray]:
-        """`plan_passes` of these rows, as rows."""
+    def passes(
+        self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0, full: bool = True
+    ) -> list[np.ndarray]:
+        """`plan_passes` of these rows, as rows. full: passages of several lengths share a pass where that can be."""
         rows = np.asarray(rows)
-        places = plan_passes(self.lengths(rows), tokens_per_pass, seed, packs=self.encoder.packs)
+        places = plan_passes(self.lengths(rows), tokens_per_pass, seed, packs=full and self.encoder.packs)
         return [rows[some] for some in places]
 
     def __call__(self, rows: np.ndarray) -> Tensor:
