@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import warnings
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+from transformers import BartConfig, BartForConditionalGeneration
 
 from openbook.batch import IGNORED_LABEL, MISSING_ROW, Batch, Example
 from openbook.callbacks import CollapseWatch
@@ -27,6 +29,7 @@ from openbook.index.snapshot import Snapshot
 from openbook.models.attention import UNSEEN
 from openbook.models.contexts import ContextBuilder
 from openbook.models.encoders import load_encoder, load_tokenizer
+from openbook.models.passes import packed
 from openbook.models.seq2seq import load_generator
 from openbook.objectives.fused import fused_marginal_nll
 from openbook.objectives.marginal import rag_token_nll
@@ -147,9 +150,11 @@ def system(
 KINDS = ("dense", "frozen", "few passages", "bm25", "closed book")
 
 
+@pytest.mark.parametrize("packs", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_waits_for_the_search_and_for_the_loss(
     kind: str,
+    packs: bool,
     encoder_folder: Path,
     generator_folder: Path,
     small_data: Path,
@@ -160,7 +165,9 @@ def test_a_step_waits_for_the_search_and_for_the_loss(
     folders = (encoder_folder, generator_folder, small_data, tmp_path)
     plain, _ = system(kind, *folders, objective)
     monkeypatch.setattr("openbook.models.attention.implementation", lambda: UNSEEN)
+    monkeypatch.setattr(packed, "PACKS", {"cpu"} if packs else set())
     module, batch = system(kind, *folders, objective)
+    assert module.generator.packs == packs
     expected, logged = {}, {}
     monkeypatch.setattr(plain, "log", lambda name, value, **_: expected.__setitem__(name, value))
     monkeypatch.setattr(module, "log", lambda name, value, **_: logged.__setitem__(name, value))
@@ -237,30 +244,48 @@ def test_a_batch_knows_its_target_lengths() -> None:
     assert elsewhere.target_lengths == (3, 1)
 
 
+def with_wide_heads(generator_folder: Path, folder: Path) -> Path:
+    """A BART of the same tokenizer with heads of 16 numbers, which attention without padding knows."""
+    shutil.copytree(generator_folder, folder)
+    config = BartConfig.from_pretrained(folder, d_model=32)
+    torch.manual_seed(2)
+    BartForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_gpu_waits_twice(
     kind: str,
+    autocast: torch.dtype | None,
     encoder_folder: Path,
     generator_folder: Path,
     small_data: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In fp32 with padding, in bf16 without."""
     objective = "closed_book" if kind == "closed book" else "rag_token"
-    module, batch = system(kind, encoder_folder, generator_folder, small_data, tmp_path, objective)
+    wide = with_wide_heads(generator_folder, tmp_path / "wide")
+    module, batch = system(kind, encoder_folder, wide, small_data, tmp_path / "cache", objective)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     on_cpu = module.training_step(batch, 0)["loss"].item()
     module.retriever.weights_changed()
     module, batch = module.cuda(), batch.to("cuda")
-    assert module.training_step(batch, 0)["loss"].item() == pytest.approx(on_cpu, rel=1e-2)  # libraries are loaded
+    context = torch.autocast("cuda", autocast or torch.bfloat16, enabled=autocast is not None)
+    with context:
+        assert module.generator.packs == (autocast is not None)
+        found = module.training_step(batch, 0)["loss"].item()  # libraries are loaded
+    assert found == pytest.approx(on_cpu, rel=1e-2 if autocast is None else 5e-2)
     module.retriever.weights_changed()
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            outputs = module.training_step(batch, 0)
+            with context:
+                outputs = module.training_step(batch, 0)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     waits = [str(one.message) for one in seen if "synchronizing CUDA operation" in str(one.message)]
