@@ -129,8 +129,9 @@ def kernel_for(kind: str) -> Any:
 
 
 def _run_once(kernel: Any, kind: str) -> None:
-    """It is compiled when it is first called: better here than in a step."""
-    kernel(torch.zeros(1, 64, device=kind), torch.zeros(1, dtype=torch.int64, device=kind), None, 64, 0.0, True)
+    """It is compiled when it is first called: better here than in a step, and as a step in bf16 asks for it."""
+    logits, bias = torch.zeros(1, 128, device=kind, dtype=torch.bfloat16), torch.zeros(128, device=kind)
+    kernel(logits, torch.zeros(1, dtype=torch.int64, device=kind), bias, 127, 0.0, True)
 
 
 def _slices(n: int, row_bytes: int, on: Tensor) -> list[slice]:
