@@ -82,13 +82,18 @@ def train(on: System, steps: int, mode_of: Callable[[int], Mode] = lambda step: 
     """Train with Lightning as `openbook train` does, the index kept in the mode that a step number asks for; the mode
     may change only while no amortized refresh is under way."""
     clock = _Clock(on.manager, mode_of)
+    with seconds_of(Rebuild, "advance") as clock.advance:
+        fit(on, steps, clock)
+    return clock.steps
+
+
+def fit(on: System, steps: int, clock: L.Callback) -> None:
+    """clock: stands where IndexRefresh stands in a run."""
     trainer = make_trainer(replace(on.config, trainer=replace(on.config.trainer, max_steps=steps)), [clock], [])
     trainer.limit_val_batches = 0
     if trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()
-    with seconds_of(Rebuild, "advance") as clock.advance:
-        trainer.fit(on.module, on.questions)
-    return clock.steps
+    trainer.fit(on.module, on.questions)
 
 
 class _Clock(L.Callback):

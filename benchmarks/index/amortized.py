@@ -8,20 +8,28 @@ amortized, so that a machine that grows slower, or batches that grow longer, cos
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from benchmarks.common.figures import Value, finish, median, options
-from benchmarks.common.system import Mode, Step, system, train
+from benchmarks.common.system import Mode, Step, System, system, train
 
 ORDER: tuple[Mode, ...] = ("amortized", "blocking", "amortized")
 FIRST = 3
 """The step after which the first refresh is due, and the first that is counted; those before it warm up."""
 
 
-def blocks(every: int, spread: int, quick: bool) -> list[list[Step]]:
-    """`every` steps for each block of ORDER; its refresh starts after the first of them."""
+Measured = TypeVar("Measured")
+
+
+def blocks(
+    every: int, spread: int, quick: bool, run: Callable[[System, int, Callable[[int], Mode]], list[Measured]]
+) -> list[list[Measured]]:
+    """`every` steps for each block of ORDER, as run() measures them; its refresh starts after the first of them."""
     schedule = f"0-{FIRST + 1}:{FIRST},{FIRST + 1}-:{every}"
     ready = system(quick, f"refresh.every={schedule}", f"refresh.spread={spread}")
     stop = FIRST + every * len(ORDER)
-    steps = train(ready, stop - 1, lambda step: ORDER[max(0, step - FIRST) // every])
+    steps = run(ready, stop - 1, lambda step: ORDER[max(0, step - FIRST) // every])
     return [steps[start - 1 : start - 1 + every] for start in range(FIRST, stop, every)]
 
 
@@ -57,7 +65,7 @@ def figures(found: list[list[Step]]) -> dict[str, Value]:
 def main() -> None:
     asked = options(__doc__).parse_args()
     every, spread = (6, 3) if asked.quick else (20, 10)
-    finish(asked, figures(blocks(every, spread, asked.quick)))
+    finish(asked, figures(blocks(every, spread, asked.quick, train)))
 
 
 if __name__ == "__main__":
