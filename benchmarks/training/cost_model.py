@@ -27,6 +27,7 @@ from benchmarks.training.cost import REFRESH_WORK, STEP_WORK, Refresh, Stack, St
 from openbook.batch import Batch, Example, Retrieved
 from openbook.config.training import OptimConfig
 from openbook.data.corpus import PassageTokens
+from openbook.data.encoder_inputs import separated
 from openbook.index.shard_index import ShardIndex
 from openbook.index.snapshot import Snapshot
 from openbook.models.attention import implementation, use_implementation
@@ -151,10 +152,11 @@ class Running:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = autocast_dtype("auto", "gpu" if self.device.type == "cuda" else "cpu")
         tokens = passages(sizes.n_passages, sizes.passage_len)
-        embedder = PassageEmbedder(encoder(sizes.encoder), tokens, SPECIAL, 512, tokens_per_pass=sizes.tokens_per_pass)
+        style, most = separated(SPECIAL), sizes.tokens_per_pass
+        embedder = PassageEmbedder(encoder(sizes.encoder), tokens, style, 512, tokens_per_pass=most)
         self.retriever = Drawn(encoder(sizes.encoder), embedder, temperature=1.0)
         self.retriever.snapshot = snapshot
-        contexts = ContextBuilder(tokens, SPECIAL, 1024, sizes.tokens_per_pass)
+        contexts = ContextBuilder(tokens, SPECIAL, 1024, most)
         self.module = RagModule(
             self.retriever,
             generator(sizes.generator, sizes.vocab),
@@ -211,9 +213,8 @@ def refresh_seconds(sizes: Refresh, rounds: int = ROUNDS) -> float:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = autocast_dtype("auto", "gpu" if device.type == "cuda" else "cpu") or torch.float32
-    coder = PassageCoder(
-        encoder(sizes.encoder).to(device), passages(sizes.n_passages, sizes.passage_len), SPECIAL, 512, dtype=dtype
-    )
+    tokens, style = passages(sizes.n_passages, sizes.passage_len), separated(SPECIAL)
+    coder = PassageCoder(encoder(sizes.encoder).to(device), tokens, style, 512, dtype=dtype)
     passes = coder.passes(range(sizes.n_passages), sizes.tokens_per_pass)
     index, seconds = ShardIndex(sizes.encoder.dim, sizes.n_passages), []
     for _ in range(rounds + 1):
