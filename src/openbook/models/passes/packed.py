@@ -49,9 +49,9 @@ _PACKINGS: ContextVar[tuple[Packing, Packing | None] | None] = ContextVar("packi
 
 
 def packs(model: Any) -> bool:
-    """Whether a transformers model that attends by `fused` can read packed sequences here and now."""
+    """Whether a model can read packed sequences here and now: one of transformers that attends by `fused`."""
     config, weight = model.config, next(model.parameters(), None)
-    dropout = _DROPOUT.get(config.model_type)
+    dropout = _DROPOUT.get(getattr(config, "model_type", ""))
     if dropout is None or config.is_decoder or weight is None or weight.device.type not in PACKS:
         return False
     if ALL_ATTENTION_FUNCTIONS.get(config._attn_implementation) is not fused:
