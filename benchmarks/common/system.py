@@ -87,8 +87,8 @@ def train(on: System, steps: int, mode_of: Callable[[int], Mode] = lambda step: 
     return clock.steps
 
 
-def fit(on: System, steps: int, clock: L.Callback) -> None:
-    """clock: stands where IndexRefresh stands in a run."""
+def fit(on: System, steps: int, clock: Keeper) -> None:
+    """The training itself, the index kept by `clock`."""
     trainer = make_trainer(replace(on.config, trainer=replace(on.config.trainer, max_steps=steps)), [clock], [])
     trainer.limit_val_batches = 0
     if trainer.progress_bar_callback is not None:
@@ -96,31 +96,58 @@ def fit(on: System, steps: int, clock: L.Callback) -> None:
     trainer.fit(on.module, on.questions)
 
 
-class _Clock(L.Callback):
-    """Stands where IndexRefresh stands in a run, keeps the same state, and times what it calls."""
+class Keeper(L.Callback):
+    """Stands where IndexRefresh stands in a run and keeps the same state; who times it fills in the three moments."""
 
     def __init__(self, manager: RefreshManager, mode_of: Callable[[int], Mode]):
         self.manager, self.mode_of = manager, mode_of
-        self.advance: list[float] = []
-        self.steps: list[Step] = []
-        self.last = 0.0
+
+    def started(self) -> None:
+        """The first step may begin."""
+
+    def trained(self) -> None:
+        """A step's weights are changed; its manager has not been called."""
+
+    def kept(self, step: int, mode: Mode) -> None:
+        """The manager has done its work after this step."""
 
     def state_dict(self) -> dict[str, Any]:
         return self.manager.state_dict()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.manager.prepare(pl_module.retriever, 0)  # type: ignore[arg-type]
-        self.last = now()
+        self.started()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        trained, step, slices = now(), trainer.global_step, len(self.advance)
+        self.trained()
+        step = trainer.global_step
         mode = self.mode_of(step)
         self.manager.options = replace(self.manager.options, mode=mode)
         self.manager.after_step(pl_module.retriever, step)  # type: ignore[arg-type]
-        kept = now()
-        self.steps.append(Step(step, mode, trained - self.last, kept - trained, sum(self.advance[slices:])))
+        self.kept(step, mode)
+
+
+class _Clock(Keeper):
+    """Waits for the device at every moment. advance: seconds of all slices so far, filled from outside."""
+
+    def __init__(self, manager: RefreshManager, mode_of: Callable[[int], Mode]):
+        super().__init__(manager, mode_of)
+        self.advance: list[float] = []
+        self.steps: list[Step] = []
+        self.last = self.changed = 0.0
+        self.slices = 0
+
+    def started(self) -> None:
+        self.last = now()
+
+    def trained(self) -> None:
+        self.changed, self.slices = now(), len(self.advance)
+
+    def kept(self, step: int, mode: Mode) -> None:
+        done, encoding = now(), sum(self.advance[self.slices :])
+        self.steps.append(Step(step, mode, self.changed - self.last, done - self.changed, encoding))
         self.last = now()
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.encode [--out FILE] [--quick]
 
-`encode`: a BERT-base-shaped encoder over passages of 100 to 160 tokens, in passes of one length as a refresh has them,
-written to a Flat index on the device. `fraction_of_peak`: operations of the tokens, over seconds and the matmul peak.
+`encode`: a BERT-base-shaped encoder over passages of 100 to 160 tokens, in the passes of a refresh, written to a Flat
+index on the device. `fraction_of_peak`: operations of the tokens, over seconds and the matmul peak.
 
 `amortized`: blocks of steps of `rag_token` with an amortized and with a blocking refresh (benchmarks.index.amortized),
 timed by events that wait for nothing, those of encoding on its own stream: the longest step of an amortized block with
@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,7 +28,7 @@ from transformers import BertConfig, BertModel
 
 from benchmarks.common.figures import Value, median
 from benchmarks.common.peer import SPECIAL
-from benchmarks.common.system import Mode, System, fit
+from benchmarks.common.system import Keeper, Mode, System, fit
 from benchmarks.gpu.common import PER_SCORE, device, dtype, in_turns, main, peak
 from benchmarks.index import amortized
 from benchmarks.training.cost import Stack
@@ -103,43 +101,35 @@ class Timed:
     encoding_ms: float
 
 
-class ByMarks(L.Callback):
-    """Stands where IndexRefresh stands in a run, and marks the end of every step."""
+class ByMarks(Keeper):
+    """Marks the end of every step, and the passes that were begun in it."""
 
     def __init__(self, manager: RefreshManager, mode_of: Callable[[int], Mode]):
-        self.manager, self.mode_of = manager, mode_of
-        self.ends: list[Mark] = []
-        self.modes: list[Mode] = []
-        self.passes: list[list[tuple[Mark, Mark]]] = [[]]
+        super().__init__(manager, mode_of)
+        self.passes: list[tuple[Mark, Mark]] = []
+        self.steps: list[tuple[Mode, Mark, list[tuple[Mark, Mark]]]] = []
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.manager.prepare(pl_module.retriever, 0)  # type: ignore[arg-type]
-        self.passes[0].clear()  # of the first index
-        self.ends.append(Mark())
+    def started(self) -> None:
+        self.begin, self.passes = Mark(), []  # without those of the first index
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.modes.append(self.mode_of(trainer.global_step))
-        self.manager.options = replace(self.manager.options, mode=self.modes[-1])
-        self.manager.after_step(pl_module.retriever, trainer.global_step)  # type: ignore[arg-type]
-        self.ends.append(Mark())
-        self.passes.append([])
+    def kept(self, step: int, mode: Mode) -> None:
+        self.steps.append((mode, Mark(), self.passes))
+        self.passes = []
 
     def encoded(self, encoder: Callable[..., Tensor], *given: Any) -> Tensor:
         """encoder(*given), marked on the stream that it runs on."""
         begin = Mark()
         embeddings = encoder(*given)
-        self.passes[-1].append((begin, Mark()))
+        self.passes.append((begin, Mark()))
         return embeddings
 
     def timed(self) -> list[Timed]:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        steps = zip(self.modes, pairwise(self.ends), self.passes, strict=False)
+        begins = [self.begin, *(end for _, end, _ in self.steps)]
         return [
             Timed(mode, end.since(begin), sum(done.since(begun) for begun, done in passes))
-            for mode, (begin, end), passes in steps
+            for begin, (mode, end, passes) in zip(begins, self.steps, strict=False)
         ]
 
 
