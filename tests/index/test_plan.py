@@ -307,7 +307,7 @@ def test_a_refresh_is_predicted_from_a_sample_of_all_lengths(monkeypatch: pytest
         whole += 1e-4 * n * length * (1 + length / 40) + 0.01 * -(-n // most)
     seen.clear()
     passes = [places + 7 for places in plan_passes(read, 997, seed)]
-    of = [int(read[one - 7].sum()) for one in passes]
+    of = np.array([read[one - 7].sum() for one in passes])
     predicted = time_encoding(coder(clock, tokens, seen), passes, of, seed=seed, seconds=3.0)
     assert predicted == pytest.approx(whole, rel=0.05)
     assert clock.now < 5 + 3.5  # the warm-up and about the seconds allowed
@@ -317,9 +317,9 @@ def test_a_refresh_is_predicted_from_a_sample_of_all_lengths(monkeypatch: pytest
 def test_a_small_corpus_is_timed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, tokens = Clock(monkeypatch), tokens_of(np.array([20, 30, 30, 50]))
     passes = [np.array([1, 2]), np.array([3]), np.array([0])]
-    predicted = time_encoding(coder(clock, tokens, []), passes, [66, 53, 23])
+    predicted = time_encoding(coder(clock, tokens, []), passes, np.array([66, 53, 23]))
     assert predicted == pytest.approx(sum(1e-4 * n * k * (1 + k / 40) + 0.01 for n, k in ((1, 23), (2, 33), (1, 53))))
-    assert time_encoding(coder(clock, tokens, []), [], []) == 0.0
+    assert time_encoding(coder(clock, tokens, []), [], np.empty(0)) == 0.0
 
 
 def test_a_step_takes_the_median_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,9 +65,12 @@ def plan_passes(lengths: np.ndarray, tokens_per_pass: int, seed: int = 0, packs:
     """
     passes = list(by_length(lengths, tokens_per_pass, padded=False))
     if packs:
-        has_room = [(len(places) + 1) * lengths[places[0]] <= tokens_per_pass for places in passes]
-        full = [places for places, room in zip(passes, has_room, strict=True) if not room]
-        rest = np.concatenate([lengths[:0], *(places for places, room in zip(passes, has_room, strict=True) if room)])
-        passes = full + [rest[some] for some in packed_passes(lengths[rest], tokens_per_pass)]
+
+        def full(places: np.ndarray) -> bool:
+            return bool((len(places) + 1) * lengths[places[0]] > tokens_per_pass)
+
+        rest = np.concatenate([lengths[:0], *(places for places in passes if not full(places))])
+        together = [rest[some] for some in packed_passes(lengths[rest], tokens_per_pass)]
+        passes = [*filter(full, passes), *together]
     order = np.random.default_rng(seed).permutation(len(passes))
     return [passes[number] for number in order]

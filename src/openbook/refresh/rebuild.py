@@ -171,7 +171,6 @@ class Rebuild:
             parts = (rows[first], rows[~first])  # a seeded sample to learn from comes first, where there is one
             self.passes = [p for part in parts for p in self.coder.passes(part, corpus.tokens_per_pass, corpus.seed)]
             self.n_to_encode = sum(map(len, self.passes))
-            self._tokens = [int(self.coder.lengths(rows).sum()) for rows in self.passes]
 
     def run(self, label: str = "encoding the corpus") -> None:
         """Encode all that is left."""
@@ -184,11 +183,11 @@ class Rebuild:
         """Encode the next slice, of slices_left that remain with it; the slices are alike in tokens."""
         with raise_on_all_ranks():
             self._take_encoded(self.coder.finished())
-            tokens = np.cumsum(self._tokens)
+            tokens = np.cumsum(self.coder.tokens_in(self.passes))
             # As many passes as bring the sum nearest to an even share; in the last slice all of them.
             n = int(np.abs(tokens - tokens[-1] / max(slices_left, 1)).argmin()) + 1 if len(tokens) else 0
             self._take_encoded(self.coder.begin(self.passes[:n]))
-            del self.passes[:n], self._tokens[:n]
+            del self.passes[:n]
 
     def finish(self) -> tuple[Snapshot, dict[str, float]]:
         """The snapshot, once everything is encoded, and what it changes."""

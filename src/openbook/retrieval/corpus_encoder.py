@@ -72,6 +72,10 @@ class PassageCoder:
         """[n] tokens of each passage as the encoder reads it, special tokens included."""
         return np.minimum(self.tokens.length(np.asarray(rows)) + self.style.n_special, self.max_length)
 
+    def tokens_in(self, passes: list[np.ndarray]) -> np.ndarray:
+        """[number of passes] tokens that the encoder reads in each."""
+        return np.array([self.lengths(rows).sum() for rows in passes], dtype=np.int64)
+
     def passes(
         self, rows: np.ndarray | range, tokens_per_pass: int, seed: int = 0, full: bool = True
     ) -> list[np.ndarray]:

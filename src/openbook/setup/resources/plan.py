@@ -110,7 +110,7 @@ def timed(
     passes = coder.passes(range(plan.n_shard), corpus.tokens_per_pass, config.seed)
     plan = replace(
         plan,
-        refresh_seconds=time_encoding(coder, passes, [int(coder.lengths(rows).sum()) for rows in passes], config.seed),
+        refresh_seconds=time_encoding(coder, passes, coder.tokens_in(passes), config.seed),
         step_seconds=0.0 if in_parts_on_gpu(config, batch) else time_step(steps),
     )
     module.zero_grad(set_to_none=True)
@@ -181,11 +181,11 @@ def _check(plan: Plan, config: Config, run: Path | None = None) -> None:
 def time_encoding(
     coder: Callable[[np.ndarray], object],
     passes: list[np.ndarray],
-    tokens: list[int],
+    tokens: np.ndarray,
     seed: int = 0,
     seconds: float = 1.5,
 ) -> float:
-    """Predicted seconds to encode all rows with coder(rows of one pass). tokens: of each pass.
+    """Predicted seconds to encode all rows with coder(rows of one pass). tokens [number of passes].
 
     After a warm-up, as many passes as fit into `seconds` are timed, at least five. They are evenly spaced over the
     tokens of all passes sorted by the length of their passages, from a seeded start: each represents equally many
@@ -194,8 +194,8 @@ def time_encoding(
     """
     if not passes:
         return 0.0
-    order = np.argsort(np.array(tokens) / [len(rows) for rows in passes], kind="stable")
-    n_tokens = np.array(tokens)[order]
+    order = np.argsort(tokens / [len(rows) for rows in passes], kind="stable")
+    n_tokens = tokens[order]
 
     def timed(number: int) -> float:
         started = time.perf_counter()
